@@ -1,0 +1,1 @@
+"""Complete, commented recipes, one YAML file each."""
