@@ -1,0 +1,362 @@
+"""Batched augmentation: every picture has its own random parameters, on the device it is on.
+
+Crop, flips and blur are linear along each axis, so they compose into one matrix per picture and
+axis: `view = Wy @ picture @ Wx^T`, two batched products, antialiased and exact.
+
+b = batch, c = channels, H, W = height and width of the source, s = view size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+PRESETS: Mapping[str, Mapping[str, float]] = {
+    "natural": {
+        "hflip": 0.5, "vflip": 0.0, "rotate90": 0.0, "brightness": 0.4, "contrast": 0.4,
+        "saturation": 0.4, "hue": 0.1, "jitter": 0.8, "grayscale": 0.2, "blur": 0.0,
+    },
+    "industrial": {
+        "hflip": 0.5, "vflip": 0.5, "rotate90": 0.75, "brightness": 0.4, "contrast": 0.4,
+        "saturation": 0.2, "hue": 0.0, "jitter": 0.8, "grayscale": 0.0, "blur": 0.0,
+    },
+    "aligned": {
+        "hflip": 0.0, "vflip": 0.0, "rotate90": 0.0, "brightness": 0.4, "contrast": 0.4,
+        "saturation": 0.2, "hue": 0.05, "jitter": 0.8, "grayscale": 0.1, "blur": 0.0,
+    },
+}  # fmt: skip
+
+_CROP_TRIES = 10
+_LUMA = (0.2989, 0.587, 0.114)  # ITU-R BT.601, rounded as torchvision has it
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What one batch's augmentation does; each is (b,), one value a picture.
+
+    Boxes are in pixels of the source. Factors are 1, hue 0 and sigma 0 where nothing changes.
+    `turns` counts quarter turns anticlockwise.
+    """
+
+    top: Tensor
+    left: Tensor
+    height: Tensor
+    width: Tensor
+    hflip: Tensor
+    vflip: Tensor
+    turns: Tensor
+    sigma: Tensor
+    brightness: Tensor
+    contrast: Tensor
+    saturation: Tensor
+    hue: Tensor
+    gray: Tensor
+
+    def to(self, device: torch.device) -> Parameters:
+        """The same parameters on another device."""
+        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self)}
+        return replace(self, **moved)
+
+
+class Augment:
+    """Random resized crop, flips, quarter turns, blur, colour, in this order.
+
+    Args:
+        view_size: pixels a side of the views.
+        crop_scale: share of the source's area that a crop keeps.
+        crop_ratio: width over height of a crop.
+        hflip: probability of a left-right flip.
+        vflip: probability of an upside-down flip.
+        rotate90: probability of a turn by 90, 180 or 270 degrees, each as likely.
+        brightness: factors are drawn from 1 - x to 1 + x, as for contrast and saturation.
+        contrast: as brightness.
+        saturation: as brightness; three channels only, as hue and grayscale.
+        hue: shifts are drawn from -x to x, in turns of the colour circle.
+        jitter: probability that a picture's brightness, contrast, saturation and hue change.
+        grayscale: probability of losing all colour.
+        blur: probability of a Gaussian blur.
+        blur_sigma: its range, in pixels of the view.
+    """
+
+    def __init__(
+        self,
+        view_size: int,
+        *,
+        crop_scale: tuple[float, float] = (0.2, 1.0),
+        crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        hflip: float = 0.5,
+        vflip: float = 0.0,
+        rotate90: float = 0.0,
+        brightness: float = 0.4,
+        contrast: float = 0.4,
+        saturation: float = 0.4,
+        hue: float = 0.1,
+        jitter: float = 0.8,
+        grayscale: float = 0.2,
+        blur: float = 0.0,
+        blur_sigma: tuple[float, float] = (0.1, 2.0),
+    ) -> None:
+        self.view_size = view_size
+        self.crop_scale, self.crop_ratio = crop_scale, crop_ratio
+        self.hflip, self.vflip, self.rotate90 = hflip, vflip, rotate90
+        self.brightness, self.contrast, self.saturation = brightness, contrast, saturation
+        self.hue, self.jitter, self.grayscale = hue, jitter, grayscale
+        self.blur, self.blur_sigma = blur, blur_sigma
+
+    def __call__(self, pictures: Tensor, generator: torch.Generator) -> Tensor:
+        """Pictures (b, H, W, c) uint8 or uint16 to views (b, c, s, s) float32 in [0, 1]."""
+        b, h, w, _ = pictures.shape
+        return self.apply(pictures, self.draw(b, h, w, generator).to(pictures.device))
+
+    def draw(self, batch: int, height: int, width: int, generator: torch.Generator) -> Parameters:
+        """Draws every random parameter of a batch of (height, width) sources."""
+
+        def uniform(low: float, high: float) -> Tensor:
+            drawn = torch.rand(batch, generator=generator, device=generator.device)
+            return low + (high - low) * drawn
+
+        def happens(probability: float) -> Tensor:
+            return uniform(0, 1) < probability
+
+        top, left, crop_height, crop_width = self._draw_boxes(batch, height, width, generator)
+        hflip, vflip = happens(self.hflip), happens(self.vflip)
+        turns = torch.where(happens(self.rotate90), uniform(1, 4).long().clamp(max=3), 0)
+        sigma = torch.where(happens(self.blur), uniform(*self.blur_sigma), 0.0)
+        changed = happens(self.jitter)
+
+        def factor(strength: float) -> Tensor:
+            return torch.where(changed, uniform(max(0.0, 1 - strength), 1 + strength), 1.0)
+
+        return Parameters(
+            top, left, crop_height, crop_width, hflip, vflip, turns, sigma,
+            brightness=factor(self.brightness),
+            contrast=factor(self.contrast),
+            saturation=factor(self.saturation),
+            hue=torch.where(changed, uniform(-self.hue, self.hue), 0.0),
+            gray=happens(self.grayscale),
+        )  # fmt: skip
+
+    def apply(self, pictures: Tensor, parameters: Parameters) -> Tensor:
+        """Pictures (b, H, W, c) uint8 or uint16 to views (b, c, s, s) float32 in [0, 1]."""
+        source = pictures.permute(0, 3, 1, 2).to(torch.float32, copy=True)
+        source /= torch.iinfo(pictures.dtype).max
+        return self._colour(self._geometry(source, parameters), parameters)
+
+    def _draw_boxes(
+        self, batch: int, height: int, width: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """torchvision's RandomResizedCrop: the first of ten tries that fits, or a central crop."""
+        drawn = torch.rand(4, _CROP_TRIES, batch, generator=generator, device=generator.device)
+        low, high = self.crop_scale
+        area = height * width * (low + (high - low) * drawn[0])
+        log_low, log_high = math.log(self.crop_ratio[0]), math.log(self.crop_ratio[1])
+        ratio = torch.exp(log_low + (log_high - log_low) * drawn[1])
+        tried_width = torch.round(torch.sqrt(area * ratio))
+        tried_height = torch.round(torch.sqrt(area / ratio))
+        fits = (tried_width <= width) & (tried_height <= height)
+        fits &= (tried_width > 0) & (tried_height > 0)
+        first = fits.to(torch.uint8).argmax(dim=0, keepdim=True)
+        central_height, central_width = _central_crop(height, width, self.crop_ratio)
+        found = fits.any(dim=0)
+
+        def chosen(tried: Tensor) -> Tensor:
+            return tried.gather(0, first)[0]
+
+        crop_height = torch.where(found, chosen(tried_height), float(central_height))
+        crop_width = torch.where(found, chosen(tried_width), float(central_width))
+        room_y, room_x = height - crop_height, width - crop_width
+        top = torch.where(found, (chosen(drawn[2]) * (room_y + 1)).floor(), (room_y / 2).round())
+        left = torch.where(found, (chosen(drawn[3]) * (room_x + 1)).floor(), (room_x / 2).round())
+        return top.clamp(max=room_y), left.clamp(max=room_x), crop_height, crop_width
+
+    def _geometry(self, source: Tensor, p: Parameters) -> Tensor:
+        rows = resize_matrix(source.shape[2], self.view_size, p.top, p.height)
+        columns = resize_matrix(source.shape[3], self.view_size, p.left, p.width)
+        rows = torch.where(p.vflip[:, None, None], rows.flip(1), rows)
+        columns = torch.where(p.hflip[:, None, None], columns.flip(1), columns)
+        if self.blur > 0:
+            blur = blur_matrix(self.view_size, blur_radius(self.view_size), p.sigma)
+            # A quarter turn swaps the axes after this, which a symmetric blur does not notice.
+            rows, columns = blur @ rows, blur @ columns
+        views = rows.unsqueeze(1) @ source @ columns.mT.unsqueeze(1)
+        return views if self.rotate90 == 0 else turn(views, p.turns)
+
+    def _colour(self, views: Tensor, p: Parameters) -> Tensor:
+        coloured = views.shape[1] == 3
+        if self.jitter > 0 and self.brightness > 0:
+            views = adjust_brightness(views, p.brightness)
+        if self.jitter > 0 and self.contrast > 0:
+            views = adjust_contrast(views, p.contrast)
+        if coloured and self.jitter > 0 and self.saturation > 0:
+            views = adjust_saturation(views, p.saturation)
+        if coloured and self.jitter > 0 and self.hue > 0:
+            views = adjust_hue(views, p.hue)
+        if coloured and self.grayscale > 0:
+            views = to_grayscale(views, p.gray)
+        return views
+
+
+def resize_matrix(source: int, size: int, start: Tensor, length: Tensor) -> Tensor:
+    """Weights that resample pixels `start` to `start + length` of a line to `size` pixels.
+
+    The triangle filter, widened by the reduction where the line shrinks: what torchvision and
+    Pillow call bilinear with antialiasing.
+
+    Args:
+        source: pixels of the whole line.
+        size: pixels of the result.
+        start: (b,) first pixel of the crop.
+        length: (b,) pixels of the crop.
+
+    Returns:
+        (b, size, source); rows sum to 1 and are 0 outside the crop.
+    """
+    start, length = start[:, None, None], length[:, None, None]
+    scale = length / size
+    support = scale.clamp(min=1)
+    steps = torch.arange(size, device=start.device)[None, :, None]
+    pixels = torch.arange(source, device=start.device)[None, None, :]
+    centre = start + (steps + 0.5) * scale
+    weights = (1 - (pixels + 0.5 - centre).abs() / support).clamp(min=0)
+    weights = weights * ((pixels >= start) & (pixels < start + length))
+    return weights / weights.sum(dim=2, keepdim=True)
+
+
+def blur_radius(view_size: int) -> int:
+    """Half of a blur kernel of about a tenth of the view (Chen et al., arXiv:2002.05709)."""
+    return max(1, round(view_size * 0.05))
+
+
+def blur_matrix(size: int, radius: int, sigma: Tensor) -> Tensor:
+    """Gaussian blur of a line, its ends mirrored without repeating the last pixel.
+
+    Args:
+        size: pixels of the line, above `radius`.
+        radius: the kernel has 2 * radius + 1 taps.
+        sigma: (b,) in pixels; 0 leaves the line as it is.
+
+    Returns:
+        (b, size, size); rows sum to 1.
+    """
+    offsets = torch.arange(-radius, radius + 1, device=sigma.device)
+    taps = torch.exp(-0.5 * (offsets / sigma[:, None].clamp(min=1e-6)) ** 2)
+    taps = taps / taps.sum(dim=1, keepdim=True)
+    reached = torch.arange(size, device=sigma.device)[:, None] + offsets
+    mirrored = (size - 1) - ((size - 1) - reached.abs()).abs()
+    matrix = torch.zeros(len(sigma), size, size, device=sigma.device)
+    return matrix.scatter_add_(
+        2, mirrored.expand(len(sigma), -1, -1), taps[:, None].expand(-1, size, -1)
+    )
+
+
+def turn(pictures: Tensor, turns: Tensor) -> Tensor:
+    """Turns square pictures (b, c, s, s) by (b,) quarter turns anticlockwise."""
+    turns = turns[:, None, None, None]
+    half = torch.where(turns >= 2, pictures.flip(2, 3), pictures)
+    return torch.where(turns % 2 == 1, half.mT.flip(2), half)
+
+
+def adjust_brightness(pictures: Tensor, factor: Tensor) -> Tensor:
+    """Pictures (b, c, h, w) in [0, 1] times their (b,) factors, clipped to [0, 1]."""
+    return (pictures * factor[:, None, None, None]).clamp_(0, 1)
+
+
+def adjust_contrast(pictures: Tensor, factor: Tensor) -> Tensor:
+    """Blends pictures (b, c, h, w) in [0, 1] with their mean gray; (b,) factor 1 changes nothing.
+
+    With three channels the mean is that of the luma, with others that of all values.
+    """
+    factor = factor[:, None, None, None]
+    gray = luma(pictures) if pictures.shape[1] == 3 else pictures
+    mean = gray.mean(dim=(1, 2, 3), keepdim=True)
+    return (pictures * factor).add_((1 - factor) * mean).clamp_(0, 1)
+
+
+def adjust_saturation(pictures: Tensor, factor: Tensor) -> Tensor:
+    """Blends pictures (b, 3, h, w) in [0, 1] with their luma; (b,) factor 1 changes nothing."""
+    factor = factor[:, None, None, None]
+    return (pictures * factor).add_((1 - factor) * luma(pictures)).clamp_(0, 1)
+
+
+def adjust_hue(pictures: Tensor, shift: Tensor) -> Tensor:
+    """Turns the hue of pictures (b, 3, h, w) in [0, 1] by (b,) shares of the colour circle.
+
+    HSV, with the closed form `v - v s clip(min(k, 4 - k), 0, 1)`, `k = (n + 6 h) mod 6`,
+    n = 5, 3, 1 for red, green, blue (Smith, "Color gamut transform pairs", 1978).
+    """
+    high, low = pictures.amax(dim=1), pictures.amin(dim=1)
+    chroma = high - low
+    red, green, blue = pictures.unbind(dim=1)
+    safe = chroma.clamp(min=1e-12)
+    sector = torch.where(
+        high == red,
+        (green - blue) / safe,
+        torch.where(high == green, (blue - red) / safe + 2, (red - green) / safe + 4),
+    )
+    sector += 6 * shift[:, None, None]
+    planes = []
+    for n in (5, 3, 1):
+        k = (sector + n).remainder_(6)
+        planes.append(high - chroma * torch.minimum(k, 4 - k).clamp_(0, 1))
+    return torch.stack(planes, dim=1)
+
+
+def to_grayscale(pictures: Tensor, flags: Tensor) -> Tensor:
+    """Replaces the flagged, (b,) bool, of pictures (b, 3, h, w) by their luma."""
+    return torch.where(flags[:, None, None, None], luma(pictures), pictures)
+
+
+def luma(pictures: Tensor) -> Tensor:
+    """(b, 3, h, w) to (b, 1, h, w), ITU-R BT.601."""
+    red, green, blue = pictures.split(1, dim=1)
+    return red * _LUMA[0] + green * _LUMA[1] + blue * _LUMA[2]
+
+
+def cutmix(
+    pictures: Tensor, generator: torch.Generator, *, alpha: float, probability: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Replaces a box of each picture by the same box of another one (Yun et al., arXiv:1905.04899).
+
+    Args:
+        pictures: (b, c, h, w).
+        generator: where the draw comes from.
+        alpha: boxes cover a share 1 - lambda of the area, lambda ~ Beta(alpha, alpha).
+        probability: that a picture is mixed at all.
+
+    Returns:
+        Mixed pictures; (b,) position of each one's partner; (b,) share of the picture's own
+        pixels, counted exactly and 1 where nothing was mixed.
+    """
+    b, _, h, w = pictures.shape
+    device = generator.device
+    gammas = torch._standard_gamma(torch.full((2, b), alpha, device=device), generator=generator)
+    gammas = gammas.clamp(min=1e-30)
+    cut = torch.sqrt(gammas[0] / gammas.sum(dim=0))
+    cut = cut * (torch.rand(b, generator=generator, device=device) < probability)
+    centre_y = torch.rand(b, generator=generator, device=device) * h
+    centre_x = torch.rand(b, generator=generator, device=device) * w
+    partner = torch.randperm(b, generator=generator, device=device).to(pictures.device)
+    inside_y = _inside(h, centre_y, cut * h).to(pictures.device)
+    inside_x = _inside(w, centre_x, cut * w).to(pictures.device)
+    box = inside_y[:, None, :, None] & inside_x[:, None, None, :]
+    weight = 1 - inside_y.sum(1) * inside_x.sum(1) / (h * w)
+    return torch.where(box, pictures[partner], pictures), partner, weight
+
+
+def _inside(size: int, centre: Tensor, length: Tensor) -> Tensor:
+    """(b, size) bool: the pixels of a line that lie within `length` around `centre`."""
+    middle = torch.arange(size, device=centre.device) + 0.5
+    return (middle - centre[:, None]).abs() < length[:, None] / 2
+
+
+def _central_crop(height: int, width: int, ratio: tuple[float, float]) -> tuple[int, int]:
+    """The largest central crop whose width over height is allowed."""
+    if width / height < ratio[0]:
+        return round(width / ratio[0]), width
+    if width / height > ratio[1]:
+        return height, round(height * ratio[1])
+    return height, width

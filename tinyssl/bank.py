@@ -1,0 +1,121 @@
+"""The memory bank: one unit row per picture, all of it in buffers.
+
+b = batch, n = pictures, d = embedding width, k = scored rows.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize, one_hot
+
+
+class Candidates(NamedTuple):
+    """The rows that a step scores instead of the whole bank.
+
+    rows: (b + sampled,) distinct row numbers; the batch's own come first, in batch order.
+    log_correction: (b + sampled,) 0 for the batch's rows, `log((n - b) / sampled)` for the others:
+        added to the logits, it makes the softmax's denominator an unbiased estimate of the one
+        over all n rows (sampled softmax, Jean et al., arXiv:1412.2007, sec. 3).
+    """
+
+    rows: Tensor
+    log_correction: Tensor
+
+
+class MemoryBank(nn.Module):
+    """Rows `W`, (n, d) float32 and of unit length, with the two ways to move them."""
+
+    rows: Tensor
+
+    def __init__(self, pictures: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("rows", torch.zeros(pictures, width))
+
+    def fill_random(self, generator: torch.Generator) -> None:
+        """Draws every row uniformly from the unit sphere."""
+        drawn = torch.randn(self.rows.shape, generator=generator, device=generator.device)
+        self.rows.copy_(normalize(drawn, dim=1))
+
+    def fill(self, index: Tensor, z: Tensor) -> None:
+        """Sets rows `index`, (b,), to the unit features `z`, (b, d)."""
+        self.rows[index] = z.to(self.rows.dtype)
+
+    def candidates(self, index: Tensor, sampled: int, generator: torch.Generator) -> Candidates:
+        """Draws the rows to score: the batch's own and `sampled` others, none of them twice.
+
+        One row is drawn from each of `sampled` equal strata of the rows outside the batch, which
+        needs no sort of n numbers and no rejection.
+
+        Args:
+            index: (b,) distinct row numbers of the batch.
+            sampled: how many other rows, 1 to n - b.
+            generator: where the draw comes from.
+        """
+        others = len(self.rows) - len(index)
+        draw = torch.rand(sampled, generator=generator, device=generator.device, dtype=torch.double)
+        strata = torch.arange(sampled, device=draw.device)
+        rank = ((strata + draw) * (others / sampled)).long().clamp(max=others - 1).to(index.device)
+        ordered = index.sort().values
+        gaps = ordered - torch.arange(len(index), device=index.device)
+        negatives = rank + torch.searchsorted(gaps, rank, right=True)
+        correction = torch.zeros(len(index) + sampled, device=index.device)
+        correction[len(index) :] = math.log(others / sampled)
+        return Candidates(torch.cat([index, negatives]), correction)
+
+    def scores(self, z: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Cosines of `z`, (b, d), with all rows, (b, n), or with the rows numbered, (b, k)."""
+        return z @ (self.rows if rows is None else self.rows[rows]).T
+
+    @torch.no_grad()
+    def update_ema(self, index: Tensor, z: Tensor, momentum: float, keep: Tensor) -> None:
+        """`w_i <- normalize(m w_i + (1 - m) z_i)` for the batch (arXiv:1805.01978, sec. 3).
+
+        Args:
+            index: (b,) distinct row numbers.
+            z: (b, d) unit features.
+            momentum: m in [0, 1].
+            keep: (b,) 1 for a row to move, 0 for one to leave (its picture was mixed).
+        """
+        old = self.rows[index]
+        step = ((1 - momentum) * keep).unsqueeze(1)
+        self.rows[index] = normalize(old + step * (z - old), dim=1)
+
+    @torch.no_grad()
+    def update_gradient(
+        self,
+        index: Tensor,
+        z: Tensor,
+        lr: float,
+        temperature: float,
+        keep: Tensor,
+        candidates: Candidates | None = None,
+    ) -> None:
+        """`w_k <- normalize(w_k - lr dL/dw_k)` for every scored row (arXiv:2404.19289).
+
+        `dL/dw_k = (1 / tau) sum_i (p_ik - y_ik) z_i` is the gradient of the batch's summed
+        instance discrimination: the own row moves towards its feature by 1 - p, every other
+        scored row away from it by p.
+
+        Args:
+            index: (b,) distinct row numbers.
+            z: (b, d) unit features.
+            lr: step size of the rows.
+            temperature: tau of the loss.
+            keep: (b,) 1 for a picture that counts, 0 for one that was mixed.
+            candidates: the rows scored in this step; all n when None.
+        """
+        rows = None if candidates is None else candidates.rows
+        logits = self.scores(z, rows) / temperature
+        if candidates is None:
+            target = index
+        else:
+            logits += candidates.log_correction
+            target = torch.arange(len(index), device=index.device)
+        difference = logits.softmax(dim=1) - one_hot(target, logits.shape[1])
+        gradient = (difference * keep.unsqueeze(1)).T @ z / temperature
+        if rows is None:
+            self.rows.copy_(normalize(self.rows - lr * gradient, dim=1))
+        else:
+            self.rows[rows] = normalize(self.rows[rows] - lr * gradient, dim=1)

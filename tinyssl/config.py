@@ -1,0 +1,306 @@
+"""The recipe: its schema, and the one way to read it.
+
+Order: the defaults here, then the YAML file, then `section.key=value` from the command line.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tinyssl.augment import PRESETS
+from tinyssl.errors import UsageError
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Pair = Annotated[list[float], Field(min_length=2, max_length=2)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Data(_Section):
+    """Which pictures, and how they lie in the cache."""
+
+    sources: list[str] = Field([], description="folders, pictures, .txt or .csv lists")
+    image_size: Annotated[int, Field(ge=8, le=2048)] = Field(
+        128, description="pixels a side in the cache and at inference"
+    )
+    resize: Literal["crop", "pad", "squash"] = Field(
+        "crop", description="how a picture becomes square"
+    )
+    channels: Literal["auto", 1, 2, 3, 4] = Field("auto", description="auto: 1 or 3 by the files")
+    cache_dir: str | None = Field(None, description="null: the user's cache folder")
+
+
+class Augment(_Section):
+    """What the network sees of a picture at each step."""
+
+    preset: Literal["natural", "industrial", "aligned"] = Field(
+        "natural", description="fills the keys below that are null"
+    )
+    view_size: Annotated[int, Field(ge=8, le=2048)] = Field(96, description="pixels a side")
+    crop_scale: Pair = Field([0.2, 1.0], description="share of the area that a crop keeps")
+    crop_ratio: Pair = Field([0.75, 1.3333], description="width over height of a crop")
+    hflip: Probability | None = None
+    vflip: Probability | None = None
+    rotate90: Probability | None = None
+    brightness: NotNegative | None = None
+    contrast: NotNegative | None = None
+    saturation: NotNegative | None = None
+    hue: Annotated[float, Field(ge=0, le=0.5)] | None = None
+    jitter: Probability | None = None
+    grayscale: Probability | None = None
+    blur: Probability | None = None
+    blur_sigma: Pair = Field([0.1, 2.0], description="pixels, at view size")
+    cutmix: Probability = Field(0.0, description="share of the pictures that are mixed")
+    cutmix_alpha: Positive = 0.5
+    pipeline: str | dict[str, Any] | None = Field(
+        None, description="albumentations pipeline, serialised, or its file; replaces the above"
+    )
+
+    @model_validator(mode="after")
+    def _fill_from_preset(self) -> Augment:
+        for key, value in PRESETS[self.preset].items():
+            if getattr(self, key) is None:
+                object.__setattr__(self, key, value)
+        return self
+
+    @model_validator(mode="after")
+    def _check_ranges(self) -> Augment:
+        for key in ("crop_scale", "crop_ratio", "blur_sigma"):
+            low, high = getattr(self, key)
+            if not 0 < low <= high or (key == "crop_scale" and high > 1):
+                limit = " <= 1" if key == "crop_scale" else ""
+                raise ValueError(f"{key}: got {[low, high]}, allowed is 0 < low <= high{limit}")
+        return self
+
+
+class Encoder(_Section):
+    """The network to train and where its weights start."""
+
+    name: str = Field("mobilenetv3-small", description="short name or any timm model")
+    stem: Literal["standard", "small"] = Field(
+        "standard", description="small: stride 1, for pictures of 64 pixels and less"
+    )
+    init: str = Field("random", description="random, pretrained (timm's hub) or a path")
+    batch_norm: Literal["train", "frozen"] = Field(
+        "train", description="frozen: keep the start's statistics"
+    )
+    blend: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="final weights = (1 - blend) * start + blend * end (arXiv:2109.01903)"
+    )
+
+
+class Head(_Section):
+    """The projection head, used in training only."""
+
+    hidden: Count = 512
+    width: Count = Field(512, description="embedding width of the bank")
+    layers: Annotated[int, Field(ge=1, le=5)] = 3
+
+
+class Bank(_Section):
+    """The memory bank."""
+
+    rule: Literal["ema", "gradient"] = "ema"
+    momentum: Probability = Field(0.5, description="of the ema rule")
+    lr: Positive = Field(0.1, description="step of the gradient rule")
+    start: Literal["forward", "random"] = Field("forward", description="how the rows are filled")
+    negatives: Literal["auto", "all"] | Count = Field(
+        "auto", description="rows scored beside the batch's own; auto: all up to 65,536 pictures"
+    )
+
+
+class Loss(_Section):
+    """Temperatures and weights of the two terms."""
+
+    temperature: Positive = 0.2
+    distill_weight: NotNegative = 0.0
+    distill_temperature: Positive = 1.0
+
+
+class Optim(_Section):
+    """The optimizer and its schedule."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    batch_size: Annotated[int, Field(ge=2)] = 128
+    base_lr: Positive = Field(0.5, description="peak for 256 pictures; scales with batch_size")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: NotNegative = 1e-4
+    warmup_epochs: NotNegative = 2.0
+    clip_norm: Positive | None = None
+
+
+class Run(_Section):
+    """How long, where, and what is watched on the way."""
+
+    epochs: Literal["auto"] | Count = "auto"
+    views: Count = Field(80_000, description="epochs: auto trains on about so many views")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    workers: Annotated[int, Field(ge=0)] = Field(0, description="threads; 0: one a CPU core")
+    watch_every: Annotated[int, Field(ge=0)] = Field(5, description="epochs; 0: never")
+    watch_labels: str | None = Field(None, description="labels.csv: also log k-NN accuracy")
+    save_every: Count = Field(1, description="epochs between checkpoints")
+    log_every: Count = Field(10, description="steps between lines of metrics.jsonl")
+
+
+class Recipe(_Section):
+    """A whole recipe; every section stands alone and has a default."""
+
+    data: Data = Field(default_factory=Data)
+    augment: Augment = Field(default_factory=Augment)
+    encoder: Encoder = Field(default_factory=Encoder)
+    head: Head = Field(default_factory=Head)
+    bank: Bank = Field(default_factory=Bank)
+    loss: Loss = Field(default_factory=Loss)
+    optim: Optim = Field(default_factory=Optim)
+    run: Run = Field(default_factory=Run)
+
+    def to_yaml(self) -> str:
+        """The resolved recipe as YAML that `load_recipe` reads back to an equal one."""
+        return yaml.safe_dump(self.model_dump(), sort_keys=False)
+
+
+def recipe_names() -> list[str]:
+    """Names of the bundled recipes, sorted."""
+    entries = files("tinyssl.recipes").iterdir()
+    return sorted(e.name.removesuffix(".yaml") for e in entries if e.name.endswith(".yaml"))
+
+
+def recipe_text(recipe: str | Path) -> str:
+    """The YAML of a bundled recipe (by name) or of a file.
+
+    Raises:
+        UsageError: neither a bundled recipe nor a readable file.
+    """
+    if str(recipe) in recipe_names():
+        return files("tinyssl.recipes").joinpath(f"{recipe}.yaml").read_text(encoding="utf-8")
+    path = Path(recipe)
+    if path.is_dir():
+        path = path / "recipe.yaml"
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        near = _did_you_mean(str(recipe), recipe_names())
+        raise UsageError(
+            f"recipe {str(recipe)!r} is neither a bundled recipe nor a readable YAML file{near}; "
+            f"bundled: {', '.join(recipe_names())}"
+        ) from None
+
+
+def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe by name or path and applies `section.key=value` overrides.
+
+    Raises:
+        UsageError: not a recipe, an unknown or repeated key, or a value of the wrong type.
+    """
+    values = _parse_yaml(recipe_text(recipe), str(recipe))
+    given = _parse_overrides(overrides)
+    if "preset" in given.get("augment", {}):
+        _forget_preset(values)
+    merged = OmegaConf.merge(OmegaConf.create(values), OmegaConf.create(given))
+    return validate(OmegaConf.to_container(merged, resolve=False), str(recipe))
+
+
+def read_recipe(text: str, source: str) -> Recipe:
+    """Reads a recipe's YAML; raises UsageError, naming `source`, where it is not one."""
+    return validate(_parse_yaml(text, source), source)
+
+
+def validate(values: Any, source: str) -> Recipe:
+    """Checks plain values against the schema.
+
+    Raises:
+        UsageError: every wrong key in one line, each with what was given and what is allowed.
+    """
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        told = dict.fromkeys(_tell(e) for e in _one_per_key(error.errors()))
+        raise UsageError(f"recipe {source}: {'; '.join(told)}") from None
+
+
+def _parse_yaml(text: str, source: str) -> dict[str, Any]:
+    try:
+        values = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"recipe {source} is not valid YAML: {reason}") from None
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise UsageError(f"recipe {source} holds no sections; see: tinyssl recipes NAME")
+    return {str(key): value for key, value in values.items()}
+
+
+def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    seen: set[str] = set()
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals or "." not in key:
+            raise UsageError(f"override {override!r} is not of the form section.key=value")
+        if key in seen:
+            raise UsageError(f"override {key} is given twice; give it once")
+        seen.add(key)
+    try:
+        values = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)), resolve=False)
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UsageError(f"overrides {list(overrides)}: {' '.join(str(error).split())}") from None
+    return values if isinstance(values, dict) else {}
+
+
+def _forget_preset(values: dict[str, Any]) -> None:
+    """A preset named on the command line also replaces what an older preset filled in."""
+    section = values.get("augment")
+    if isinstance(section, dict):
+        for key in PRESETS["natural"]:
+            section.pop(key, None)
+
+
+def _one_per_key(errors: Iterable[Any]) -> Iterable[Any]:
+    """Unions report one error a member: keep them together under the key's first."""
+    grouped: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for error in errors:
+        key = tuple(error["loc"][:2])
+        if key in grouped:
+            grouped[key]["msg"] += f" or: {error['msg']}"
+        else:
+            grouped[key] = dict(error)
+    return grouped.values()
+
+
+def _tell(error: Mapping[str, Any]) -> str:
+    location = [str(part) for part in error["loc"][:2]]
+    key = ".".join(location)
+    if error["type"] == "extra_forbidden":
+        allowed = _allowed_keys(location[:-1])
+        return f"unknown key {key}{_did_you_mean(location[-1], allowed)} (allowed: " + (
+            f"{', '.join(allowed)})"
+        )
+    if error["type"] == "value_error":
+        return f"{key}.{error['ctx']['error']}"
+    return f"{key}: got {error['input']!r}; {error['msg'].replace('Input should be', 'wants')}"
+
+
+def _allowed_keys(section: Sequence[str]) -> list[str]:
+    model: Any = Recipe
+    for name in section:
+        model = model.model_fields[name].annotation
+    return list(model.model_fields)
+
+
+def _did_you_mean(word: str, choices: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -1,0 +1,86 @@
+"""What a person sees while work goes on: a bar on a terminal, plain lines elsewhere."""
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+Advance = Callable[[int], None]
+
+log = logging.getLogger("tinyssl")
+
+_LINE_EVERY = 15.0  # seconds between plain lines when there is no terminal
+
+
+def stderr_console() -> Console:
+    """A console on the standard error of now, so that standard output stays for results."""
+    return Console(file=sys.stderr, highlight=False, soft_wrap=not sys.stderr.isatty())
+
+
+@contextmanager
+def progress(title: str, total: int, unit: str = "pictures") -> Iterator[Advance]:
+    """Shows how far `total` items have come, how fast, and how long it will still take.
+
+    Yields:
+        A function to call with the number of newly finished items.
+    """
+    if sys.stderr.isatty():
+        with _bar(unit) as bar:
+            task = bar.add_task(title, total=total)
+            yield lambda count: bar.update(task, advance=count)
+    else:
+        yield _plain_lines(title, total, unit)
+
+
+def _bar(unit: str) -> Progress:
+    return Progress(
+        TextColumn("{task.description:<10.18}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        _Rate(unit),
+        TimeRemainingColumn(compact=True),
+        TextColumn("left"),
+        console=stderr_console(),
+        speed_estimate_period=60,
+        expand=True,
+    )
+
+
+class _Rate(ProgressColumn):
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:,.0f} {self.unit}/s" if speed else f"- {self.unit}/s")
+
+
+def _plain_lines(title: str, total: int, unit: str) -> Advance:
+    start = last = time.monotonic()
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done, last
+        done += count
+        now = time.monotonic()
+        if now - last >= _LINE_EVERY or (done >= total and now - start >= 1):
+            last = now
+            rate = done / (now - start)
+            left = (total - done) / rate
+            log.info(f"{title}: {done:,}/{total:,} {unit}, {rate:,.0f}/s, {left:,.0f} s left")
+
+    return advance

@@ -1,0 +1,209 @@
+"""timm backbones as feature extractors, with their input normalization inside.
+
+b = batch, c = channels, h, w = height and width, n = pictures.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from tinyssl.errors import JobError, UsageError
+
+BACKBONES: Mapping[str, str] = {
+    "mobilenetv3-small": "mobilenetv3_small_100",
+    "mobilenetv3-large": "mobilenetv3_large_100",
+    "mobilenetv2": "mobilenetv2_100",
+    "mobilenetv4-small": "mobilenetv4_conv_small",
+    "efficientnet-lite0": "tf_efficientnet_lite0",
+    "resnet18": "resnet18",
+}
+
+
+class Encoder(nn.Module):
+    """Pictures in [0, 1] to features: normalization, then a timm model without classifier.
+
+    Attributes:
+        name: timm's name of the backbone.
+        channels: c that it takes.
+        stem: `standard` or `small`.
+        width: of the features.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, backbone: nn.Module, *, name: str, stem: str, mean: Tensor, std: Tensor
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.stem = stem
+        self.channels = len(mean)
+        self.backbone = backbone
+        self.width = int(getattr(backbone, "head_hidden_size", None) or backbone.num_features)
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """(b, c, h, w) floats in [0, 1] to (b, width)."""
+        mean, std = self.mean.view(-1, 1, 1), self.std.view(-1, 1, 1)
+        features: Tensor = self.backbone((pictures - mean) / std)
+        return features
+
+
+def create_encoder(
+    name: str,
+    *,
+    channels: int = 3,
+    stem: str = "standard",
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    seed: int | None = None,
+    pretrained: bool = False,
+) -> Encoder:
+    """Builds an encoder from a short name of `BACKBONES` or any timm model name.
+
+    Args:
+        name: which backbone.
+        channels: of the pictures, 1 to 4.
+        stem: `small` gives ResNets and MobileNets a stride-1 stem without pooling, for pictures
+            of 64 pixels and less.
+        mean: (channels,) subtracted from pictures in [0, 1]; timm's own for the model when None.
+        std: (channels,) divided by; timm's own for the model when None.
+        seed: of the random weights; the global generator is left as it was.
+        pretrained: takes timm's weights from its hub.
+
+    Raises:
+        UsageError: unknown name, channels outside 1 to 4, or no small stem for this model.
+        JobError: the pretrained weights cannot be downloaded.
+    """
+    timm_name = resolve_name(name)
+    if channels not in (1, 2, 3, 4):
+        raise UsageError(f"encoder: {channels} channels given, allowed are 1 to 4")
+    backbone = _create_backbone(timm_name, channels, seed, pretrained)
+    if stem == "small":
+        _shrink_stem(backbone, timm_name, seed)
+    elif stem != "standard":
+        raise UsageError(f"encoder.stem: got {stem!r}, allowed are standard and small")
+    own_mean, own_std = _timm_statistics(backbone, channels)
+    return Encoder(
+        backbone,
+        name=timm_name,
+        stem=stem,
+        mean=torch.tensor(own_mean if mean is None else list(mean), dtype=torch.float32),
+        std=torch.tensor(own_std if std is None else list(std), dtype=torch.float32),
+    )
+
+
+def resolve_name(name: str) -> str:
+    """timm's name for a short or timm name; raises UsageError with the closest known names."""
+    timm_name = BACKBONES.get(name, name)
+    if timm.is_model(timm_name):
+        return timm_name
+    known = [*BACKBONES, *timm.list_models()]
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    meant = f"; did you mean {' or '.join(near)}?" if near else ""
+    raise UsageError(
+        f"unknown backbone {name!r}{meant} Allowed: {', '.join(BACKBONES)}, "
+        "or any name of timm.list_models()"
+    )
+
+
+@torch.inference_mode()
+def embed_pictures(
+    encoder: Encoder,
+    pictures: NDArray[Any],
+    *,
+    batch_size: int = 256,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int], None] | None = None,
+) -> NDArray[np.float32]:
+    """Features of pictures, in evaluation mode; the encoder's own mode is restored.
+
+    Args:
+        encoder: moved to `device`.
+        pictures: (n, h, w, c) uint8 or uint16, a memory map too.
+        batch_size: pictures at a time.
+        device: where to compute.
+        progress: told the number of newly finished pictures.
+
+    Returns:
+        (n, width) float32.
+    """
+    was_training = encoder.training
+    encoder.to(device).eval()
+    scale = float(np.iinfo(pictures.dtype).max)
+    features = np.empty((len(pictures), encoder.width), np.float32)
+    for start in range(0, len(pictures), batch_size):
+        chunk = np.ascontiguousarray(pictures[start : start + batch_size])
+        tensor = torch.from_numpy(chunk.astype(np.float32)).to(device).permute(0, 3, 1, 2)
+        features[start : start + len(chunk)] = encoder(tensor / scale).float().cpu().numpy()
+        if progress is not None:
+            progress(len(chunk))
+    encoder.train(was_training)
+    return features
+
+
+def freeze_batch_norm(module: nn.Module) -> None:
+    """Puts every batch norm in evaluation mode: statistics stay, scales and biases still train."""
+    for child in module.modules():
+        if isinstance(child, nn.modules.batchnorm._BatchNorm):
+            child.eval()
+
+
+def _create_backbone(
+    timm_name: str, channels: int, seed: int | None, pretrained: bool
+) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        if seed is not None:
+            torch.manual_seed(seed)
+        try:
+            backbone: nn.Module = timm.create_model(
+                timm_name, pretrained=pretrained, num_classes=0, in_chans=channels
+            )
+        except Exception as error:
+            if not pretrained:
+                raise UsageError(f"timm cannot build {timm_name} here: {_first(error)}") from error
+            raise JobError(
+                f"pretrained weights of {timm_name} cannot be had from timm's hub "
+                f"({_first(error)}); give encoder.init=PATH or encoder.init=random"
+            ) from error
+    return backbone
+
+
+def _first(error: Exception) -> str:
+    return (str(error) or type(error).__name__).partition("\n")[0]
+
+
+def _shrink_stem(backbone: nn.Module, timm_name: str, seed: int | None) -> None:
+    if isinstance(backbone, timm.models.ResNet) and isinstance(backbone.conv1, nn.Conv2d):
+        old = backbone.conv1
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0 if seed is None else seed)
+            backbone.conv1 = nn.Conv2d(old.in_channels, old.out_channels, 3, 1, 1, bias=False)
+            nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")
+        backbone.maxpool = nn.Identity()
+    elif isinstance(getattr(backbone, "conv_stem", None), nn.Conv2d):
+        backbone.conv_stem.stride = (1, 1)
+    else:
+        raise UsageError(
+            f"encoder.stem=small is made for ResNets and MobileNets, not for {timm_name}; "
+            "use encoder.stem=standard"
+        )
+
+
+def _timm_statistics(backbone: nn.Module, channels: int) -> tuple[list[float], list[float]]:
+    """Mean and std that timm's weights were trained with; the average where c is not 3."""
+    config: Mapping[str, Any] = backbone.pretrained_cfg  # type: ignore[assignment]
+    mean, std = list(config["mean"]), list(config["std"])
+    if channels == len(mean):
+        return mean, std
+    return [float(np.mean(mean))] * channels, [float(np.mean(std))] * channels

@@ -1,0 +1,298 @@
+"""How good features are: k-NN, linear probe, few-shot, RankMe, on (features, labels) arrays.
+
+n = pictures, d = feature width, C = classes. Labels are integers 0..C-1.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score, confusion_matrix, f1_score
+from sklearn.model_selection import StratifiedKFold
+from sklearn.preprocessing import StandardScaler
+
+Floats = NDArray[np.floating[Any]]
+Ints = NDArray[np.integer[Any]]
+
+KNN_CHOICES = (1, 5, 10, 20, 50)
+PROBE_CHOICES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+FEW_SHOT_C = 1e-2
+_FALLBACK_C = 1e-2
+_CHUNK = 2048
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Predictions of a linear probe, and the regularisation that its training folds chose."""
+
+    predictions: Ints
+    C: float
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Mean of several draws with the half-width of its 95 % interval (Student's t)."""
+
+    mean: float
+    half_width: float
+    draws: int
+
+
+def knn_predict(
+    train: Floats, train_labels: Ints, test: Floats, *, k: int, temperature: float = 0.07
+) -> Ints:
+    """Weighted k-NN: each of the k most similar rows votes with `exp(cosine / T)`.
+
+    Wu et al., arXiv:1805.01978, sec. 3.4.
+
+    Args:
+        train: (n, d) features.
+        train_labels: (n,) labels.
+        test: (m, d) features.
+        k: neighbours; capped at n.
+        temperature: T of the votes.
+
+    Returns:
+        (m,) labels.
+    """
+    bank = _unit(train)
+    votes = [
+        _vote(chunk @ bank.T, train_labels, k, temperature) for chunk in _chunks(_unit(test))
+    ]
+    return np.concatenate(votes)
+
+
+def knn_loo_score(features: Floats, labels: Ints, *, k: int, temperature: float = 0.07) -> float:
+    """Balanced accuracy of k-NN on one set, every row judged by all the others."""
+    unit = _unit(features)
+    predictions = []
+    for start in range(0, len(unit), _CHUNK):
+        similarity = unit[start : start + _CHUNK] @ unit.T
+        rows = np.arange(len(similarity))
+        similarity[rows, start + rows] = -np.inf
+        predictions.append(_vote(similarity, labels, min(k, len(unit) - 1), temperature))
+    return float(balanced_accuracy_score(labels, np.concatenate(predictions)))
+
+
+def choose_k(features: Floats, labels: Ints) -> int:
+    """The k of `KNN_CHOICES` with the best leave-one-out score on the training rows."""
+    choices = [k for k in KNN_CHOICES if k < len(labels)] or [1]
+    return max(choices, key=lambda k: (knn_loo_score(features, labels, k=k), -k))
+
+
+def linear_probe(train: Floats, train_labels: Ints, test: Floats, *, seed: int = 0) -> Probe:
+    """Logistic regression on standardised features, classes weighted equally.
+
+    The regularisation is chosen on stratified folds of the training rows by balanced accuracy.
+    A class with a single row leaves nothing to choose on: then a fixed strength is used.
+
+    Args:
+        train: (n, d) features.
+        train_labels: (n,) labels.
+        test: (m, d) features.
+        seed: of the folds.
+    """
+    scaler = StandardScaler().fit(train)
+    rows, rotation = _compact(scaler.transform(train))
+    strength = _choose_strength(rows, train_labels, seed)
+    model = _logistic(strength).fit(rows, train_labels)
+    return Probe(model.predict(scaler.transform(test) @ rotation), strength)
+
+
+def few_shot(
+    train: Floats,
+    train_labels: Ints,
+    test: Floats,
+    test_labels: Ints,
+    *,
+    shots: int,
+    draws: int = 10,
+    seed: int = 0,
+) -> Interval:
+    """Balanced accuracy of a classifier trained on `shots` random rows of each class.
+
+    A class with fewer rows gives all it has. Features are scaled to unit length, then by the
+    training rows' own mean and overall spread, and a logistic regression of fixed strength is
+    fitted: with so few labels there is nothing to choose on.
+    """
+    generator = np.random.default_rng([seed, shots])
+    unit_train, unit_test = _unit(train), _unit(test)
+    results = []
+    for _ in range(draws):
+        chosen = _draw_shots(train_labels, shots, generator)
+        rows = unit_train[chosen]
+        mean, spread = rows.mean(axis=0), max(float(rows.std(axis=0).mean()), 1e-6)
+        model = _logistic(FEW_SHOT_C).fit((rows - mean) / spread, train_labels[chosen])
+        results.append(
+            balanced_accuracy_score(test_labels, model.predict((unit_test - mean) / spread))
+        )
+    return interval(results)
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """Mean and 95 % half-width of independent draws; a single draw has no half-width (nan)."""
+    from scipy.stats import t
+
+    n = len(values)
+    if n < 2:
+        return Interval(float(values[0]), float("nan"), n)
+    half = t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n)
+    return Interval(float(np.mean(values)), float(half), n)
+
+
+def rankme(features: Floats, epsilon: float = 1e-7) -> float:
+    """Effective rank: `exp(-sum p_k log p_k)`, `p_k = sigma_k / sum(sigma) + eps`.
+
+    Garrido et al., arXiv:2210.02885, eqs. 1 and 2.
+
+    Args:
+        features: (n, d); use more rows than columns where you can.
+        epsilon: keeps the logarithm finite.
+
+    Returns:
+        From 1 (collapsed) to min(n, d).
+    """
+    sigma = np.linalg.svd(np.asarray(features, dtype=np.float64), compute_uv=False)
+    p = sigma / max(sigma.sum(), epsilon) + epsilon
+    return float(np.exp(-(p * np.log(p)).sum()))
+
+
+def mean_cosine(features: Floats) -> float:
+    """Mean cosine over all pairs of different rows; 1 when all point the same way."""
+    unit = _unit(features).astype(np.float64)
+    n = len(unit)
+    if n < 2:
+        return 1.0
+    total = float(np.square(unit.sum(axis=0)).sum())
+    return (total - float(np.square(unit).sum())) / (n * (n - 1))
+
+
+def scores(labels: Ints, predictions: Ints, classes: int) -> dict[str, Any]:
+    """Accuracy, balanced accuracy, macro F1 (all in [0, 1]) and the confusion matrix.
+
+    Balanced accuracy and macro F1 are means over the classes that occur in `labels`.
+
+    Returns:
+        JSON-ready; `confusion[i][j]` counts pictures of class i that were called j.
+    """
+    present = np.unique(labels)
+    macro = f1_score(labels, predictions, labels=present, average="macro", zero_division=0)
+    recalls = [float(np.mean(predictions[labels == c] == c)) for c in present]
+    return {
+        "accuracy": float(np.mean(labels == predictions)),
+        "balanced_accuracy": float(np.mean(recalls)),
+        "macro_f1": float(macro),
+        "confusion": confusion_matrix(labels, predictions, labels=range(classes)).tolist(),
+    }
+
+
+def pixel_features(pictures: NDArray[Any], side: int = 24) -> NDArray[np.float32]:
+    """Pictures (n, s, s, c) averaged down to `side` pixels, as rows in [0, 1]: a floor to beat."""
+    import torch
+    from torch.nn.functional import adaptive_avg_pool2d
+
+    scale = float(np.iinfo(pictures.dtype).max)
+    rows = []
+    for chunk in _chunks(pictures):
+        tensor = torch.from_numpy(np.asarray(chunk, dtype=np.float32)).permute(0, 3, 1, 2)
+        rows.append(adaptive_avg_pool2d(tensor / scale, side).flatten(1).numpy())
+    return np.concatenate(rows)
+
+
+def evaluate_features(
+    train: Floats,
+    train_labels: Ints,
+    test: Floats,
+    test_labels: Ints,
+    *,
+    classes: int,
+    shots: Sequence[int] = (1, 5, 10, 20),
+    draws: int = 10,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Every score of one encoder, JSON-ready.
+
+    Returns:
+        `knn` and `linear` (scores, and the k or C that the training rows chose), `few_shot` by
+        number of shots (mean, half_width, draws), `rankme` of the test features, `width`,
+        `seconds`.
+    """
+    start = time.monotonic()
+    k = choose_k(train, train_labels)
+    knn = scores(test_labels, knn_predict(train, train_labels, test, k=k), classes)
+    probe = linear_probe(train, train_labels, test, seed=seed)
+    shot_scores = {
+        str(s): vars(
+            few_shot(train, train_labels, test, test_labels, shots=s, draws=draws, seed=seed)
+        )
+        for s in shots
+    }
+    return {
+        "knn": knn | {"k": k},
+        "linear": scores(test_labels, probe.predictions, classes) | {"C": probe.C},
+        "few_shot": shot_scores,
+        "rankme": rankme(test),
+        "width": int(train.shape[1]),
+        "seconds": round(time.monotonic() - start, 3),
+    }
+
+
+def _unit(features: Floats) -> NDArray[np.float32]:
+    rows = np.asarray(features, dtype=np.float32)
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
+def _chunks(rows: NDArray[Any]) -> list[NDArray[Any]]:
+    return [rows[start : start + _CHUNK] for start in range(0, len(rows), _CHUNK)]
+
+
+def _vote(similarity: Floats, labels: Ints, k: int, temperature: float) -> Ints:
+    k = min(k, similarity.shape[1])
+    nearest = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
+    weights = np.exp((np.take_along_axis(similarity, nearest, 1) - 1) / temperature)
+    votes = np.zeros((len(similarity), int(labels.max()) + 1))
+    np.add.at(votes, (np.arange(len(votes))[:, None], labels[nearest]), weights)
+    return votes.argmax(axis=1)
+
+
+def _compact(rows: Floats) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Rotates rows onto their own span: the same L2-regularised fit in at most n columns."""
+    if rows.shape[1] <= rows.shape[0]:
+        return rows.astype(np.float32), np.eye(rows.shape[1], dtype=np.float32)
+    _, _, rotation = np.linalg.svd(rows, full_matrices=False)
+    return (rows @ rotation.T).astype(np.float32), rotation.T.astype(np.float32)
+
+
+def _logistic(strength: float) -> LogisticRegression:
+    return LogisticRegression(C=strength, class_weight="balanced", max_iter=300, tol=1e-3)
+
+
+def _choose_strength(rows: Floats, labels: Ints, seed: int) -> float:
+    smallest = int(np.bincount(labels)[np.unique(labels)].min())
+    if smallest < 2:
+        return _FALLBACK_C
+    folds = StratifiedKFold(min(3, smallest), shuffle=True, random_state=seed)
+    totals = dict.fromkeys(PROBE_CHOICES, 0.0)
+    for inside, outside in folds.split(rows, labels):
+        for strength in PROBE_CHOICES:
+            model = _logistic(strength).fit(rows[inside], labels[inside])
+            totals[strength] += balanced_accuracy_score(
+                labels[outside], model.predict(rows[outside])
+            )
+    return max(PROBE_CHOICES, key=lambda c: (totals[c], -c))
+
+
+def _draw_shots(labels: Ints, shots: int, generator: np.random.Generator) -> Ints:
+    chosen = []
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        chosen.append(generator.permutation(rows)[:shots])
+    return np.concatenate(chosen)

@@ -1,0 +1,174 @@
+"""Labels from class folders or a CSV, and splits."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyssl.errors import UsageError
+from tinyssl.files import write_text
+
+SPLITS = ("train", "test")
+
+
+@dataclass(frozen=True)
+class LabeledPaths:
+    """Pictures with one class name each, and the split each is in where that is given.
+
+    `unlabeled` counts rows of a CSV whose label was left empty.
+    """
+
+    paths: list[Path]
+    labels: list[str]
+    splits: list[str] | None = None
+    unlabeled: int = 0
+
+
+def from_class_folders(folder: str | Path, extensions: Collection[str]) -> LabeledPaths:
+    """Every picture below `folder/<class>/`, at any depth, labeled by that class.
+
+    Args:
+        folder: holds one folder per class.
+        extensions: lower-case suffixes that count as pictures, such as `.png`.
+
+    Raises:
+        UsageError: no such folder, or fewer than two classes with pictures in it.
+    """
+    root = Path(folder).absolute()
+    if not root.is_dir():
+        raise UsageError(f"no folder {folder}; give one with a sub-folder of pictures per class")
+    paths: list[Path] = []
+    labels: list[str] = []
+    for child in sorted(root.iterdir()):
+        if child.is_dir() and not child.name.startswith("."):
+            found = _pictures_below(child, extensions)
+            paths += found
+            labels += [child.name] * len(found)
+    if len(set(labels)) < 2:
+        raise UsageError(
+            f"{folder} holds pictures of {len(set(labels))} class folders; at least 2 are needed, "
+            f"laid out as {folder}/<class>/picture.png"
+        )
+    return LabeledPaths(paths, labels)
+
+
+def from_csv(path: str | Path, root: str | Path | None = None) -> LabeledPaths:
+    """Reads a CSV with the columns `path,label` and optionally `split` (train or test).
+
+    Relative paths count from `root`, else from the CSV's folder, else from the current one:
+    whichever has the file. Rows with an empty label are counted and left out.
+
+    Raises:
+        UsageError: unreadable, columns missing, an unknown split, a missing picture, or one
+            picture with two labels; names the line.
+    """
+    rows = _rows(Path(path))
+    bases = [Path(root)] if root is not None else [Path(path).absolute().parent, Path.cwd()]
+    seen: dict[Path, tuple[str, str]] = {}
+    unlabeled = 0
+    for line, row in rows:
+        label = (row["label"] or "").strip()
+        if not label:
+            unlabeled += 1
+            continue
+        picture = _find((row["path"] or "").strip(), bases, f"{path}, line {line}")
+        split = _split(row.get("split"), f"{path}, line {line}")
+        known = seen.setdefault(picture, (label, split))
+        if known != (label, split):
+            raise UsageError(
+                f"{path}, line {line}: {picture} is {label} {split}".rstrip()
+                + f" here and {' '.join(known).rstrip()} further up; keep one of the two"
+            )
+    labels = [label for label, _ in seen.values()]
+    splits = [split for _, split in seen.values()]
+    if not labels:
+        raise UsageError(f"{path} labels no picture ({unlabeled} rows have an empty label)")
+    if any(splits) and not all(splits):
+        raise UsageError(f"{path}: {splits.count('')} rows have no split; give all or none")
+    return LabeledPaths(list(seen), labels, splits if any(splits) else None, unlabeled)
+
+
+def stratified_split(
+    labels: Sequence[str], *, test_fraction: float = 0.25, seed: int = 0
+) -> NDArray[np.bool_]:
+    """Draws the test rows class by class; the same rows for the same labels and seed.
+
+    Every class keeps at least one training row; a class of one row has no test row.
+
+    Returns:
+        (n,) True for test rows.
+    """
+    generator = np.random.default_rng(seed)
+    names = np.asarray(labels)
+    test = np.zeros(len(names), dtype=bool)
+    for name in sorted(set(labels)):
+        rows = np.flatnonzero(names == name)
+        count = min(round(len(rows) * test_fraction), len(rows) - 1)
+        test[generator.permutation(rows)[:count]] = True
+    return test
+
+
+def write_csv(
+    path: Path,
+    pictures: Sequence[str | Path],
+    labels: Sequence[str],
+    splits: Sequence[str] | None = None,
+) -> None:
+    """Writes `path,label[,split]` so that `from_csv` reads it back; atomic."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    columns: list[Sequence[object]] = [pictures, labels]
+    header = ["path", "label"]
+    if splits is not None:
+        columns.append(splits)
+        header.append("split")
+    writer.writerow(header)
+    writer.writerows(zip(*columns, strict=True))
+    write_text(path, text.getvalue())
+
+
+def _pictures_below(folder: Path, extensions: Collection[str]) -> list[Path]:
+    found = []
+    for base, folders, names in os.walk(folder, followlinks=False):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        visible = (name for name in names if not name.startswith("."))
+        found += [Path(base, n) for n in visible if Path(n).suffix.lower() in extensions]
+    return sorted(found)
+
+
+def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read labels from {path}: {error}") from None
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    columns = list(reader.fieldnames or [])
+    if not {"path", "label"} <= set(columns):
+        raise UsageError(
+            f"{path} has the columns {', '.join(columns) or '(none)'}; "
+            "the first line must name path,label and optionally split"
+        )
+    return [(reader.line_num, row) for row in reader]
+
+
+def _find(name: str, bases: Sequence[Path], where: str) -> Path:
+    for base in bases:
+        candidate = Path(os.path.abspath(base / name))
+        if name and candidate.is_file():
+            return candidate
+    looked = " and ".join(str(base) for base in bases)
+    raise UsageError(f"{where}: no picture {name!r} (looked in {looked})")
+
+
+def _split(value: str | None, where: str) -> str:
+    split = (value or "").strip().lower()
+    if split and split not in SPLITS:
+        raise UsageError(f"{where}: split {value!r} is not one of {', '.join(SPLITS)}")
+    return split

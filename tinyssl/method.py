@@ -1,0 +1,107 @@
+"""The method of arXiv:2404.19289: one view, one forward, a memory bank, two loss terms.
+
+b = batch, n = pictures, c = channels, d = embedding width.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from tinyssl.bank import Candidates, MemoryBank
+from tinyssl.losses import instance_discrimination, self_distillation
+
+
+class Mix(NamedTuple):
+    """What CutMix did: (b,) positions of the partners, (b,) share of the own picture."""
+
+    partner: Tensor
+    weight: Tensor
+
+
+class Method(nn.Module):
+    """Joins encoder, projection head, memory bank and losses."""
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        head: nn.Module,
+        bank: MemoryBank,
+        *,
+        temperature: float,
+        distill_weight: float,
+        distill_temperature: float,
+        bank_rule: str,
+        bank_momentum: float,
+        bank_lr: float,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+        self.bank = bank
+        self.temperature = temperature
+        self.distill_weight = distill_weight
+        self.distill_temperature = distill_temperature
+        self.bank_rule = bank_rule
+        self.bank_momentum = bank_momentum
+        self.bank_lr = bank_lr
+
+    def project(self, pictures: Tensor) -> Tensor:
+        """Pictures (b, c, h, w) in [0, 1] to unit float32 embeddings (b, d)."""
+        return normalize(self.head(self.encoder(pictures)).float(), dim=1)
+
+    def losses(
+        self,
+        z: Tensor,
+        index: Tensor,
+        candidates: Candidates | None = None,
+        mix: Mix | None = None,
+    ) -> dict[str, Tensor]:
+        """The named, weighted loss terms of a batch; their sum is the loss.
+
+        Args:
+            z: (b, d) unit embeddings of one view per picture.
+            index: (b,) distinct numbers of the pictures in the data set.
+            candidates: the rows of the bank to score; all n when None.
+            mix: how the views were mixed by CutMix, if they were.
+
+        Returns:
+            Scalars in nats: `instance`, and `distillation` unless its weight is 0.
+        """
+        rows = None if candidates is None else candidates.rows
+        correction = None if candidates is None else candidates.log_correction
+        target = index if rows is None else torch.arange(len(index), device=index.device)
+        scores = self.bank.scores(z, rows)
+        terms = {
+            "instance": instance_discrimination(
+                scores,
+                target,
+                self.temperature,
+                partner=None if mix is None else mix.partner,
+                weight=None if mix is None else mix.weight,
+                log_correction=correction,
+            )
+        }
+        if self.distill_weight:
+            terms["distillation"] = self.distill_weight * self_distillation(
+                scores, self.distill_temperature, log_correction=correction
+            )
+        return terms
+
+    def update_bank(
+        self,
+        index: Tensor,
+        z: Tensor,
+        candidates: Candidates | None = None,
+        mix: Mix | None = None,
+    ) -> None:
+        """Moves the bank by the features of a step; those of mixed pictures are left out.
+
+        A mixed view shows two pictures at once and would put either one's row in between.
+        """
+        keep = torch.ones_like(z[:, 0]) if mix is None else (mix.weight == 1).to(z.dtype)
+        if self.bank_rule == "ema":
+            self.bank.update_ema(index, z, self.bank_momentum, keep)
+        else:
+            self.bank.update_gradient(index, z, self.bank_lr, self.temperature, keep, candidates)

@@ -1,0 +1,250 @@
+"""One picture file to an array: decoding, channels, bit depth, resizing.
+
+h, w, c = height, width, channels.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from tinyssl.errors import TinysslError
+
+ResizeRule = Literal["crop", "pad", "squash"]
+Array = NDArray[Any]
+
+_GRAY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"}
+_SIXTEEN_BIT_MODES = {"I", "I;16", "I;16B", "I;16L", "I;16N"}
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
+
+
+class Unreadable(TinysslError):
+    """A picture cannot be used; the text is the reason, short."""
+
+
+def decode(source: Path | bytes | Image.Image) -> Array:
+    """Decodes the first frame of a picture, turned upright by its EXIF orientation.
+
+    Transparent parts are shown on white. Gray pictures keep one channel; CMYK and other colour
+    spaces become RGB. Sources of 16 bits a channel keep them.
+
+    Args:
+        source: a file, its bytes, or a Pillow image.
+
+    Returns:
+        (h, w, c) uint8 or uint16, c = 1 or 3; TIFFs of other channel counts keep them, 2 to 4.
+
+    Raises:
+        Unreadable: empty, truncated, corrupt, no picture, too large, or of a kind without a
+            fixed range (32-bit float).
+    """
+    if isinstance(source, Image.Image):
+        return _from_pillow(source)
+    data = source if isinstance(source, bytes) else _read(source)
+    with open_picture(data) as image:
+        if deep_colour(image):
+            return _decode_deep_colour(data, image)
+        return _from_pillow(image)
+
+
+def open_picture(data: bytes) -> Image.Image:
+    """Opens encoded bytes lazily: mode and size are known, pixels are not decoded yet.
+
+    Raises:
+        Unreadable: empty, no picture, or larger than Pillow's limit against bombs.
+    """
+    if not data:
+        raise Unreadable("empty file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return Image.open(io.BytesIO(data))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise Unreadable(f"more than {Image.MAX_IMAGE_PIXELS:,} pixels") from None
+    except UnidentifiedImageError:
+        raise Unreadable(f"not a picture ({_looks_like(data)})") from None
+    except Exception as error:  # Pillow's readers raise nearly anything on broken headers
+        raise Unreadable(f"broken header: {_first(error)}") from None
+
+
+def is_gray(image: Image.Image) -> bool:
+    """Whether an opened picture has one channel by its mode, or a palette of grays only."""
+    if image.mode == "P" and image.palette is not None:
+        palette = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
+        return bool((palette == palette[:, :1]).all())
+    return image.mode in _GRAY_MODES
+
+
+def is_sixteen_bit(image: Image.Image) -> bool:
+    """Whether an opened picture has more than 8 bits a channel."""
+    return image.mode in _SIXTEEN_BIT_MODES or deep_colour(image)
+
+
+def deep_colour(image: Image.Image) -> bool:
+    """Whether a colour picture has 16 bits a channel, which Pillow would squash to 8."""
+    if image.format == "PNG" and image.tile:
+        arguments = image.tile[0][3]
+        raw = arguments if isinstance(arguments, str) else str(arguments[0])
+        return raw.endswith("16B") and image.mode not in _SIXTEEN_BIT_MODES
+    if image.format == "TIFF":
+        bits = image.tag_v2.get(258, (8,))  # type: ignore[attr-defined]
+        return len(bits) > 1 and max(bits) == 16
+    return False
+
+
+def to_channels(picture: Array, channels: int) -> Array:
+    """(h, w, c) to (h, w, channels): gray from RGB by luma, RGB from gray by repetition.
+
+    Raises:
+        Unreadable: any other change, which would have to invent or drop channels.
+    """
+    have = picture.shape[2]
+    if have == channels:
+        return picture
+    if have == 1 and channels == 3:
+        return np.repeat(picture, 3, axis=2)
+    if have == 3 and channels == 1:
+        gray = np.rint(picture.astype(np.float32) @ _LUMA)
+        return gray[..., None].astype(picture.dtype)
+    raise Unreadable(f"{have} channels, data.channels is {channels}")
+
+
+def to_depth(picture: Array, dtype: Any) -> Array:
+    """Between uint8 and uint16, keeping black black and white white (times or by 257)."""
+    if picture.dtype == dtype:
+        return picture
+    if dtype == np.uint16:
+        return picture.astype(np.uint16) * np.uint16(257)
+    return np.rint(picture / 257).astype(np.uint8)
+
+
+def resize(picture: Array, size: int, rule: ResizeRule) -> Array:
+    """(h, w, c) to (size, size, c) of the same dtype; bicubic with antialiasing.
+
+    `crop` brings the short side to size and keeps the centre, `pad` the long side and puts black
+    around, `squash` both.
+    """
+    h, w, c = picture.shape
+    if rule == "squash" or h == w:
+        return _scale(picture, size, size)
+    ratio = size / (min(h, w) if rule == "crop" else max(h, w))
+    if rule == "crop":
+        # Cut before scaling, or a 20,000 x 10 strip would become 256,000 pixels long.
+        keep = min(h, w)
+        top, left = (h - keep) // 2, (w - keep) // 2
+        return _scale(picture[top : top + keep, left : left + keep], size, size)
+    height, width = max(1, round(h * ratio)), max(1, round(w * ratio))
+    padded = np.zeros((size, size, c), picture.dtype)
+    top, left = (size - height) // 2, (size - width) // 2
+    padded[top : top + height, left : left + width] = _scale(picture, height, width)
+    return padded
+
+
+def _scale(picture: Array, height: int, width: int) -> Array:
+    if picture.dtype == np.uint8 and picture.shape[2] in (1, 3):
+        plain = picture[..., 0] if picture.shape[2] == 1 else picture
+        image = Image.fromarray(np.ascontiguousarray(plain))
+        scaled = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+        return scaled.reshape(height, width, picture.shape[2])
+    limit = np.iinfo(picture.dtype).max
+    planes = [
+        np.asarray(
+            Image.fromarray(np.ascontiguousarray(plane, dtype=np.float32)).resize(
+                (width, height), Image.Resampling.BICUBIC
+            )
+        )
+        for plane in np.moveaxis(picture, 2, 0)
+    ]
+    return np.rint(np.stack(planes, axis=2)).clip(0, limit).astype(picture.dtype)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise Unreadable(error.strerror or str(error)) from None
+
+
+def _from_pillow(image: Image.Image) -> Array:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image.load()
+            return _to_array(ImageOps.exif_transpose(image))
+    except Unreadable:
+        raise
+    except Exception as error:  # Pillow's decoders raise nearly anything on broken data
+        raise Unreadable(f"broken data: {_first(error)}") from None
+
+
+def _to_array(image: Image.Image) -> Array:
+    if image.mode == "F":
+        raise Unreadable("32-bit float has no fixed range; convert it to 16-bit")
+    if image.mode in _SIXTEEN_BIT_MODES:
+        return _sixteen_bit(image)
+    gray = is_gray(image)
+    if "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
+        image = _on_white(image)
+    array = np.asarray(image.convert("L" if gray else "RGB"))
+    return array[..., None] if gray else array
+
+
+def _sixteen_bit(image: Image.Image) -> Array:
+    values = np.asarray(image)
+    if values.min() < 0 or values.max() > 65535:
+        raise Unreadable(
+            f"32-bit values from {values.min()} to {values.max()}; 0 to 65,535 is allowed"
+        )
+    return values.astype(np.uint16)[..., None]
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    cut_out = image.convert("RGBA")
+    white = Image.new("RGBA", cut_out.size, "white")
+    return Image.alpha_composite(white, cut_out).convert("RGB")
+
+
+def _decode_deep_colour(data: bytes, image: Image.Image) -> Array:
+    import cv2
+
+    orientation = image.getexif().get(0x0112, 1)
+    array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if array is None or array.dtype != np.uint16:
+        raise Unreadable(f"{image.format} of 16 bits a channel that cannot be decoded")
+    if array.ndim == 3 and array.shape[2] == 4 and image.format == "PNG":
+        alpha = array[..., 3:].astype(np.float64) / 65535
+        array = np.rint(array[..., :3] * alpha + 65535 * (1 - alpha)).astype(np.uint16)
+    array = array[..., None] if array.ndim == 2 else array
+    order = [2, 1, 0, 3][: array.shape[2]] if array.shape[2] >= 3 else list(range(array.shape[2]))
+    return _upright(np.ascontiguousarray(array[..., order]), int(orientation))
+
+
+def _upright(array: Array, orientation: int) -> Array:
+    """Undoes an EXIF orientation (1 to 8, CIPA DC-008, tag 0x0112)."""
+    if orientation in (5, 6, 7, 8):
+        array = array.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        array = array[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        array = array[::-1]
+    return array
+
+
+def _looks_like(data: bytes) -> str:
+    head = data[:200].lstrip().lower()
+    if head.startswith((b"<!doctype html", b"<html")):
+        return "an HTML page"
+    if head.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer"
+    return "unknown format"
+
+
+def _first(error: Exception) -> str:
+    return (str(error) or type(error).__name__).partition("\n")[0]

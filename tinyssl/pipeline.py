@@ -1,0 +1,119 @@
+"""Augmentation that a user writes for albumentations, picture by picture.
+
+b = batch, c = channels, H, W = height and width, s = view size.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tinyssl.errors import UsageError
+
+
+def load_pipeline(spec: Mapping[str, Any] | str | Path) -> Any:
+    """Builds a pipeline from albumentations' own serialised form.
+
+    Args:
+        spec: what `albumentations.to_dict` gives, or a .yaml or .json file that holds it.
+
+    Returns:
+        An `albumentations.Compose` or single transform.
+
+    Raises:
+        UsageError: unreadable, not of that form, or it names anything but albumentations' own
+            serialisable transforms.
+    """
+    values = spec if isinstance(spec, Mapping) else _read(Path(spec))
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network otherwise
+    import albumentations
+    from albumentations.core.serialization import SERIALIZABLE_REGISTRY
+
+    for name in _class_names(values):
+        if name not in SERIALIZABLE_REGISTRY:
+            raise UsageError(
+                f"augment.pipeline names {name!r}; only albumentations' own transforms are allowed"
+            )
+    try:
+        return albumentations.from_dict(dict(values))
+    except Exception as error:  # its validation raises many types
+        reason = " ".join(str(error).split())
+        raise UsageError(
+            f"augment.pipeline is not what albumentations.to_dict writes: {reason}"
+        ) from None
+
+
+def apply_pipeline(
+    pipeline: Any, pictures: NDArray[Any], view_size: int, seeds: Sequence[int]
+) -> Tensor:
+    """Views of pictures, each made with its own seed.
+
+    Args:
+        pipeline: from `load_pipeline`.
+        pictures: (b, H, W, c) uint8; most of albumentations does not take uint16.
+        view_size: s, pixels a side that the pipeline must end at.
+        seeds: b integers; the same seed gives the same view.
+
+    Returns:
+        (b, c, s, s) float32 in [0, 1].
+
+    Raises:
+        UsageError: uint16 pictures, or a result of another size or type than uint8.
+    """
+    if pictures.dtype != np.uint8:
+        raise UsageError(
+            f"augment.pipeline works on 8-bit pictures, these are {pictures.dtype}; "
+            "leave it out to use the built-in augmentation"
+        )
+    views = [
+        _apply_one(pipeline, p, view_size, s) for p, s in zip(pictures, seeds, strict=True)
+    ]
+    return torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).float() / 255
+
+
+def _apply_one(
+    pipeline: Any, picture: NDArray[Any], view_size: int, seed: int
+) -> NDArray[np.uint8]:
+    pipeline.set_random_seed(seed)
+    view = pipeline(image=np.ascontiguousarray(picture))["image"]
+    wanted = (view_size, view_size, picture.shape[2])
+    view = view[..., None] if view.ndim == 2 else view
+    if view.shape != wanted or view.dtype != np.uint8:
+        raise UsageError(
+            f"augment.pipeline gives {view.dtype} pictures of {view.shape}, wanted is uint8 "
+            f"{wanted}; end with RandomResizedCrop(size=({view_size}, {view_size})), without "
+            "Normalize or ToTensorV2"
+        )
+    return np.asarray(view)
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"augment.pipeline: cannot read {path}: {reason}") from None
+    if not isinstance(values, Mapping):
+        raise UsageError(f"augment.pipeline: {path} does not hold what albumentations.to_dict gives")
+    return values
+
+
+def _class_names(values: Any) -> Iterator[str]:
+    if isinstance(values, Mapping):
+        if "__class_fullname__" in values:
+            yield str(values["__class_fullname__"])
+        for value in values.values():
+            yield from _class_names(value)
+    elif isinstance(values, list | tuple):
+        for value in values:
+            yield from _class_names(value)

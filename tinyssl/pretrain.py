@@ -1,0 +1,501 @@
+"""From a recipe and pictures to a run folder."""
+
+from __future__ import annotations
+
+import csv
+import io
+import platform
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tinyssl import __version__, labels
+from tinyssl.augment import PRESETS, Augment
+from tinyssl.bank import MemoryBank
+from tinyssl.budget import epochs_for, negatives_for
+from tinyssl.checkpoint import load_checkpoint, save_checkpoint
+from tinyssl.config import Recipe, load_recipe, read_recipe
+from tinyssl.console import log, progress
+from tinyssl.data import Pictures, load_pictures, scan, write_skipped
+from tinyssl.device import pick_device, use_bf16
+from tinyssl.encoder import Encoder, create_encoder, embed_pictures
+from tinyssl.errors import JobError, UsageError
+from tinyssl.files import write_text
+from tinyssl.heads import projection_head
+from tinyssl.loader import ResidentPictures, generator_for, pipeline_batches
+from tinyssl.method import Method
+from tinyssl.pipeline import apply_pipeline, load_pipeline
+from tinyssl.run_folder import RunFolder
+from tinyssl.schedule import warmup_cosine
+from tinyssl.train import Batches, Hooks, Plan, Progress, fit, parameter_groups, start_bank
+from tinyssl.watch import collapse_warning, watch, watched_rows
+from tinyssl.weights import load_weights, save_encoder
+
+RESULT_COLUMNS = [
+    "epoch", "time", "loss", "instance", "distillation", "lr", "pictures_per_s",
+    "rankme", "bank_rank", "bank_cosine", "knn",
+]  # fmt: skip
+
+
+def pretrain(
+    data: str | Path | Sequence[str | Path] = (),
+    recipe: str | Path = "mobilenetv3-small",
+    out: str | Path | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Path:
+    """Pretrains an encoder on unlabeled pictures and leaves a run folder.
+
+    Args:
+        data: a folder, a picture, a .txt/.csv list, or several of these.
+        recipe: name of a bundled recipe, or a YAML file; ignored with `resume`.
+        out: the run folder; `runs/<recipe name>` when None.
+        overrides: `section.key=value` settings on top of the recipe.
+        resume: go on with the run in `out`; nothing else is needed then.
+        overwrite: replace an earlier run in `out`.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        UsageError: wrong input; nothing was written.
+        JobError: the run cannot go on; says what was kept.
+        Interrupted: SIGINT or SIGTERM; the run was saved and can be resumed.
+    """
+    folder = RunFolder(out if out is not None else Path("runs") / Path(recipe).stem)
+    state = None
+    if resume:
+        state = load_checkpoint(folder.checkpoint)
+        settled = read_recipe(state["recipe"], str(folder.checkpoint))
+        if overrides or data:
+            raise UsageError("--resume goes on with the saved recipe; give no data and no settings")
+    else:
+        settled = _with_sources(load_recipe(recipe, overrides), data)
+        if not overwrite:
+            folder.refuse_if_used()
+    pictures = read_pictures(settled)
+    settled = settle(settled, len(pictures.paths), pictures.array.shape[3])
+    run = Run(settled, pictures, folder, state)
+    if state is None:
+        run.create_folder(overwrite)
+    return run.go()
+
+
+def read_pictures(recipe: Recipe) -> Pictures:
+    """Scans the sources and decodes them into the cache, or finds them there.
+
+    Raises:
+        UsageError: no pictures at the sources, or too few to tell apart.
+        JobError: none of the pictures can be read.
+    """
+    data = recipe.data
+    if not data.sources:
+        raise UsageError("no pictures given; name a folder, a picture or a .txt/.csv list of paths")
+    files = scan(data.sources)
+    with progress("reading", len(files)) as advance:
+        pictures = load_pictures(
+            files,
+            size=data.image_size,
+            rule=data.resize,
+            channels=data.channels,
+            cache_dir=None if data.cache_dir is None else Path(data.cache_dir),
+            workers=recipe.run.workers,
+            progress=advance,
+        )
+    _tell_pictures(pictures)
+    if len(pictures.paths) < 2:
+        raise UsageError(
+            "got 1 readable picture; instance discrimination needs at least 2, and some hundreds "
+            "for a useful encoder"
+        )
+    return pictures
+
+
+def settle(recipe: Recipe, pictures: int, channels: int) -> Recipe:
+    """Replaces every `auto` that depends on the pictures, so that the saved recipe repeats."""
+    epochs = recipe.run.epochs
+    if epochs == "auto":
+        epochs, reason = epochs_for(pictures, recipe.run.views)
+        log.info(f"epochs: {epochs} ({reason})")
+    return recipe.model_copy(
+        update={
+            "data": recipe.data.model_copy(update={"channels": channels}),
+            "run": recipe.run.model_copy(update={"epochs": epochs}),
+        }
+    )
+
+
+def build_encoder(recipe: Recipe, pictures: Pictures) -> Encoder:
+    """The encoder that a recipe starts from, with its input normalization."""
+    section = recipe.encoder
+    channels = pictures.array.shape[3]
+    common: dict[str, Any] = {"channels": channels, "stem": section.stem, "seed": recipe.run.seed}
+    if section.init == "pretrained":
+        return create_encoder(section.name, pretrained=True, **common)
+    if section.init == "random":
+        mean, std = pictures.statistics()
+        return create_encoder(section.name, mean=mean, std=std, **common)
+    encoder = create_encoder(section.name, **common)
+    log.info(load_weights(encoder, section.init))
+    return encoder
+
+
+def augment_from(recipe: Recipe) -> Augment:
+    """The batched augmentation of a recipe."""
+    section = recipe.augment
+    return Augment(
+        section.view_size,
+        crop_scale=(section.crop_scale[0], section.crop_scale[1]),
+        crop_ratio=(section.crop_ratio[0], section.crop_ratio[1]),
+        blur_sigma=(section.blur_sigma[0], section.blur_sigma[1]),
+        **{key: getattr(section, key) for key in PRESETS["natural"]},
+    )
+
+
+class Run:
+    """One pretraining run: its parts, built from a settled recipe, and its files."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        pictures: Pictures,
+        folder: RunFolder,
+        state: dict[str, Any] | None,
+    ) -> None:
+        torch.manual_seed(recipe.run.seed)
+        self.recipe = recipe
+        self.pictures = pictures
+        self.folder = folder
+        self.device = pick_device(recipe.run.device)
+        self.resident = ResidentPictures(pictures.array, self.device)
+        self.batches = self._batches()
+        self.plan = make_plan(recipe, len(pictures.paths), self.device)
+        self.labels = _watch_labels(recipe.run.watch_labels, pictures)
+        encoder = build_encoder(recipe, pictures)
+        self.start = {key: value.clone() for key, value in encoder.state_dict().items()}
+        self.method = build_method(recipe, encoder, len(pictures.paths)).to(self.device)
+        self.optimizer = build_optimizer(recipe, self.method)
+        self.progress = Progress()
+        if state is not None:
+            self._restore(state)
+
+    def create_folder(self, overwrite: bool) -> None:
+        """Writes what is known before training."""
+        if overwrite:
+            self.folder.clear()
+        self.folder.create()
+        write_text(self.folder.recipe, self.recipe.to_yaml())
+        write_skipped(self.folder.skipped, self.pictures.skipped)
+        write_text(self.folder.duplicates, _duplicates_csv(self.pictures))
+
+    def go(self) -> Path:
+        """Trains to the end, or raises after saving; see `pretrain`."""
+        handler = self.folder.log_file()
+        log.addHandler(handler)
+        try:
+            self._go()
+        except JobError as error:
+            log.error(str(error))
+            raise
+        finally:
+            log.removeHandler(handler)
+            handler.close()
+        return self.folder.path
+
+    def _go(self) -> None:
+        plan, done = self.plan, self.progress.step
+        total = plan.steps_per_epoch * plan.epochs
+        if done >= total:
+            log.info(f"{self.folder.path}: all {plan.epochs} epochs are done; nothing to resume")
+            return
+        self._tell_start(done)
+        if done == 0:
+            self._start_bank()
+        size = plan.pictures // plan.steps_per_epoch
+        with progress("training", total * size, "pictures") as advance, _stop_signal() as stop:
+            advance(done * size)
+            hooks = Hooks(
+                log_step=self.folder.log_metrics,
+                log_epoch=self._log_epoch,
+                save=self._save,
+                watch=self._watch,
+                advance=advance,
+                stop_signal=stop,
+            )
+            try:
+                fit(self.method, self.optimizer, self.batches, plan, self.progress, hooks)
+            except JobError as error:
+                raise JobError(f"{error}; {self._last_good()}") from error
+        log.info(f"done: {self.folder.path / 'encoder.safetensors'}")
+
+    def _start_bank(self) -> None:
+        if self.recipe.bank.start == "random":
+            self.method.bank.fill_random(generator_for(self.plan.seed, 0, stream=3))
+            return
+        count, batch = len(self.pictures.paths), self.plan.batch_size
+        order = torch.arange(count).split(batch)
+        if len(order) > 1 and len(order[-1]) < 2:
+            order = (*order[:-2], torch.cat(order[-2:]))
+        raw = self.resident.batches(order)
+        whole = ((index, to_unit(pictures)) for index, pictures in raw)
+        start_bank(self.method, whole, self.plan.frozen_batch_norm)
+
+    def _batches(self) -> Batches:
+        seed = self.recipe.run.seed
+        section = self.recipe.augment
+        if section.pipeline is not None:
+            return self._pipeline_batches()
+        augment = augment_from(self.recipe)
+
+        def batches(order: Tensor, step: int) -> Iterator[tuple[Tensor, Tensor]]:
+            for position, (index, raw) in enumerate(self.resident.batches(order)):
+                generator = generator_for(seed, step + position, stream=1)
+                views = augment(raw, generator)
+                yield index, views.contiguous(memory_format=torch.channels_last)
+
+        return batches
+
+    def _pipeline_batches(self) -> Batches:
+        section, seed = self.recipe.augment, self.recipe.run.seed
+        pipeline = load_pipeline(section.pipeline or {})
+
+        def apply(pictures: NDArray[Any], seeds: list[int]) -> Tensor:
+            return apply_pipeline(pipeline, pictures, section.view_size, seeds)
+
+        def batches(order: Tensor, step: int) -> Iterator[tuple[Tensor, Tensor]]:
+            generator = generator_for(seed, step, stream=1)
+            seeds = torch.randint(2**31, order.shape, generator=generator)
+            made = pipeline_batches(
+                self.pictures.array, order, apply, seeds, self.recipe.run.workers
+            )
+            for index, views in made:
+                views = views.to(self.device).contiguous(memory_format=torch.channels_last)
+                yield index.to(self.device), views
+
+        return batches
+
+    def _watch(self) -> dict[str, float]:
+        rows = watched_rows(len(self.pictures.paths))
+        sample = self.pictures.array[rows]
+        labels = None if self.labels is None else self.labels[rows]
+        values = watch(
+            lambda: embed_pictures(self.method.encoder, sample, device=self.device),
+            self.method.bank.rows[torch.from_numpy(rows).to(self.device)].cpu().numpy(),
+            labels,
+        )
+        warning = collapse_warning(values)
+        if warning:
+            log.warning(warning)
+        return values
+
+    def _log_epoch(self, row: dict[str, Any]) -> None:
+        self.folder.log_epoch(row, RESULT_COLUMNS)
+
+    def _save(self, progress: Progress) -> None:
+        state = {
+            "tinyssl": __version__,
+            "recipe": self.recipe.to_yaml(),
+            "digest": self.pictures.digest,
+            "progress": vars(progress),
+            "method": self.method.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "start": self.start,
+            "rng": torch.get_rng_state(),
+        }
+        save_checkpoint(self.folder.checkpoint, state)
+        save_encoder(
+            self._blended(),
+            self.folder.path,
+            image_size=self.recipe.data.image_size,
+            resize=self.recipe.data.resize,
+            extra={"init": self.recipe.encoder.init, "seed": self.recipe.run.seed},
+        )
+
+    def _blended(self) -> Encoder:
+        """The encoder, or the blend of its start and its end that the recipe asks for."""
+        encoder, share = self.method.encoder, self.recipe.encoder.blend
+        assert isinstance(encoder, Encoder)
+        if share == 1:
+            return encoder
+        blended = create_encoder(encoder.name, channels=encoder.channels, stem=encoder.stem)
+        end = {key: value.cpu() for key, value in encoder.state_dict().items()}
+        mixed = {
+            key: torch.lerp(self.start[key], value, share) if value.is_floating_point() else value
+            for key, value in end.items()
+        }
+        blended.load_state_dict(mixed)
+        return blended
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        if state["digest"] != self.pictures.digest:
+            raise UsageError(
+                f"the pictures at {self.recipe.data.sources} are not those that "
+                f"{self.folder.path} was started with; put them back, or start a new run"
+            )
+        self.method.load_state_dict(state["method"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.start = state["start"]
+        self.progress = Progress(**state["progress"])
+        torch.set_rng_state(state["rng"])
+        epochs = self.progress.step // self.plan.steps_per_epoch
+        self.folder.forget_after(self.progress.step, epochs)
+
+    def _tell_start(self, done: int) -> None:
+        plan, encoder = self.plan, self.method.encoder
+        words = "resuming" if done else "training"
+        scored = "all rows" if plan.negatives is None else f"{plan.negatives:,} sampled rows"
+        log.info(
+            f"{words} {encoder.name} ({_millions(encoder)}) from {self.recipe.encoder.init} on "
+            f"{plan.pictures:,} pictures, {plan.epochs} epochs of {plan.steps_per_epoch} steps, "
+            f"{'bf16' if plan.bf16 else 'fp32'} on {self.device}, bank: {scored}"
+        )
+        log.debug(f"tinyssl {__version__}, torch {torch.__version__}, {platform.platform()}")
+
+    def _last_good(self) -> str:
+        if self.folder.checkpoint.exists():
+            return f"the last good checkpoint is {self.folder.checkpoint}; lower optim.base_lr"
+        return "no checkpoint was written before it; lower optim.base_lr"
+
+
+def make_plan(recipe: Recipe, pictures: int, device: torch.device) -> Plan:
+    """The course of a run, from its settled recipe."""
+    optim, run = recipe.optim, recipe.run
+    assert isinstance(run.epochs, int)
+    batch = min(optim.batch_size, pictures)
+    if batch < optim.batch_size:
+        log.info(f"batch: {batch} (optim.batch_size {optim.batch_size}, but {pictures} pictures)")
+    plan = Plan(
+        pictures=pictures,
+        batch_size=batch,
+        epochs=run.epochs,
+        lrs=np.zeros(0),
+        seed=run.seed,
+        negatives=negatives_for(recipe.bank.negatives, pictures, batch),
+        cutmix=recipe.augment.cutmix,
+        cutmix_alpha=recipe.augment.cutmix_alpha,
+        clip_norm=optim.clip_norm,
+        frozen_batch_norm=recipe.encoder.batch_norm == "frozen",
+        bf16=use_bf16(run.precision, device),
+        log_every=run.log_every,
+        watch_every=run.watch_every,
+        save_every=run.save_every,
+    )
+    steps = plan.steps_per_epoch
+    warmup = min(round(optim.warmup_epochs * steps), steps * run.epochs // 5)
+    peak = optim.base_lr * batch / 256
+    return replace(plan, lrs=warmup_cosine(steps * run.epochs, warmup, peak))
+
+
+def build_method(recipe: Recipe, encoder: Encoder, pictures: int) -> Method:
+    """Encoder, head, bank and losses as a recipe says."""
+    head = recipe.head
+    method = Method(
+        encoder,
+        projection_head(encoder.width, head.hidden, head.width, head.layers),
+        MemoryBank(pictures, head.width),
+        temperature=recipe.loss.temperature,
+        distill_weight=recipe.loss.distill_weight,
+        distill_temperature=recipe.loss.distill_temperature,
+        bank_rule=recipe.bank.rule,
+        bank_momentum=recipe.bank.momentum,
+        bank_lr=recipe.bank.lr,
+    )
+    return method.to(memory_format=torch.channels_last)
+
+
+def build_optimizer(recipe: Recipe, method: Method) -> torch.optim.Optimizer:
+    """SGD or AdamW over encoder and head; norms and biases are not decayed."""
+    section = recipe.optim
+    groups = parameter_groups(method, section.weight_decay)
+    if section.name == "adamw":
+        return torch.optim.AdamW(groups, lr=section.base_lr, betas=(section.momentum, 0.999))
+    return torch.optim.SGD(groups, lr=section.base_lr, momentum=section.momentum)
+
+
+def to_unit(pictures: Tensor) -> Tensor:
+    """(b, h, w, c) integers to (b, c, h, w) floats in [0, 1]."""
+    scale = torch.iinfo(pictures.dtype).max
+    return pictures.permute(0, 3, 1, 2).float() / scale
+
+
+def _with_sources(recipe: Recipe, data: str | Path | Sequence[str | Path]) -> Recipe:
+    given = [data] if isinstance(data, str | Path) else list(data)
+    if not given:
+        return recipe
+    sources = [str(Path(source).absolute()) for source in given]
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"sources": sources})})
+
+
+def _tell_pictures(pictures: Pictures) -> None:
+    n, side, _, channels = pictures.array.shape
+    groups = pictures.duplicates()
+    repeated = sum(len(group) - 1 for group in groups)
+    log.info(
+        f"{n:,} pictures, {side} x {side} x {channels} {pictures.array.dtype} "
+        f"(cache: {pictures.folder})"
+    )
+    if pictures.skipped:
+        path, reason = pictures.skipped[0]
+        log.warning(
+            f"{len(pictures.skipped):,} files skipped, listed in skipped.csv; first: {path}: {reason}"
+        )
+    if repeated:
+        log.warning(f"{repeated:,} pictures are exact copies of others, listed in duplicates.csv")
+
+
+def _duplicates_csv(pictures: Pictures) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["group", "path"])
+    for number, group in enumerate(pictures.duplicates()):
+        writer.writerows((number, pictures.paths[i]) for i in group)
+    return text.getvalue()
+
+
+def _watch_labels(path: str | None, pictures: Pictures) -> NDArray[np.int64] | None:
+    """Class numbers in the order of the pictures; -1 where the file has no label."""
+    if path is None:
+        return None
+    table = labels.from_csv(path)
+    names = {name: number for number, name in enumerate(sorted(set(table.labels)))}
+    by_path = {str(p): names[name] for p, name in zip(table.paths, table.labels, strict=True)}
+    found = np.array([by_path.get(p, -1) for p in pictures.paths])
+    if len(set(found[found >= 0])) < 2:
+        raise UsageError(f"run.watch_labels {path} labels fewer than 2 classes of these pictures")
+    return found
+
+
+@contextmanager
+def _stop_signal() -> Iterator[Callable[[], int | None]]:
+    """Turns the first SIGINT or SIGTERM into a wish to stop; a second one acts at once."""
+    caught: list[int] = []
+
+    def remember(signum: int, frame: FrameType | None) -> None:
+        caught.append(signum)
+        signal.signal(signum, previous[signum])
+        log.info("stopping after this step; again to stop at once")
+
+    try:
+        previous = {s: signal.signal(s, remember) for s in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: signals are somebody else's
+        previous = {}
+    try:
+        yield lambda: caught[0] if caught else None
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
+
+
+def _millions(module: torch.nn.Module) -> str:
+    return f"{sum(p.numel() for p in module.parameters()) / 1e6:.1f} M weights"

@@ -1,0 +1,64 @@
+"""What is watched while a run goes on: label-free scores, and the guard against collapse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyssl.evaluate import knn_loo_score, mean_cosine, rankme
+
+_ROWS = 2000
+_LOW_RANK = 3.0
+_HIGH_COSINE = 0.95
+
+
+def watched_rows(pictures: int) -> NDArray[np.int64]:
+    """At most 2,000 evenly spaced picture numbers: the same ones at every look."""
+    return np.unique(np.linspace(0, pictures - 1, min(pictures, _ROWS)).astype(np.int64))
+
+
+def label_free(features: NDArray[Any], bank: NDArray[Any]) -> dict[str, float]:
+    """Scores that need no labels.
+
+    Args:
+        features: (m, width) features of unaugmented pictures.
+        bank: (m, d) rows of the memory bank.
+
+    Returns:
+        `rankme` of the features; `bank_rank` and `bank_cosine`, effective rank and mean cosine
+        of the embeddings.
+    """
+    return {
+        "rankme": rankme(features),
+        "bank_rank": rankme(bank),
+        "bank_cosine": mean_cosine(bank),
+    }
+
+
+def watch(
+    embed: Callable[[], NDArray[Any]],
+    bank: NDArray[Any],
+    labels: NDArray[np.int64] | None,
+) -> dict[str, float]:
+    """One look: `label_free`, and `knn` (leave-one-out balanced accuracy) if labels are given."""
+    features = embed()
+    values = label_free(features, bank)
+    if labels is not None:
+        known = labels >= 0
+        values["knn"] = knn_loo_score(features[known], labels[known], k=10)
+    return values
+
+
+def collapse_warning(values: dict[str, float]) -> str | None:
+    """Says in words that the embeddings are collapsing, or None while they are not."""
+    rank, cosine = values["bank_rank"], values["bank_cosine"]
+    if rank >= _LOW_RANK and cosine <= _HIGH_COSINE:
+        return None
+    return (
+        f"the embeddings are collapsing: effective rank {rank:.1f}, mean cosine {cosine:.2f} "
+        "(healthy: well above 3, well below 0.95). Lower optim.base_lr, raise optim.batch_size or "
+        "loss.temperature, or lower loss.distill_weight; features of this run may be useless"
+    )

@@ -1,0 +1,227 @@
+"""Encoders in files: taking weights from one, saving an encoder, rebuilding it."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save
+from timm.models import adapt_input_conv
+from torch import Tensor
+
+from tinyssl import __version__
+from tinyssl.encoder import Encoder, create_encoder
+from tinyssl.errors import UsageError
+from tinyssl.files import atomic, write_text
+
+FORMAT = 1
+WEIGHTS, DESCRIPTION = "encoder.safetensors", "encoder.json"
+_PREFIXES = ("module.", "backbone.", "encoder.", "model.")
+_NESTS = ("state_dict", "model", "model_state", "model_state_dict")
+_HEADS = ("classifier.", "fc.", "head.", "head_drop.")
+
+
+def load_weights(encoder: Encoder, path: str | Path) -> str:
+    """Takes weights for the backbone from a file or an earlier run; all fit or none is taken.
+
+    Args:
+        encoder: changed in place. From an earlier run it also takes the normalization.
+        path: safetensors, a torch state dict with timm's names (optionally under a prefix such
+            as `module.`, or nested under `state_dict`), or a run folder. A classifier in the
+            file is left out; a first convolution for other channels is adapted as timm does.
+
+    Returns:
+        One line that says what was loaded.
+
+    Raises:
+        UsageError: the file is missing, damaged, holds more than tensors, or does not fit: then
+            the first keys that differ are named.
+    """
+    source = Path(path) / WEIGHTS if Path(path).is_dir() else Path(path)
+    state = _unwrap(_read(source))
+    mean, std = state.pop("mean", None), state.pop("std", None)
+    wanted = encoder.backbone.state_dict()
+    kept = {k: v for k, v in state.items() if k in wanted or not k.startswith(_HEADS)}
+    _adapt_first_conv(kept, wanted)
+    _refuse_misfit(kept, wanted, f"{path} does not fit {encoder.name}")
+    encoder.backbone.load_state_dict(kept)
+    if mean is not None and std is not None and mean.shape == encoder.mean.shape:
+        encoder.mean.copy_(mean)
+        encoder.std.copy_(std)
+    return f"{len(kept)} tensors for {encoder.name} from {path}"
+
+
+def rename_in_order(
+    state: Mapping[str, Tensor], reference: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Gives tensors the names of a reference that lists the same tensors in the same order.
+
+    For weights of the same architecture from another code base.
+
+    Args:
+        state: tensors under foreign names.
+        reference: a state dict with the names wanted, such as timm's.
+
+    Raises:
+        UsageError: another number of tensors, or the first pair whose shapes differ.
+    """
+    if len(state) != len(reference):
+        raise UsageError(f"{len(state)} tensors given, {len(reference)} wanted: not the same model")
+    for (old, tensor), (new, like) in zip(state.items(), reference.items(), strict=True):
+        if tensor.shape != like.shape:
+            raise UsageError(
+                f"{old} is {tuple(tensor.shape)}, but {new} at the same place is "
+                f"{tuple(like.shape)}: not the same model in the same order"
+            )
+    return dict(zip(reference, state.values(), strict=True))
+
+
+def save_encoder(
+    encoder: Encoder,
+    folder: Path,
+    *,
+    image_size: int,
+    resize: str,
+    extra: Mapping[str, object] | None = None,
+) -> None:
+    """Writes `encoder.safetensors` and `encoder.json`, all that is needed to rebuild it.
+
+    Args:
+        encoder: any device.
+        folder: exists.
+        image_size: pixels a side at inference.
+        resize: rule that makes pictures square.
+        extra: more keys for the JSON.
+
+    Raises:
+        JobError: a file cannot be written.
+    """
+    tensors = {key: value.cpu().contiguous() for key, value in encoder.state_dict().items()}
+    with atomic(folder / WEIGHTS) as file:
+        file.write(save(tensors))
+    description: dict[str, object] = {
+        "format": FORMAT,
+        "tinyssl": __version__,
+        "name": encoder.name,
+        "channels": encoder.channels,
+        "stem": encoder.stem,
+        "width": encoder.width,
+        "image_size": image_size,
+        "resize": resize,
+        "mean": encoder.mean.tolist(),
+        "std": encoder.std.tolist(),
+    }
+    write_text(folder / DESCRIPTION, json.dumps(description | dict(extra or {}), indent=2) + "\n")
+
+
+def load_encoder(folder: str | Path) -> tuple[Encoder, dict[str, Any]]:
+    """Rebuilds a saved encoder from its two files; runs no code from them.
+
+    Returns:
+        The encoder on the CPU in evaluation mode, and the JSON's content.
+
+    Raises:
+        UsageError: no encoder there, damaged, or of another format.
+    """
+    description = read_description(folder)
+    try:
+        encoder = create_encoder(
+            description["name"], channels=description["channels"], stem=description["stem"]
+        )
+    except KeyError as error:
+        raise UsageError(f"{Path(folder) / DESCRIPTION} lacks the key {error}") from None
+    state = _read(Path(folder) / WEIGHTS)
+    _refuse_misfit(state, encoder.state_dict(), f"{folder} does not fit {encoder.name}")
+    encoder.load_state_dict(state)
+    return encoder.eval(), description
+
+
+def read_description(folder: str | Path) -> dict[str, Any]:
+    """The content of `encoder.json`; raises UsageError when there is none that can be read."""
+    path = Path(folder) / DESCRIPTION
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise UsageError(
+            f"no encoder in {folder}; name a run folder, one that holds {DESCRIPTION}"
+        ) from None
+    except ValueError as error:
+        raise UsageError(f"{path} is damaged: {error}") from None
+    found = description.get("format") if isinstance(description, dict) else None
+    if found != FORMAT:
+        raise UsageError(f"{path} has format {found}, this tinyssl reads {FORMAT}")
+    return dict(description)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UsageError(f"no weights at {path}; give a file or a run folder")
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UsageError(
+            f"{path} holds more than tensors and is not opened, since it could run code; "
+            "convert it to safetensors where you trust it"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise UsageError(f"{path} is not a weights file: {str(error).partition(chr(10))[0]}") from (
+            error
+        )
+    except safetensors.SafetensorError as error:
+        raise UsageError(f"{path} is not a safetensors file: {error}") from error
+    if not isinstance(loaded, dict):
+        raise UsageError(f"{path} holds a {type(loaded).__name__}, not a state dict")
+    return dict(loaded)
+
+
+def _unwrap(state: dict[str, Any]) -> dict[str, Tensor]:
+    for nest in _NESTS:
+        if isinstance(state.get(nest), Mapping):
+            state = dict(state[nest])
+    state = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    while True:
+        prefix = next((p for p in _PREFIXES if _mostly(state, p)), None)
+        if prefix is None:
+            return state
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+
+
+def _mostly(state: Mapping[str, Tensor], prefix: str) -> bool:
+    return sum(key.startswith(prefix) for key in state) > len(state) / 2
+
+
+def _adapt_first_conv(state: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    for key in ("conv_stem.weight", "conv1.weight"):
+        if key in state and key in wanted and state[key].shape[1] != wanted[key].shape[1]:
+            if state[key].shape[1] == 3:
+                state[key] = adapt_input_conv(wanted[key].shape[1], state[key])
+
+
+def _refuse_misfit(
+    state: Mapping[str, Any], wanted: Mapping[str, Tensor], beginning: str
+) -> None:
+    missing = [key for key in wanted if key not in state]
+    unexpected = [key for key in state if key not in wanted]
+    differ = [key for key in wanted if key in state and state[key].shape != wanted[key].shape]
+    parts = []
+    if missing:
+        parts.append(f"{len(missing)} keys missing (first: {_some(missing)})")
+    if unexpected:
+        parts.append(f"{len(unexpected)} unexpected (first: {_some(unexpected)})")
+    if differ:
+        key = differ[0]
+        shapes = f"{tuple(state[key].shape)} in the file, {tuple(wanted[key].shape)} in the model"
+        parts.append(f"{len(differ)} shapes differ (first: {key} is {shapes})")
+    if parts:
+        raise UsageError(f"{beginning}: {', '.join(parts)}")
+
+
+def _some(keys: Sequence[str]) -> str:
+    return ", ".join(keys[:3])
