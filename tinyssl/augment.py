@@ -169,8 +169,8 @@ class Augment:
         crop_height = torch.where(found, chosen(tried_height), float(central_height))
         crop_width = torch.where(found, chosen(tried_width), float(central_width))
         room_y, room_x = height - crop_height, width - crop_width
-        top = torch.where(found, (chosen(drawn[2]) * (room_y + 1)).floor(), (room_y / 2).round())
-        left = torch.where(found, (chosen(drawn[3]) * (room_x + 1)).floor(), (room_x / 2).round())
+        top = torch.where(found, (chosen(drawn[2]) * (room_y + 1)).floor(), (room_y / 2).floor())
+        left = torch.where(found, (chosen(drawn[3]) * (room_x + 1)).floor(), (room_x / 2).floor())
         return top.clamp(max=room_y), left.clamp(max=room_x), crop_height, crop_width
 
     def _geometry(self, source: Tensor, p: Parameters) -> Tensor:
@@ -312,8 +312,8 @@ def to_grayscale(pictures: Tensor, flags: Tensor) -> Tensor:
 
 def luma(pictures: Tensor) -> Tensor:
     """(b, 3, h, w) to (b, 1, h, w), ITU-R BT.601."""
-    red, green, blue = pictures.split(1, dim=1)
-    return red * _LUMA[0] + green * _LUMA[1] + blue * _LUMA[2]
+    red, green, blue = pictures.unbind(dim=1)
+    return (red * _LUMA[0] + green * _LUMA[1] + blue * _LUMA[2]).unsqueeze(1)
 
 
 def cutmix(

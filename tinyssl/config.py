@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from tinyssl.augment import PRESETS
 from tinyssl.errors import UsageError
+from tinyssl.recipe_files import recipe_text
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -161,45 +161,18 @@ class Run(_Section):
 class Recipe(_Section):
     """A whole recipe; every section stands alone and has a default."""
 
-    data: Data = Field(default_factory=Data)
-    augment: Augment = Field(default_factory=Augment)
-    encoder: Encoder = Field(default_factory=Encoder)
-    head: Head = Field(default_factory=Head)
-    bank: Bank = Field(default_factory=Bank)
-    loss: Loss = Field(default_factory=Loss)
-    optim: Optim = Field(default_factory=Optim)
-    run: Run = Field(default_factory=Run)
+    data: Data = Data()
+    augment: Augment = Augment()
+    encoder: Encoder = Encoder()
+    head: Head = Head()
+    bank: Bank = Bank()
+    loss: Loss = Loss()
+    optim: Optim = Optim()
+    run: Run = Run()
 
     def to_yaml(self) -> str:
         """The resolved recipe as YAML that `load_recipe` reads back to an equal one."""
-        return yaml.safe_dump(self.model_dump(), sort_keys=False)
-
-
-def recipe_names() -> list[str]:
-    """Names of the bundled recipes, sorted."""
-    entries = files("tinyssl.recipes").iterdir()
-    return sorted(e.name.removesuffix(".yaml") for e in entries if e.name.endswith(".yaml"))
-
-
-def recipe_text(recipe: str | Path) -> str:
-    """The YAML of a bundled recipe (by name) or of a file.
-
-    Raises:
-        UsageError: neither a bundled recipe nor a readable file.
-    """
-    if str(recipe) in recipe_names():
-        return files("tinyssl.recipes").joinpath(f"{recipe}.yaml").read_text(encoding="utf-8")
-    path = Path(recipe)
-    if path.is_dir():
-        path = path / "recipe.yaml"
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        near = _did_you_mean(str(recipe), recipe_names())
-        raise UsageError(
-            f"recipe {str(recipe)!r} is neither a bundled recipe nor a readable YAML file{near}; "
-            f"bundled: {', '.join(recipe_names())}"
-        ) from None
+        return str(yaml.safe_dump(self.model_dump(), sort_keys=False))
 
 
 def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -258,7 +231,7 @@ def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         values = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)), resolve=False)
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise UsageError(f"overrides {list(overrides)}: {' '.join(str(error).split())}") from None
-    return values if isinstance(values, dict) else {}
+    return {str(k): v for k, v in values.items()} if isinstance(values, dict) else {}
 
 
 def _forget_preset(values: dict[str, Any]) -> None:

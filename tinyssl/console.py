@@ -1,7 +1,6 @@
 """What a person sees while work goes on: a bar on a terminal, plain lines elsewhere."""
 
 import logging
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,9 +24,18 @@ log = logging.getLogger("tinyssl")
 _LINE_EVERY = 15.0  # seconds between plain lines when there is no terminal
 
 
-def stderr_console() -> Console:
-    """A console on the standard error of now, so that standard output stays for results."""
-    return Console(file=sys.stderr, highlight=False, soft_wrap=not sys.stderr.isatty())
+_CONSOLE = Console(stderr=True, highlight=False)
+
+
+def say(text: str) -> None:
+    """Prints a line to standard error, above a bar if one is shown."""
+    _CONSOLE.print(text, markup=False, soft_wrap=True)
+
+
+def print_result(result: object) -> None:
+    """Prints a table or a text to standard output, at least 80 columns wide."""
+    console = Console(highlight=False)
+    console.print(result, markup=False, width=max(80, console.width))
 
 
 @contextmanager
@@ -37,7 +45,7 @@ def progress(title: str, total: int, unit: str = "pictures") -> Iterator[Advance
     Yields:
         A function to call with the number of newly finished items.
     """
-    if sys.stderr.isatty():
+    if _CONSOLE.is_terminal:
         with _bar(unit) as bar:
             task = bar.add_task(title, total=total)
             yield lambda count: bar.update(task, advance=count)
@@ -53,7 +61,7 @@ def _bar(unit: str) -> Progress:
         _Rate(unit),
         TimeRemainingColumn(compact=True),
         TextColumn("left"),
-        console=stderr_console(),
+        console=_CONSOLE,
         speed_estimate_period=60,
         expand=True,
     )

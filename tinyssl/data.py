@@ -241,7 +241,9 @@ def _build(
             index = _decode_all(files, size, rule, channels, kind, temporary, pool, progress)
         if not index["paths"]:
             path, reason = index["skipped"][0]
-            raise JobError(f"none of the {len(files)} pictures can be read; first: {path}: {reason}")
+            raise JobError(
+                f"none of the {len(files)} pictures can be read; first: {path}: {reason}"
+            )
         write_skipped(temporary / "skipped.csv", [tuple(row) for row in index["skipped"]])
         write_text(temporary / "index.json", json.dumps(index))
         try:

@@ -48,7 +48,8 @@ class Encoder(nn.Module):
         self.stem = stem
         self.channels = len(mean)
         self.backbone = backbone
-        self.width = int(getattr(backbone, "head_hidden_size", None) or backbone.num_features)
+        width: Any = getattr(backbone, "head_hidden_size", None) or backbone.num_features
+        self.width = int(width)
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
 
@@ -183,7 +184,7 @@ def _first(error: Exception) -> str:
     return (str(error) or type(error).__name__).partition("\n")[0]
 
 
-def _shrink_stem(backbone: nn.Module, timm_name: str, seed: int | None) -> None:
+def _shrink_stem(backbone: Any, timm_name: str, seed: int | None) -> None:
     if isinstance(backbone, timm.models.ResNet) and isinstance(backbone.conv1, nn.Conv2d):
         old = backbone.conv1
         with torch.random.fork_rng(devices=[]):

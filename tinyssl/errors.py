@@ -15,3 +15,15 @@ class UsageError(TinysslError, ValueError):
 
 class JobError(TinysslError, RuntimeError):
     """A job that began and cannot be finished: the text says where, and what was kept."""
+
+
+class Interrupted(TinysslError):
+    """A signal stopped the run after it was saved; the text says how to go on.
+
+    Exit status 128 + the signal's number, as shells have it: 130 for Ctrl-C, 143 for SIGTERM.
+    """
+
+    def __init__(self, text: str, signum: int) -> None:
+        super().__init__(text)
+        self.signum = signum
+        self.exit_status = 128 + signum

@@ -6,14 +6,12 @@ n = pictures, d = feature width, C = classes. Labels are integers 0..C-1.
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, f1_score
 from sklearn.model_selection import StratifiedKFold
@@ -64,9 +62,7 @@ def knn_predict(
         (m,) labels.
     """
     bank = _unit(train)
-    votes = [
-        _vote(chunk @ bank.T, train_labels, k, temperature) for chunk in _chunks(_unit(test))
-    ]
+    votes = [_vote(chunk @ bank.T, train_labels, k, temperature) for chunk in _chunks(_unit(test))]
     return np.concatenate(votes)
 
 
@@ -247,7 +243,8 @@ def evaluate_features(
 
 def _unit(features: Floats) -> NDArray[np.float32]:
     rows = np.asarray(features, dtype=np.float32)
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    lengths: NDArray[np.float32] = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.maximum(lengths, np.float32(1e-12))
 
 
 def _chunks(rows: NDArray[Any]) -> list[NDArray[Any]]:
@@ -260,7 +257,8 @@ def _vote(similarity: Floats, labels: Ints, k: int, temperature: float) -> Ints:
     weights = np.exp((np.take_along_axis(similarity, nearest, 1) - 1) / temperature)
     votes = np.zeros((len(similarity), int(labels.max()) + 1))
     np.add.at(votes, (np.arange(len(votes))[:, None], labels[nearest]), weights)
-    return votes.argmax(axis=1)
+    winners: Ints = votes.argmax(axis=1)
+    return winners
 
 
 def _compact(rows: Floats) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

