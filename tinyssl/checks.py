@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from tinyssl.augment import Augment
 from tinyssl.config import Recipe, load_recipe
@@ -86,7 +88,7 @@ def _write_grid(path: Path, recipe: Recipe, pictures: Pictures, rows: int) -> No
     log.debug(f"wrote {path}")
 
 
-def _views(recipe: Recipe, originals: np.ndarray, turn: int) -> np.ndarray:  # type: ignore[type-arg]
+def _views(recipe: Recipe, originals: NDArray[Any], turn: int) -> NDArray[Any]:
     section = recipe.augment
     if section.pipeline is not None:
         pipeline = load_pipeline(section.pipeline)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -42,7 +42,7 @@ class ResidentPictures:
         self.device = device
         self.resident = self._load() if device.type == "cuda" and self._fits() else None
 
-    def batches(self, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, order: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields (index (b,), pictures (b, h, w, c) of the cache's dtype), both on the device."""
         for index in order:
             yield index.to(self.device), self._gather(index)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from tinyssl.bank import Candidates, MemoryBank
+from tinyssl.encoder import Encoder
 from tinyssl.losses import instance_discrimination, self_distillation
 
 
@@ -25,7 +26,7 @@ class Method(nn.Module):
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: Encoder,
         head: nn.Module,
         bank: MemoryBank,
         *,

@@ -247,9 +247,7 @@ class Run:
             self.method.bank.fill_random(generator_for(self.plan.seed, 0, stream=3))
             return
         count, batch = len(self.pictures.paths), self.plan.batch_size
-        order = torch.arange(count).split(batch)
-        if len(order) > 1 and len(order[-1]) < 2:
-            order = (*order[:-2], torch.cat(order[-2:]))
+        order = torch.tensor_split(torch.arange(count), -(-count // batch))
         raw = self.resident.batches(order)
         whole = ((index, to_unit(pictures)) for index, pictures in raw)
         start_bank(self.method, whole, self.plan.frozen_batch_norm)
@@ -328,7 +326,6 @@ class Run:
     def _blended(self) -> Encoder:
         """The encoder, or the blend of its start and its end that the recipe asks for."""
         encoder, share = self.method.encoder, self.recipe.encoder.blend
-        assert isinstance(encoder, Encoder)
         if share == 1:
             return encoder
         blended = create_encoder(encoder.name, channels=encoder.channels, stem=encoder.stem)
@@ -452,7 +449,7 @@ def _tell_pictures(pictures: Pictures) -> None:
     if pictures.skipped:
         path, reason = pictures.skipped[0]
         log.warning(
-            f"{len(pictures.skipped):,} files skipped, listed in skipped.csv; first: {path}: {reason}"
+            f"{len(pictures.skipped):,} files skipped, see skipped.csv; first: {path}: {reason}"
         )
     if repeated:
         log.warning(f"{repeated:,} pictures are exact copies of others, listed in duplicates.csv")
@@ -491,7 +488,7 @@ def _stop_signal() -> Iterator[Callable[[], int | None]]:
         log.info("stopping after this step; again to stop at once")
 
     try:
-        previous = {s: signal.signal(s, remember) for s in (signal.SIGINT, signal.SIGTERM)}
+        previous = {int(s): signal.signal(s, remember) for s in (signal.SIGINT, signal.SIGTERM)}
     except ValueError:  # not the main thread: signals are somebody else's
         previous = {}
     try:

@@ -199,9 +199,8 @@ def _mostly(state: Mapping[str, Tensor], prefix: str) -> bool:
 
 def _adapt_first_conv(state: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
     for key in ("conv_stem.weight", "conv1.weight"):
-        if key in state and key in wanted and state[key].shape[1] != wanted[key].shape[1]:
-            if state[key].shape[1] == 3:
-                state[key] = adapt_input_conv(wanted[key].shape[1], state[key])
+        if key in state and key in wanted and state[key].shape[1] == 3 != wanted[key].shape[1]:
+            state[key] = adapt_input_conv(wanted[key].shape[1], state[key])
 
 
 def _refuse_misfit(state: Mapping[str, Any], wanted: Mapping[str, Tensor], beginning: str) -> None:
