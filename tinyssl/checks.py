@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from tinyssl.augment import Augment
+from tinyssl.build import augment_from
 from tinyssl.config import Recipe, load_recipe
 from tinyssl.console import log
 from tinyssl.data import Pictures
@@ -19,7 +20,7 @@ from tinyssl.files import atomic
 from tinyssl.grid import picture_grid
 from tinyssl.loader import generator_for
 from tinyssl.pipeline import apply_pipeline, load_pipeline
-from tinyssl.pretrain import augment_from, read_pictures, with_sources
+from tinyssl.sources import read_pictures, with_sources
 
 _VIEWS = 8
 

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import platform
-import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -19,26 +13,30 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tinyssl import __version__, labels
-from tinyssl.augment import PRESETS, Augment
-from tinyssl.bank import MemoryBank
-from tinyssl.budget import epochs_for, negatives_for
+from tinyssl.build import (
+    augment_from,
+    build_encoder,
+    build_method,
+    build_optimizer,
+    make_plan,
+    settle,
+)
 from tinyssl.checkpoint import load_checkpoint, save_checkpoint
 from tinyssl.config import Recipe, load_recipe, read_recipe
 from tinyssl.console import log, progress
-from tinyssl.data import Pictures, load_pictures, scan, write_skipped
-from tinyssl.device import pick_device, use_bf16
-from tinyssl.encoder import Encoder, create_encoder, embed_pictures
+from tinyssl.data import Pictures, write_skipped
+from tinyssl.device import pick_device
+from tinyssl.encoder import Encoder, create_encoder, embed_pictures, resolve_name
 from tinyssl.errors import Interrupted, JobError, TinysslError, UsageError
 from tinyssl.files import write_text
-from tinyssl.heads import projection_head
 from tinyssl.loader import ResidentPictures, generator_for, pipeline_batches
-from tinyssl.method import Method
 from tinyssl.pipeline import apply_pipeline, load_pipeline
 from tinyssl.run_folder import RunFolder
-from tinyssl.schedule import warmup_cosine
-from tinyssl.train import Batches, Hooks, Plan, Progress, fit, parameter_groups, start_bank
+from tinyssl.signals import stop_signal
+from tinyssl.sources import duplicates_csv, read_pictures, with_sources
+from tinyssl.train import Batches, Hooks, Progress, fit, start_bank
 from tinyssl.watch import collapse_warning, watch, watched_rows
-from tinyssl.weights import load_weights, save_encoder
+from tinyssl.weights import save_encoder
 
 RESULT_COLUMNS = [
     "epoch", "time", "loss", "instance", "distillation", "lr", "pictures_per_s",
@@ -84,83 +82,14 @@ def pretrain(
         settled = with_sources(load_recipe(recipe, overrides), data)
         if not overwrite:
             folder.refuse_if_used()
+    resolve_name(settled.encoder.name)
+    pick_device(settled.run.device)
     pictures = read_pictures(settled)
     settled = settle(settled, len(pictures.paths), pictures.array.shape[3])
     run = Run(settled, pictures, folder, state)
     if state is None:
         run.create_folder(overwrite)
     return run.go()
-
-
-def read_pictures(recipe: Recipe) -> Pictures:
-    """Scans the sources and decodes them into the cache, or finds them there.
-
-    Raises:
-        UsageError: no pictures at the sources, or too few to tell apart.
-        JobError: none of the pictures can be read.
-    """
-    data = recipe.data
-    if not data.sources:
-        raise UsageError("no pictures given; name a folder, a picture or a .txt/.csv list of paths")
-    files = scan(data.sources)
-    with progress("reading", len(files)) as advance:
-        pictures = load_pictures(
-            files,
-            size=data.image_size,
-            rule=data.resize,
-            channels=data.channels,
-            cache_dir=None if data.cache_dir is None else Path(data.cache_dir),
-            workers=recipe.run.workers,
-            progress=advance,
-        )
-    _tell_pictures(pictures)
-    if len(pictures.paths) < 2:
-        raise UsageError(
-            "got 1 readable picture; instance discrimination needs at least 2, and some hundreds "
-            "for a useful encoder"
-        )
-    return pictures
-
-
-def settle(recipe: Recipe, pictures: int, channels: int) -> Recipe:
-    """Replaces every `auto` that depends on the pictures, so that the saved recipe repeats."""
-    epochs = recipe.run.epochs
-    if epochs == "auto":
-        epochs, reason = epochs_for(pictures, recipe.run.views)
-        log.info(f"epochs: {epochs} ({reason})")
-    return recipe.model_copy(
-        update={
-            "data": recipe.data.model_copy(update={"channels": channels}),
-            "run": recipe.run.model_copy(update={"epochs": epochs}),
-        }
-    )
-
-
-def build_encoder(recipe: Recipe, pictures: Pictures) -> Encoder:
-    """The encoder that a recipe starts from, with its input normalization."""
-    section = recipe.encoder
-    channels = pictures.array.shape[3]
-    common: dict[str, Any] = {"channels": channels, "stem": section.stem, "seed": recipe.run.seed}
-    if section.init == "pretrained":
-        return create_encoder(section.name, pretrained=True, **common)
-    if section.init == "random":
-        mean, std = pictures.statistics()
-        return create_encoder(section.name, mean=mean, std=std, **common)
-    encoder = create_encoder(section.name, **common)
-    log.info(load_weights(encoder, section.init))
-    return encoder
-
-
-def augment_from(recipe: Recipe) -> Augment:
-    """The batched augmentation of a recipe."""
-    section = recipe.augment
-    return Augment(
-        section.view_size,
-        crop_scale=(section.crop_scale[0], section.crop_scale[1]),
-        crop_ratio=(section.crop_ratio[0], section.crop_ratio[1]),
-        blur_sigma=(section.blur_sigma[0], section.blur_sigma[1]),
-        **{key: getattr(section, key) for key in PRESETS["natural"]},
-    )
 
 
 class Run:
@@ -197,7 +126,7 @@ class Run:
         self.folder.create()
         write_text(self.folder.recipe, self.recipe.to_yaml())
         write_skipped(self.folder.skipped, self.pictures.skipped)
-        write_text(self.folder.duplicates, _duplicates_csv(self.pictures))
+        write_text(self.folder.duplicates, duplicates_csv(self.pictures))
 
     def go(self) -> Path:
         """Trains to the end, or raises after saving; see `pretrain`."""
@@ -223,7 +152,7 @@ class Run:
         if done == 0:
             self._start_bank()
         size = plan.pictures // plan.steps_per_epoch
-        with progress("training", total * size, "pictures") as advance, _stop_signal() as stop:
+        with progress("training", total * size, "pictures") as advance, stop_signal() as stop:
             advance(done * size)
             hooks = Hooks(
                 log_step=self.folder.log_metrics,
@@ -368,100 +297,10 @@ class Run:
         return "no checkpoint was written before it; lower optim.base_lr"
 
 
-def make_plan(recipe: Recipe, pictures: int, device: torch.device) -> Plan:
-    """The course of a run, from its settled recipe."""
-    optim, run = recipe.optim, recipe.run
-    assert isinstance(run.epochs, int)
-    batch = min(optim.batch_size, pictures)
-    if batch < optim.batch_size:
-        log.info(f"batch: {batch} (optim.batch_size {optim.batch_size}, but {pictures} pictures)")
-    plan = Plan(
-        pictures=pictures,
-        batch_size=batch,
-        epochs=run.epochs,
-        lrs=np.zeros(0),
-        seed=run.seed,
-        negatives=negatives_for(recipe.bank.negatives, pictures, batch),
-        cutmix=recipe.augment.cutmix,
-        cutmix_alpha=recipe.augment.cutmix_alpha,
-        clip_norm=optim.clip_norm,
-        frozen_batch_norm=recipe.encoder.batch_norm == "frozen",
-        bf16=use_bf16(run.precision, device),
-        log_every=run.log_every,
-        watch_every=run.watch_every,
-        save_every=run.save_every,
-    )
-    steps = plan.steps_per_epoch
-    warmup = min(round(optim.warmup_epochs * steps), steps * run.epochs // 5)
-    peak = optim.base_lr * batch / 256
-    return replace(plan, lrs=warmup_cosine(steps * run.epochs, warmup, peak))
-
-
-def build_method(recipe: Recipe, encoder: Encoder, pictures: int) -> Method:
-    """Encoder, head, bank and losses as a recipe says."""
-    head = recipe.head
-    method = Method(
-        encoder,
-        projection_head(encoder.width, head.hidden, head.width, head.layers),
-        MemoryBank(pictures, head.width),
-        temperature=recipe.loss.temperature,
-        distill_weight=recipe.loss.distill_weight,
-        distill_temperature=recipe.loss.distill_temperature,
-        bank_rule=recipe.bank.rule,
-        bank_momentum=recipe.bank.momentum,
-        bank_lr=recipe.bank.lr,
-    )
-    return method.to(memory_format=torch.channels_last)
-
-
-def build_optimizer(recipe: Recipe, method: Method) -> torch.optim.Optimizer:
-    """SGD or AdamW over encoder and head; norms and biases are not decayed."""
-    section = recipe.optim
-    groups = parameter_groups(method, section.weight_decay)
-    if section.name == "adamw":
-        return torch.optim.AdamW(groups, lr=section.base_lr, betas=(section.momentum, 0.999))
-    return torch.optim.SGD(groups, lr=section.base_lr, momentum=section.momentum)
-
-
 def to_unit(pictures: Tensor) -> Tensor:
     """(b, h, w, c) integers to (b, c, h, w) floats in [0, 1]."""
     scale = torch.iinfo(pictures.dtype).max
     return pictures.permute(0, 3, 1, 2).float() / scale
-
-
-def with_sources(recipe: Recipe, data: str | Path | Sequence[str | Path]) -> Recipe:
-    """The recipe with its sources replaced by `data`, if any is given, as absolute paths."""
-    given = [data] if isinstance(data, str | Path) else list(data)
-    if not given:
-        return recipe
-    sources = [str(Path(source).absolute()) for source in given]
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"sources": sources})})
-
-
-def _tell_pictures(pictures: Pictures) -> None:
-    n, side, _, channels = pictures.array.shape
-    groups = pictures.duplicates()
-    repeated = sum(len(group) - 1 for group in groups)
-    log.info(
-        f"{n:,} pictures, {side} x {side} x {channels} {pictures.array.dtype} "
-        f"(cache: {pictures.folder})"
-    )
-    if pictures.skipped:
-        path, reason = pictures.skipped[0]
-        log.warning(
-            f"{len(pictures.skipped):,} files skipped, see skipped.csv; first: {path}: {reason}"
-        )
-    if repeated:
-        log.warning(f"{repeated:,} pictures are exact copies of others, listed in duplicates.csv")
-
-
-def _duplicates_csv(pictures: Pictures) -> str:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(["group", "path"])
-    for number, group in enumerate(pictures.duplicates()):
-        writer.writerows((number, pictures.paths[i]) for i in group)
-    return text.getvalue()
 
 
 def _watch_labels(path: str | None, pictures: Pictures) -> NDArray[np.int64] | None:
@@ -475,27 +314,6 @@ def _watch_labels(path: str | None, pictures: Pictures) -> NDArray[np.int64] | N
     if len(set(found[found >= 0])) < 2:
         raise UsageError(f"run.watch_labels {path} labels fewer than 2 classes of these pictures")
     return found
-
-
-@contextmanager
-def _stop_signal() -> Iterator[Callable[[], int | None]]:
-    """Turns the first SIGINT or SIGTERM into a wish to stop; a second one acts at once."""
-    caught: list[int] = []
-
-    def remember(signum: int, frame: FrameType | None) -> None:
-        caught.append(signum)
-        signal.signal(signum, previous[signum])
-        log.info("stopping after this step; again to stop at once")
-
-    try:
-        previous = {int(s): signal.signal(s, remember) for s in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: signals are somebody else's
-        previous = {}
-    try:
-        yield lambda: caught[0] if caught else None
-    finally:
-        for signum, handler in previous.items():
-            signal.signal(signum, handler)
 
 
 def _millions(module: torch.nn.Module) -> str:

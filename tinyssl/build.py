@@ -1,0 +1,119 @@
+"""A recipe's sections to the parts of a run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from tinyssl.augment import PRESETS, Augment
+from tinyssl.bank import MemoryBank
+from tinyssl.budget import epochs_for, negatives_for
+from tinyssl.config import Recipe
+from tinyssl.console import log
+from tinyssl.data import Pictures
+from tinyssl.device import use_bf16
+from tinyssl.encoder import Encoder, create_encoder
+from tinyssl.heads import projection_head
+from tinyssl.method import Method
+from tinyssl.schedule import warmup_cosine
+from tinyssl.train import Plan, parameter_groups
+from tinyssl.weights import load_weights
+
+
+def settle(recipe: Recipe, pictures: int, channels: int) -> Recipe:
+    """Replaces every `auto` that depends on the pictures, so that the saved recipe repeats."""
+    epochs = recipe.run.epochs
+    if epochs == "auto":
+        epochs, reason = epochs_for(pictures, recipe.run.views)
+        log.info(f"epochs: {epochs} ({reason})")
+    return recipe.model_copy(
+        update={
+            "data": recipe.data.model_copy(update={"channels": channels}),
+            "run": recipe.run.model_copy(update={"epochs": epochs}),
+        }
+    )
+
+
+def build_encoder(recipe: Recipe, pictures: Pictures) -> Encoder:
+    """The encoder that a recipe starts from, with its input normalization."""
+    section = recipe.encoder
+    channels = pictures.array.shape[3]
+    common: dict[str, Any] = {"channels": channels, "stem": section.stem, "seed": recipe.run.seed}
+    if section.init == "pretrained":
+        return create_encoder(section.name, pretrained=True, **common)
+    if section.init == "random":
+        mean, std = pictures.statistics()
+        return create_encoder(section.name, mean=mean, std=std, **common)
+    encoder = create_encoder(section.name, **common)
+    log.info(load_weights(encoder, section.init))
+    return encoder
+
+
+def augment_from(recipe: Recipe) -> Augment:
+    """The batched augmentation of a recipe."""
+    section = recipe.augment
+    return Augment(
+        section.view_size,
+        crop_scale=(section.crop_scale[0], section.crop_scale[1]),
+        crop_ratio=(section.crop_ratio[0], section.crop_ratio[1]),
+        blur_sigma=(section.blur_sigma[0], section.blur_sigma[1]),
+        **{key: getattr(section, key) for key in PRESETS["natural"]},
+    )
+
+
+def make_plan(recipe: Recipe, pictures: int, device: torch.device) -> Plan:
+    """The course of a run, from its settled recipe."""
+    optim, run = recipe.optim, recipe.run
+    assert isinstance(run.epochs, int)
+    batch = min(optim.batch_size, pictures)
+    if batch < optim.batch_size:
+        log.info(f"batch: {batch} (optim.batch_size {optim.batch_size}, but {pictures} pictures)")
+    plan = Plan(
+        pictures=pictures,
+        batch_size=batch,
+        epochs=run.epochs,
+        lrs=np.zeros(0),
+        seed=run.seed,
+        negatives=negatives_for(recipe.bank.negatives, pictures, batch),
+        cutmix=recipe.augment.cutmix,
+        cutmix_alpha=recipe.augment.cutmix_alpha,
+        clip_norm=optim.clip_norm,
+        frozen_batch_norm=recipe.encoder.batch_norm == "frozen",
+        bf16=use_bf16(run.precision, device),
+        log_every=run.log_every,
+        watch_every=run.watch_every,
+        save_every=run.save_every,
+    )
+    steps = plan.steps_per_epoch
+    warmup = min(round(optim.warmup_epochs * steps), steps * run.epochs // 5)
+    peak = optim.base_lr * batch / 256
+    return replace(plan, lrs=warmup_cosine(steps * run.epochs, warmup, peak))
+
+
+def build_method(recipe: Recipe, encoder: Encoder, pictures: int) -> Method:
+    """Encoder, head, bank and losses as a recipe says."""
+    head = recipe.head
+    method = Method(
+        encoder,
+        projection_head(encoder.width, head.hidden, head.width, head.layers),
+        MemoryBank(pictures, head.width),
+        temperature=recipe.loss.temperature,
+        distill_weight=recipe.loss.distill_weight,
+        distill_temperature=recipe.loss.distill_temperature,
+        bank_rule=recipe.bank.rule,
+        bank_momentum=recipe.bank.momentum,
+        bank_lr=recipe.bank.lr,
+    )
+    return method.to(memory_format=torch.channels_last)
+
+
+def build_optimizer(recipe: Recipe, method: Method) -> torch.optim.Optimizer:
+    """SGD or AdamW over encoder and head; norms and biases are not decayed."""
+    section = recipe.optim
+    groups = parameter_groups(method, section.weight_decay)
+    if section.name == "adamw":
+        return torch.optim.AdamW(groups, lr=section.base_lr, betas=(section.momentum, 0.999))
+    return torch.optim.SGD(groups, lr=section.base_lr, momentum=section.momentum)

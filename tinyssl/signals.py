@@ -1,0 +1,31 @@
+"""Signals as wishes that a loop can look at."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from tinyssl.console import log
+
+
+@contextmanager
+def stop_signal() -> Iterator[Callable[[], int | None]]:
+    """Turns the first SIGINT or SIGTERM into a wish to stop; a second one acts at once."""
+    caught: list[int] = []
+
+    def remember(signum: int, frame: FrameType | None) -> None:
+        caught.append(signum)
+        signal.signal(signum, previous[signum])
+        log.info("stopping after this step; again to stop at once")
+
+    try:
+        previous = {int(s): signal.signal(s, remember) for s in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: signals are somebody else's
+        previous = {}
+    try:
+        yield lambda: caught[0] if caught else None
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)

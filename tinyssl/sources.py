@@ -1,0 +1,79 @@
+"""The pictures that a recipe names: found, decoded, and told about."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from tinyssl.config import Recipe
+from tinyssl.console import log, progress
+from tinyssl.data import Pictures, load_pictures, scan
+from tinyssl.errors import UsageError
+
+
+def with_sources(recipe: Recipe, data: str | Path | Sequence[str | Path]) -> Recipe:
+    """The recipe with its sources replaced by `data`, if any is given, as absolute paths."""
+    given = [data] if isinstance(data, str | Path) else list(data)
+    if not given:
+        return recipe
+    sources = [str(Path(source).absolute()) for source in given]
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"sources": sources})})
+
+
+def read_pictures(recipe: Recipe) -> Pictures:
+    """Scans the sources and decodes them into the cache, or finds them there.
+
+    Raises:
+        UsageError: no pictures at the sources, or too few to tell apart.
+        JobError: none of the pictures can be read.
+    """
+    data = recipe.data
+    if not data.sources:
+        raise UsageError("no pictures given; name a folder, a picture or a .txt/.csv list of paths")
+    files = scan(data.sources)
+    with progress("reading", len(files)) as advance:
+        pictures = load_pictures(
+            files,
+            size=data.image_size,
+            rule=data.resize,
+            channels=data.channels,
+            cache_dir=None if data.cache_dir is None else Path(data.cache_dir),
+            workers=recipe.run.workers,
+            progress=advance,
+        )
+    _tell_pictures(pictures)
+    if len(pictures.paths) < 2:
+        raise UsageError(
+            "got 1 readable picture; instance discrimination needs at least 2, and some hundreds "
+            "for a useful encoder"
+        )
+    return pictures
+
+
+def duplicates_csv(pictures: Pictures) -> str:
+    """Exact copies as `group,path` rows."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["group", "path"])
+    for number, group in enumerate(pictures.duplicates()):
+        writer.writerows((number, pictures.paths[i]) for i in group)
+    return text.getvalue()
+
+
+def _tell_pictures(pictures: Pictures) -> None:
+    n, side, _, channels = pictures.array.shape
+    groups = pictures.duplicates()
+    repeated = sum(len(group) - 1 for group in groups)
+    log.info(
+        f"{n:,} pictures, {side} x {side} x {channels} {pictures.array.dtype} "
+        f"(cache: {pictures.folder})"
+    )
+    if pictures.skipped:
+        path, reason = pictures.skipped[0]
+        log.warning(
+            f"{len(pictures.skipped):,} files skipped, see skipped.csv; first: {path}: {reason}"
+        )
+    if repeated:
+        log.warning(f"{repeated:,} pictures are exact copies of others, listed in duplicates.csv")
