@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from tinyssl.augment import Augment
 from tinyssl.build import augment_from
 from tinyssl.config import Recipe, load_recipe
-from tinyssl.console import log
 from tinyssl.data import Pictures
 from tinyssl.files import atomic
 from tinyssl.grid import picture_grid
@@ -86,7 +85,6 @@ def _write_grid(path: Path, recipe: Recipe, pictures: Pictures, rows: int) -> No
     picture_grid(originals, views).save(encoded, "PNG")
     with atomic(path) as file:
         file.write(encoded.getvalue())
-    log.debug(f"wrote {path}")
 
 
 def _views(recipe: Recipe, originals: NDArray[Any], turn: int) -> NDArray[Any]:

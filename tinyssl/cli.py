@@ -84,7 +84,6 @@ def _fail(text: str, status: int) -> None:
 
 def _log_to_stderr() -> None:
     logger = logging.getLogger("tinyssl")
-    logger.setLevel(logging.DEBUG)
     if not any(isinstance(handler, _Echo) for handler in logger.handlers):
         logger.addHandler(_Echo(logging.INFO))
 

@@ -22,10 +22,15 @@ def epoch_order(pictures: int, batch_size: int, seed: int, epoch: int) -> Tensor
     Returns:
         (steps, b) picture numbers, b <= batch_size.
     """
-    steps = min(-(-pictures // batch_size), pictures // 2)  # batch norm needs two in a batch
+    steps = steps_in_epoch(pictures, batch_size)
     size = pictures // steps
     order = torch.randperm(pictures, generator=generator_for(seed, epoch, stream=0))
     return order[: steps * size].view(steps, size)
+
+
+def steps_in_epoch(pictures: int, batch_size: int) -> int:
+    """Batches in an epoch; none has fewer than two pictures, which batch norm could not take."""
+    return min(-(-pictures // batch_size), pictures // 2)
 
 
 def generator_for(seed: int, position: int, stream: int) -> torch.Generator:

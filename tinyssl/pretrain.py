@@ -135,7 +135,7 @@ class Run:
         try:
             self._go()
         except TinysslError as error:
-            log.debug(f"ended: {error}")
+            log.info(f"ended: {error}")
             raise
         finally:
             log.removeHandler(handler)
@@ -151,9 +151,11 @@ class Run:
         self._tell_start(done)
         if done == 0:
             self._start_bank()
-        size = plan.pictures // plan.steps_per_epoch
-        with progress("training", total * size, "pictures") as advance, stop_signal() as stop:
-            advance(done * size)
+        with (
+            progress("training", total * plan.step_size, "pictures") as advance,
+            stop_signal() as stop,
+        ):
+            advance(done * plan.step_size)
             hooks = Hooks(
                 log_step=self.folder.log_metrics,
                 log_epoch=self._log_epoch,
@@ -289,7 +291,7 @@ class Run:
             f"{plan.pictures:,} pictures, {plan.epochs} epochs of {plan.steps_per_epoch} steps, "
             f"{'bf16' if plan.bf16 else 'fp32'} on {self.device}, bank: {scored}"
         )
-        log.debug(f"tinyssl {__version__}, torch {torch.__version__}, {platform.platform()}")
+        log.info(f"tinyssl {__version__}, torch {torch.__version__}, {platform.platform()}")
 
     def _last_good(self) -> str:
         if self.folder.checkpoint.exists():

@@ -68,7 +68,7 @@ class RunFolder:
         """Appends one row to `results.csv`; values that were not measured stay empty."""
         new = not self.results.exists()
         with self.results.open("a", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, columns)
+            writer = csv.DictWriter(file, columns, lineterminator="\n")
             if new:
                 writer.writeheader()
             writer.writerow({key: _short(value) for key, value in row.items()})

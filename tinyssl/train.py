@@ -15,7 +15,7 @@ from tinyssl.augment import cutmix
 from tinyssl.console import Advance, log
 from tinyssl.encoder import freeze_batch_norm
 from tinyssl.errors import Interrupted, JobError
-from tinyssl.loader import epoch_order, generator_for
+from tinyssl.loader import epoch_order, generator_for, steps_in_epoch
 from tinyssl.method import Method, Mix
 
 Batches = Callable[[Tensor, int], Iterator[tuple[Tensor, Tensor]]]
@@ -43,7 +43,12 @@ class Plan:
 
     @property
     def steps_per_epoch(self) -> int:
-        return len(epoch_order(self.pictures, self.batch_size, self.seed, 0))
+        return steps_in_epoch(self.pictures, self.batch_size)
+
+    @property
+    def step_size(self) -> int:
+        """Pictures in every step; `batch_size` or a little less."""
+        return self.pictures // self.steps_per_epoch
 
 
 @dataclass
@@ -112,16 +117,17 @@ def fit(
         for index, views in batches(order, progress.step):
             terms = train_step(method, optimizer, index, views, plan, progress.step)
             progress.step += 1
-            _record(progress, terms, len(index), plan, hooks, time.monotonic() - start)
+            _record(progress, terms, plan, hooks, time.monotonic() - start)
             hooks.advance(len(index))
-            signum = hooks.stop_signal()
-            if signum is not None and progress.step < steps * plan.epochs:
+            if hooks.stop_signal() is not None and progress.step % steps:
                 progress.seconds += time.monotonic() - start
                 hooks.save(progress)
-                raise Interrupted(f"stopped after step {progress.step:,}", signum)
+                _stop(progress, hooks)
         progress.seconds += time.monotonic() - start
         offset = 0
-        _end_epoch(epoch + 1, progress, plan, hooks, len(order) * order.shape[1])
+        _end_epoch(epoch + 1, progress, plan, hooks)
+        if hooks.stop_signal() is not None and epoch + 1 < plan.epochs:
+            _stop(progress, hooks)
 
 
 def train_step(
@@ -171,6 +177,12 @@ def train_step(
     return {name: term.detach() for name, term in terms.items()}
 
 
+def _stop(progress: Progress, hooks: Hooks) -> None:
+    signum = hooks.stop_signal()
+    assert signum is not None
+    raise Interrupted(f"stopped after step {progress.step:,}", signum)
+
+
 def _set_train(method: Method, frozen_batch_norm: bool) -> None:
     method.train()
     if frozen_batch_norm:
@@ -180,7 +192,6 @@ def _set_train(method: Method, frozen_batch_norm: bool) -> None:
 def _record(
     progress: Progress,
     terms: dict[str, Tensor],
-    batch: int,
     plan: Plan,
     hooks: Hooks,
     elapsed: float,
@@ -196,7 +207,7 @@ def _record(
         means = {name: float(np.mean([v[name] for v in progress.window])) for name in values}
         lr = float(plan.lrs[progress.step - 1])
         seconds = progress.seconds + elapsed
-        rate = progress.step * batch / max(seconds, 1e-9)
+        rate = progress.step * plan.step_size / max(seconds, 1e-9)
         hooks.log_step(
             {"step": progress.step, "epoch": (progress.step - 1) // plan.steps_per_epoch + 1}
             | means
@@ -205,11 +216,11 @@ def _record(
         progress.window.clear()
 
 
-def _end_epoch(epoch: int, progress: Progress, plan: Plan, hooks: Hooks, seen: int) -> None:
+def _end_epoch(epoch: int, progress: Progress, plan: Plan, hooks: Hooks) -> None:
     row: dict[str, Any] = {"epoch": epoch, "time": progress.seconds}
     row |= {name: total / plan.steps_per_epoch for name, total in progress.epoch_sums.items()}
     row["lr"] = float(plan.lrs[progress.step - 1])
-    row["pictures_per_s"] = seen * epoch / max(progress.seconds, 1e-9)
+    row["pictures_per_s"] = progress.step * plan.step_size / max(progress.seconds, 1e-9)
     progress.epoch_sums.clear()
     last = epoch == plan.epochs
     if last or (plan.watch_every and epoch % plan.watch_every == 0):

@@ -1,0 +1,317 @@
+"""The main job: what a run leaves, and that an interrupted one ends the same."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tinyssl import pretrain as module
+from tinyssl.checkpoint import load_checkpoint
+from tinyssl.errors import Interrupted, JobError, UsageError
+from tinyssl.model import load
+from tinyssl.pretrain import pretrain
+
+Folder = Callable[..., Path]
+
+QUICK = [
+    "data.image_size=32",
+    "augment.view_size=32",
+    "head.hidden=32",
+    "head.width=16",
+    "optim.batch_size=6",
+    "run.epochs=3",
+    "run.log_every=2",
+    "run.watch_every=1",
+]
+TIMES = {"time", "pictures_per_s"}
+
+
+def last_wins(settings: list[str]) -> list[str]:
+    return [f"{k}={v}" for k, v in dict(s.split("=", 1) for s in settings).items()]
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
+
+
+def results(run: Path) -> list[dict[str, str]]:
+    with (run / "results.csv").open() as file:
+        return [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    state = load_checkpoint(run / "checkpoints" / "last.pt")["method"]
+    assert isinstance(state, dict)
+    return state
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert metrics(one) == metrics(other)
+    assert results(one) == results(other)
+    assert (one / "encoder.safetensors").read_bytes() == (
+        other / "encoder.safetensors"
+    ).read_bytes()
+
+
+def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sends this process SIGTERM in the middle of the given step, counted from here."""
+    original = module.fit
+
+    def fit(*arguments: Any) -> None:
+        hooks = arguments[5]
+        advance, done = hooks.advance, [0]
+
+        def counted(pictures: int) -> None:
+            advance(pictures)
+            done[0] += 1
+            if done[0] == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        hooks.advance = counted
+        original(*arguments)
+
+    monkeypatch.setattr(module, "fit", fit)
+
+
+def test_run_folder_holds_what_it_promises(picture_folder: Folder, tmp_path: Path) -> None:
+    data = picture_folder()
+    (data / "broken.jpg").write_bytes(b"not a picture")
+    (data / "copy.png").write_bytes((data / "dark" / "000.png").read_bytes())
+    run = pretrain(data, out=tmp_path / "run", overrides=QUICK)
+    names = {p.name for p in run.iterdir()}
+    assert names >= {
+        "recipe.yaml", "metrics.jsonl", "results.csv", "train.log", "checkpoints",
+        "encoder.safetensors", "encoder.json", "skipped.csv", "duplicates.csv",
+    }  # fmt: skip
+    assert (run / "results.csv").read_text().startswith("epoch,time")
+    assert len(results(run)) == 3
+    assert "broken.jpg" in (run / "skipped.csv").read_text()
+    assert "copy.png" in (run / "duplicates.csv").read_text()
+    assert not list(run.rglob("*.tmp"))
+    log = (run / "train.log").read_text()
+    assert "training mobilenetv3_small_100" in log
+    features = load(run).embed([data / "dark" / "001.png", data / "bright" / "001.png"])
+    assert features.shape == (2, 1024)
+    assert np.isfinite(features).all()
+
+
+def test_saved_recipe_repeats_the_run(picture_folder: Folder, tmp_path: Path) -> None:
+    first = pretrain(picture_folder(), out=tmp_path / "first", overrides=QUICK)
+    again = pretrain(recipe=first / "recipe.yaml", out=tmp_path / "again")
+    assert_same_run(first, again)
+
+
+def test_seed_changes_the_run(picture_folder: Folder, tmp_path: Path) -> None:
+    data = picture_folder()
+    first = pretrain(data, out=tmp_path / "first", overrides=QUICK)
+    other = pretrain(data, out=tmp_path / "other", overrides=[*QUICK, "run.seed=1"])
+    assert metrics(first) != metrics(other)
+
+
+@pytest.mark.parametrize("step", [1, 3, 4, 8])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [],
+        ["augment.cutmix=0.5", "bank.rule=gradient", "loss.distill_weight=5"],
+        ["bank.negatives=5", "encoder.batch_norm=frozen", "encoder.blend=0.5", "optim.name=adamw"],
+    ],
+    ids=["plain", "cutmix-gradient", "sampled-frozen-blend"],
+)
+def test_resumed_run_equals_uninterrupted(
+    step: int,
+    settings: list[str],
+    picture_folder: Folder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = picture_folder()
+    whole = pretrain(data, out=tmp_path / "whole", overrides=[*QUICK, *settings])
+    with monkeypatch.context() as patch:
+        stop_at(step, patch)
+        with pytest.raises(Interrupted, match="tinyssl pretrain --resume --out") as stopped:
+            pretrain(data, out=tmp_path / "cut", overrides=[*QUICK, *settings])
+    assert stopped.value.exit_status == 143
+    cut = pretrain(out=tmp_path / "cut", resume=True)
+    assert_same_run(whole, cut)
+
+
+def test_resume_after_a_crash_between_checkpoints(
+    picture_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lines written after the last checkpoint are dropped and written again, the same."""
+    data = picture_folder()
+    settings = [*QUICK, "run.save_every=2"]
+    whole = pretrain(data, out=tmp_path / "whole", overrides=settings)
+    checkpoints: dict[int, bytes] = {}
+    original = module.Run._save
+
+    def save(self: module.Run, progress: Any) -> None:
+        original(self, progress)
+        checkpoints[progress.step] = self.folder.checkpoint.read_bytes()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.Run, "_save", save)
+        cut = pretrain(data, out=tmp_path / "cut", overrides=settings)
+    (cut / "checkpoints" / "last.pt").write_bytes(checkpoints[min(checkpoints)])
+    with (cut / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "half a li')
+    assert_same_run(whole, pretrain(out=cut, resume=True))
+
+
+def test_resume_refuses_other_pictures(picture_folder: Folder, tmp_path: Path) -> None:
+    data = picture_folder()
+    run = pretrain(data, out=tmp_path / "run", overrides=QUICK)
+    (data / "dark" / "000.png").unlink()
+    with pytest.raises(UsageError, match="are not those that"):
+        pretrain(out=run, resume=True)
+
+
+def test_resume_of_a_finished_run_changes_nothing(picture_folder: Folder, tmp_path: Path) -> None:
+    run = pretrain(picture_folder(), out=tmp_path / "run", overrides=QUICK)
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name != "train.log"}
+    pretrain(out=run, resume=True)
+    assert before == {p: p.read_bytes() for p in before}
+
+
+def test_checkpoint_of_another_version(picture_folder: Folder, tmp_path: Path) -> None:
+    run = pretrain(picture_folder(), out=tmp_path / "run", overrides=QUICK)
+    state = load_checkpoint(run / "checkpoints" / "last.pt")
+    torch.save(state | {"format": 99}, run / "checkpoints" / "last.pt")
+    with pytest.raises(UsageError, match="format 99, this tinyssl reads 1"):
+        pretrain(out=run, resume=True)
+
+
+def test_non_finite_loss_names_step_and_checkpoint(
+    picture_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = module.augment_from
+
+    def poisoned(recipe: Any) -> Any:
+        augment, calls = original(recipe), [0]
+
+        def views(pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+            calls[0] += 1
+            made = augment(pictures, generator)
+            return made * float("nan") if calls[0] == 5 else made
+
+        return views
+
+    monkeypatch.setattr(module, "augment_from", poisoned)
+    with pytest.raises(JobError, match=r"nan at step 5; the last good checkpoint is .*last\.pt"):
+        pretrain(picture_folder(), out=tmp_path / "run", overrides=QUICK)
+    state = weights(tmp_path / "run")
+    assert all(torch.isfinite(v).all() for v in state.values() if v.is_floating_point())
+
+
+def test_one_picture_is_refused(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "one.png")
+    with pytest.raises(UsageError, match="at least 2"):
+        pretrain(tmp_path / "one.png", out=tmp_path / "run", overrides=QUICK)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_very_few_pictures_and_a_larger_batch(count: int, tmp_path: Path) -> None:
+    data = tmp_path / "few"
+    data.mkdir()
+    for number in range(count):
+        Image.new("L", (40, 40), 50 * number).save(data / f"{number}.png")
+    settings = last_wins([*QUICK, "optim.batch_size=128"])
+    run = pretrain(data, out=tmp_path / "run", overrides=settings)
+    assert json.loads((run / "encoder.json").read_text())["channels"] == 1
+
+
+def test_collapse_is_told_in_words(
+    tmp_path: Path, picture_folder: Folder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Distillation alone has a trivial solution: every picture the same."""
+    settings = [*QUICK, "loss.distill_weight=3000", "run.epochs=20", "optim.base_lr=0.05"]
+    pretrain(picture_folder(), out=tmp_path / "run", overrides=last_wins(settings))
+    assert "collapsing" in caplog.text
+
+
+def test_watched_labels_give_a_knn_curve(picture_folder: Folder, tmp_path: Path) -> None:
+    data = picture_folder()
+    rows = [f"{p},{p.parent.name}" for p in sorted(data.rglob("*.png"))]
+    (tmp_path / "labels.csv").write_text("path,label\n" + "\n".join(rows))
+    settings = [*QUICK, f"run.watch_labels={tmp_path / 'labels.csv'}"]
+    run = pretrain(data, out=tmp_path / "run", overrides=settings)
+    assert all(0 <= float(row["knn"]) <= 1 for row in results(run))
+
+
+def test_overwrite_leaves_strangers_alone(picture_folder: Folder, tmp_path: Path) -> None:
+    data = picture_folder()
+    run = pretrain(data, out=tmp_path / "run", overrides=QUICK)
+    (run / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="not empty"):
+        pretrain(data, out=run, overrides=QUICK)
+    pretrain(data, out=run, overrides=QUICK, overwrite=True)
+    assert (run / "notes.txt").read_text() == "mine"
+    assert len(results(run)) == 3
+
+
+def test_start_from_an_earlier_run(picture_folder: Folder, tmp_path: Path) -> None:
+    data = picture_folder()
+    first = pretrain(data, out=tmp_path / "first", overrides=QUICK)
+    settings = [*QUICK, f"encoder.init={first}", "optim.base_lr=1e-9", "encoder.batch_norm=frozen"]
+    second = pretrain(data, out=tmp_path / "second", overrides=settings)
+    pictures = sorted(data.rglob("*.png"))
+    np.testing.assert_allclose(
+        load(first).embed(pictures), load(second).embed(pictures), rtol=1e-3, atol=1e-4
+    )
+
+
+def test_albumentations_pipeline_in_workers(picture_folder: Folder, tmp_path: Path) -> None:
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    import albumentations
+
+    crop = albumentations.RandomResizedCrop(size=(32, 32), scale=(0.3, 1.0))
+    pipeline = albumentations.Compose([crop, albumentations.HorizontalFlip(p=0.5)])
+    albumentations.save(pipeline, tmp_path / "pipeline.json", data_format="json")
+    data = picture_folder()
+    settings = [*QUICK, f"augment.pipeline={tmp_path / 'pipeline.json'}"]
+    alone = pretrain(data, out=tmp_path / "alone", overrides=[*settings, "run.workers=0"])
+    helped = pretrain(data, out=tmp_path / "helped", overrides=[*settings, "run.workers=2"])
+    assert metrics(alone) == metrics(helped)
+
+
+@pytest.mark.parametrize(
+    ("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl-c", "term"]
+)
+def test_signals_end_the_command_politely(
+    signum: int, status: int, picture_folder: Folder, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    settings = [s for s in QUICK if "epochs" not in s]
+    command = [sys.executable, "-m", "tinyssl", "pretrain", str(picture_folder()), "--out"]
+    process = subprocess.Popen(
+        [*command, str(out), "--epochs", "2000", *settings],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for _ in range(600):
+        if (out / "metrics.jsonl").exists():
+            break
+        time.sleep(0.1)
+    process.send_signal(signum)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert f"tinyssl pretrain --resume --out {out}" in told
+    assert "Traceback" not in told
+    assert load_checkpoint(out / "checkpoints" / "last.pt")["progress"]["step"] > 0
