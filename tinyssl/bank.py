@@ -45,8 +45,8 @@ class MemoryBank(nn.Module):
     def candidates(self, index: Tensor, sampled: int, generator: torch.Generator) -> Candidates:
         """Draws the rows to score: the batch's own and `sampled` others, none of them twice.
 
-        One row is drawn from each of `sampled` equal strata of the rows outside the batch, which
-        needs no sort of n numbers and no rejection.
+        One row is drawn from each of `sampled` strata of the rows outside the batch, on a circle
+        turned at random so that all rows are equally likely: no sort of n numbers, no rejection.
 
         Args:
             index: (b,) distinct row numbers of the batch.
@@ -54,9 +54,11 @@ class MemoryBank(nn.Module):
             generator: where the draw comes from.
         """
         others = len(self.rows) - len(index)
-        draw = torch.rand(sampled, generator=generator, device=generator.device, dtype=torch.double)
-        strata = torch.arange(sampled, device=draw.device)
-        rank = ((strata + draw) * (others / sampled)).long().clamp(max=others - 1).to(index.device)
+        device = generator.device
+        draw = torch.rand(sampled + 1, generator=generator, device=device, dtype=torch.double)
+        bounds = torch.arange(sampled + 1, device=device) * others // sampled
+        within = (draw[:-1] * bounds.diff()).long()
+        rank = ((bounds[:-1] + within + (draw[-1] * others).long()) % others).to(index.device)
         ordered = index.sort().values
         gaps = ordered - torch.arange(len(index), device=index.device)
         negatives = rank + torch.searchsorted(gaps, rank, right=True)

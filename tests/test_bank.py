@@ -1,0 +1,141 @@
+"""The bank's updates against loops and autograd, its sample of negatives against counting."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from tinyssl.bank import Candidates, MemoryBank
+from tinyssl.losses import instance_discrimination
+
+N, D, TAU = 12, 4, 0.3
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def bank() -> MemoryBank:
+    made = MemoryBank(N, D).double()
+    made.fill_random(generator())
+    return made
+
+
+def batch(size: int = 5) -> tuple[Tensor, Tensor]:
+    index = torch.randperm(N, generator=generator(1))[:size]
+    z = torch.randn(size, D, generator=generator(2), dtype=torch.double)
+    return index, normalize(z, dim=1)
+
+
+def test_fill_random_gives_unit_rows() -> None:
+    torch.testing.assert_close(bank().rows.norm(dim=1), torch.ones(N, dtype=torch.double))
+
+
+def test_scores_are_cosines_with_all_or_some_rows() -> None:
+    made, (_, z) = bank(), batch()
+    naive = torch.tensor([[float(a @ b) for b in made.rows] for a in z], dtype=torch.double)
+    torch.testing.assert_close(made.scores(z), naive)
+    torch.testing.assert_close(made.scores(z, torch.tensor([7, 2])), naive[:, [7, 2]])
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
+def test_ema_against_a_loop(momentum: float) -> None:
+    made, (index, z) = bank(), batch()
+    keep = torch.tensor([1, 1, 0, 1, 0], dtype=torch.double)
+    expected = made.rows.clone()
+    for i, row in enumerate(index.tolist()):
+        if keep[i]:
+            moved = momentum * expected[row] + (1 - momentum) * z[i]
+            expected[row] = moved / moved.norm()
+    made.update_ema(index, z, momentum, keep)
+    torch.testing.assert_close(made.rows, expected)
+
+
+def test_ema_with_momentum_one_moves_nothing() -> None:
+    made, (index, z) = bank(), batch()
+    before = made.rows.clone()
+    made.update_ema(index, z, 1.0, torch.ones(5, dtype=torch.double))
+    torch.testing.assert_close(made.rows, before)
+
+
+@pytest.mark.parametrize("sampled", [None, 3])
+def test_gradient_rule_is_a_step_of_autograd(sampled: int | None) -> None:
+    made, (index, z) = bank(), batch()
+    keep = torch.tensor([1, 0, 1, 1, 1], dtype=torch.double)
+    candidates = None if sampled is None else made.candidates(index, sampled, generator(3))
+    rows = made.rows.clone().requires_grad_()
+    if candidates is None:
+        logits, target, correction = z @ rows.T, index, None
+    else:
+        logits, target = z @ rows[candidates.rows].T, torch.arange(5)
+        correction = candidates.log_correction
+    total = torch.zeros((), dtype=torch.double)
+    for i in range(5):
+        one = instance_discrimination(
+            logits[i : i + 1], target[i : i + 1], TAU, log_correction=correction
+        )
+        total = total + keep[i] * one
+    (gradient,) = torch.autograd.grad(total, rows)
+    expected = normalize(rows.detach() - 0.1 * gradient, dim=1)
+    made.update_gradient(index, z, 0.1, TAU, keep, candidates)
+    torch.testing.assert_close(made.rows, expected)
+
+
+def test_gradient_rule_pulls_the_own_row_and_pushes_the_others() -> None:
+    made, (index, z) = bank(), batch(1)
+    before = made.scores(z)[0]
+    made.update_gradient(index, z, 0.05, TAU, torch.ones(1, dtype=torch.double))
+    change = made.scores(z)[0] - before
+    assert change[index[0]] > 0
+    assert (change[torch.arange(N) != index[0]] < 0).all()
+
+
+@pytest.mark.parametrize("sampled", [1, 4, 6, 7])
+def test_candidates_are_distinct_and_begin_with_the_batch(sampled: int) -> None:
+    made, (index, _) = bank(), batch()
+    for seed in range(50):
+        rows, correction = made.candidates(index, sampled, generator(seed))
+        assert rows[:5].tolist() == index.tolist()
+        assert len(set(rows.tolist())) == 5 + sampled
+        assert 0 <= int(rows.min()) <= int(rows.max()) < N
+        assert correction[:5].eq(0).all()
+        assert correction[5:].tolist() == pytest.approx([math.log(7 / sampled)] * sampled)
+
+
+def test_every_other_row_is_drawn_equally_often() -> None:
+    made, (index, _) = bank(), batch()
+    draws = 4000
+    rows = [made.candidates(index, 3, generator(s)).rows[5:] for s in range(draws)]
+    counts = torch.bincount(torch.cat(rows), minlength=N)
+    assert counts[index].eq(0).all()
+    others = counts[[i for i in range(N) if i not in index.tolist()]].double() / draws
+    assert others.tolist() == pytest.approx([3 / 7] * 7, abs=0.04)
+
+
+def test_correction_makes_the_denominator_unbiased() -> None:
+    made, (index, z) = bank(), batch()
+    full = (made.scores(z) / TAU).exp().sum(1)
+    draws = []
+    for seed in range(4000):
+        rows, correction = made.candidates(index, 2, generator(seed))
+        draws.append((made.scores(z, rows) / TAU + correction).exp().sum(1))
+    torch.testing.assert_close(torch.stack(draws).mean(0), full, rtol=0.03, atol=0)
+
+
+def test_sampling_every_row_gives_the_full_loss() -> None:
+    made, (index, z) = bank(), batch()
+    rows, correction = made.candidates(index, N - 5, generator())
+    assert sorted(rows.tolist()) == list(range(N))
+    sampled = instance_discrimination(
+        made.scores(z, rows), torch.arange(5), TAU, log_correction=correction
+    )
+    torch.testing.assert_close(sampled, instance_discrimination(made.scores(z), index, TAU))
+
+
+def test_rows_travel_in_the_state_dict() -> None:
+    made, other = bank(), MemoryBank(N, D).double()
+    other.load_state_dict(made.state_dict())
+    assert torch.equal(made.rows, other.rows)
+    assert isinstance(made.candidates(torch.tensor([0]), 2, generator()), Candidates)
