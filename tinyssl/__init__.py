@@ -1,3 +1,41 @@
-"""tinyssl: pretrain a small image encoder on your own pictures, judge it, ship it."""
+"""tinyssl: pretrain a small image encoder on your own pictures, judge it, ship it.
+
+Importing this loads no torch; each name below loads what it needs when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from tinyssl.errors import JobError, TinysslError, UsageError
+
+if TYPE_CHECKING:
+    from tinyssl.evaluation import evaluate
+    from tinyssl.model import load
+    from tinyssl.pretraining import pretrain
+    from tinyssl.transformer import EmbeddingTransformer
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "EmbeddingTransformer",
+    "JobError",
+    "TinysslError",
+    "UsageError",
+    "__version__",
+    "evaluate",
+    "load",
+    "pretrain",
+]
+
+_HOMES = {
+    "EmbeddingTransformer": "transformer",
+    "evaluate": "evaluation",
+    "load": "model",
+    "pretrain": "pretraining",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tinyssl' has no attribute {name!r}")
+    return getattr(import_module(f"tinyssl.{_HOMES[name]}"), name)

@@ -153,7 +153,7 @@ def pretrain(
     tinyssl pretrain cells/ augment.preset=industrial loss.temperature=0.1
     tinyssl pretrain --resume --out runs/mine
     """
-    from tinyssl.pretrain import pretrain as run
+    from tinyssl.pretraining import pretrain as run
 
     data, overrides = _split_arguments(arguments)
     settings = [*overrides, *_shortcuts(options)]
@@ -183,8 +183,8 @@ def evaluate(run: str, **options: Any) -> None:
     tinyssl eval runs/mine --labels labels.csv --baseline runs/other
     """
     from tinyssl.console import print_result
-    from tinyssl.judge import evaluate as judge
-    from tinyssl.judge import table
+    from tinyssl.evaluation import evaluate as judge
+    from tinyssl.evaluation import table
 
     print_result(table(judge(run, **options)))
 

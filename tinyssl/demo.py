@@ -11,8 +11,8 @@ from tinyssl import labels
 from tinyssl.console import log, print_result
 from tinyssl.errors import UsageError
 from tinyssl.files import atomic
-from tinyssl.judge import evaluate, table
-from tinyssl.pretrain import pretrain
+from tinyssl.evaluation import evaluate, table
+from tinyssl.pretraining import pretrain
 
 SPLIT_SEED = 0
 _NEXT = """

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyssl.evaluate import knn_loo_score, mean_cosine, rankme
+from tinyssl.scoring import knn_loo_score, mean_cosine, rankme
 
 _ROWS = 2000
 _LOW_RANK = 3.0

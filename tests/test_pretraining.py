@@ -16,11 +16,11 @@ import pytest
 import torch
 from PIL import Image
 
-from tinyssl import pretrain as module
+from tinyssl import pretraining as module
 from tinyssl.checkpoint import load_checkpoint
 from tinyssl.errors import Interrupted, JobError, UsageError
 from tinyssl.model import load
-from tinyssl.pretrain import pretrain
+from tinyssl.pretraining import pretrain
 
 Folder = Callable[..., Path]
 

@@ -1,0 +1,101 @@
+"""Which module may import which, and what importing costs."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tinyssl
+
+ROOT = Path(tinyssl.__file__).parent
+MODULES = sorted(p.stem for p in ROOT.glob("*.py") if p.stem != "__init__")
+
+GROUND = {"errors", "files"}
+LEAVES = {
+    "augment", "bank", "budget", "checkpoint", "device", "encoder", "heads",
+    "labels", "losses", "loader", "picture", "pipeline", "recipe_files", "run_folder", "schedule", "scoring",
+}  # fmt: skip
+# One room that is two files: what belongs together and grew too long for one.
+PAIRS = {"data": {"picture"}, "grid": {"picture"}, "weights": {"encoder"}, "watch": {"scoring"}}
+
+
+def imported(module: str) -> set[str]:
+    """Modules of tinyssl that a module imports, at its top or in a function."""
+    tree = ast.parse((ROOT / f"{module}.py").read_text(encoding="utf-8"))
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module == "tinyssl":
+            found |= {alias.name for alias in node.names} & set(MODULES)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tinyssl."):
+            found.add(str(node.module).split(".")[1])
+        elif isinstance(node, ast.Import):
+            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("tinyssl.")}
+    return found
+
+
+def test_the_lists_name_real_modules() -> None:
+    assert set(MODULES) >= GROUND | LEAVES | set(PAIRS)
+
+
+@pytest.mark.parametrize("leaf", sorted(LEAVES | GROUND))
+def test_leaves_import_no_room_of_ours(leaf: str) -> None:
+    assert imported(leaf) <= GROUND
+
+
+@pytest.mark.parametrize("module", sorted(PAIRS))
+def test_pairs_import_their_partner_only(module: str) -> None:
+    assert imported(module) <= GROUND | PAIRS[module]
+
+
+def test_no_circle() -> None:
+    graph = {module: imported(module) for module in MODULES}
+    while graph:
+        free = [m for m, needs in graph.items() if not needs & set(graph)]
+        assert free, f"these import each other in a circle: {sorted(graph)}"
+        for module in free:
+            del graph[module]
+
+
+def test_modules_below_take_no_recipe() -> None:
+    allowed = {"build", "checks", "config", "pretraining", "sources"}
+    assert {m for m in MODULES if "config" in imported(m)} <= allowed
+
+
+@pytest.mark.parametrize("code", ["import tinyssl", "import tinyssl.cli", "import tinyssl.labels"])
+def test_light_imports_stay_light(code: str) -> None:
+    check = f"{code}; import sys; print([m for m in ('torch', 'timm', 'sklearn') if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["pretrain", "--help"], ["recipes"]])
+def test_help_does_not_load_torch(arguments: list[str]) -> None:
+    code = (
+        "import sys; from tinyssl.cli import main\n"
+        f"try: main({arguments})\n"
+        "finally: assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+def test_public_names_are_these() -> None:
+    assert tinyssl.__all__ == [
+        "EmbeddingTransformer", "JobError", "TinysslError", "UsageError",
+        "__version__", "evaluate", "load", "pretrain",
+    ]  # fmt: skip
+    assert all(getattr(tinyssl, name) is not None for name in tinyssl.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = tinyssl.nothing
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_public_functions_are_documented(module: str) -> None:
+    tree = ast.parse((ROOT / f"{module}.py").read_text(encoding="utf-8"))
+    assert ast.get_docstring(tree), f"{module} says nothing about itself"
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{module}.{node.name} has no docstring"
