@@ -15,7 +15,8 @@ MODULES = sorted(p.stem for p in ROOT.glob("*.py") if p.stem != "__init__")
 GROUND = {"errors", "files"}
 LEAVES = {
     "augment", "bank", "budget", "checkpoint", "device", "encoder", "heads",
-    "labels", "losses", "loader", "picture", "pipeline", "recipe_files", "run_folder", "schedule", "scoring",
+    "labels", "losses", "loader", "picture", "pipeline", "recipe_files", "run_folder",
+    "schedule", "scoring",
 }  # fmt: skip
 # One room that is two files: what belongs together and grew too long for one.
 PAIRS = {"data": {"picture"}, "grid": {"picture"}, "weights": {"encoder"}, "watch": {"scoring"}}
@@ -65,12 +66,18 @@ def test_modules_below_take_no_recipe() -> None:
 
 @pytest.mark.parametrize("code", ["import tinyssl", "import tinyssl.cli", "import tinyssl.labels"])
 def test_light_imports_stay_light(code: str) -> None:
-    check = f"{code}; import sys; print([m for m in ('torch', 'timm', 'sklearn') if m in sys.modules])"
-    found = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    check = (
+        f"{code}; import sys; print([m for m in ('torch', 'timm', 'sklearn') if m in sys.modules])"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", check], capture_output=True, text=True, check=True
+    )
     assert found.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["pretrain", "--help"], ["recipes"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["pretrain", "--help"], ["recipes"]]
+)
 def test_help_does_not_load_torch(arguments: list[str]) -> None:
     code = (
         "import sys; from tinyssl.cli import main\n"

@@ -10,8 +10,8 @@ from typing import Any
 from tinyssl import labels
 from tinyssl.console import log, print_result
 from tinyssl.errors import UsageError
-from tinyssl.files import atomic
 from tinyssl.evaluation import evaluate, table
+from tinyssl.files import atomic
 from tinyssl.pretraining import pretrain
 
 SPLIT_SEED = 0

@@ -18,8 +18,8 @@ from tinyssl.data import IMAGE_EXTENSIONS, Pictures, load_pictures
 from tinyssl.device import pick_device
 from tinyssl.encoder import Encoder, create_encoder, embed_pictures
 from tinyssl.errors import UsageError
-from tinyssl.scoring import evaluate_features, pixel_features
 from tinyssl.files import write_text
+from tinyssl.scoring import evaluate_features, pixel_features
 from tinyssl.weights import WEIGHTS, load_encoder, load_weights, read_description
 
 SHOTS = (1, 5, 10, 20)

@@ -1,0 +1,35 @@
+"""What a measurement was made on, for the head of every result file."""
+
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy
+import timm
+import torch
+
+import tinyssl
+
+
+def machine() -> dict[str, Any]:
+    """Processor, GPU, versions and the command, JSON-ready."""
+    return {
+        "command": " ".join([Path(sys.executable).name, "-m", *sys.orig_argv[2:]]),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "versions": {
+            module.__name__: module.__version__ for module in (tinyssl, torch, timm, numpy)
+        },
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "")

@@ -1,0 +1,123 @@
+"""How much of the network's own speed the whole pretraining loop keeps.
+
+    python -m tests.benchmarks.step --out tests/benchmarks/results/step-cpu.json
+
+Pairs, in one process and in turn: an epoch of the real loop (gather from the cache, augment,
+forward, losses, backward, step, bank, bookkeeping) against as many bare steps (forward, backward,
+optimizer) of the same encoder and head on one batch that lies ready. The ratio is the loop's
+pictures/s over the bare one's.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tests.benchmarks.machine import machine
+from tinyssl.build import settle
+from tinyssl.config import load_recipe
+from tinyssl.data import Pictures
+from tinyssl.pretraining import Run
+from tinyssl.run_folder import RunFolder
+from tinyssl.train import Hooks, Progress, fit
+
+
+def make_run(recipe_name: str, pictures: int, channels: int, folder: Path, device: str) -> Run:
+    recipe = load_recipe(recipe_name, ["run.epochs=1", "encoder.init=random"])
+    recipe = settle(recipe, pictures, channels)
+    recipe.run.device = device
+    side = recipe.data.image_size
+    shape = (pictures, side, side, channels)
+    array = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    names = [str(i) for i in range(pictures)]
+    return Run(recipe, Pictures(array, names, names, [], "", folder), RunFolder(folder), None)
+
+
+def loop_epoch(run: Run) -> float:
+    """Seconds of one epoch of the real loop."""
+    quiet = Hooks(
+        log_step=lambda values: None,
+        log_epoch=lambda row: None,
+        save=lambda progress: None,
+        watch=lambda: {},
+        advance=lambda count: None,
+        stop_signal=lambda: None,
+    )
+    start = time.perf_counter()
+    fit(run.method, run.optimizer, run.batches, run.plan, Progress(), quiet)
+    _wait(run)
+    return time.perf_counter() - start
+
+
+def bare_steps(run: Run, views: torch.Tensor) -> float:
+    """Seconds of as many steps of the network alone."""
+    run.method.train()
+    start = time.perf_counter()
+    for _ in range(run.plan.steps_per_epoch):
+        with torch.autocast(views.device.type, torch.bfloat16, enabled=run.plan.bf16):
+            out = run.method.head(run.method.encoder(views))
+        out.float().square().mean().backward()
+        run.optimizer.step()
+        run.optimizer.zero_grad(set_to_none=True)
+    _wait(run)
+    return time.perf_counter() - start
+
+
+def _wait(run: Run) -> None:
+    if run.device.type == "cuda":
+        torch.cuda.synchronize(run.device)
+
+
+def measure(recipe: str, pictures: int, channels: int, rounds: int, device: str) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        run = make_run(recipe, pictures, channels, Path(folder), device)
+        order = torch.arange(run.plan.step_size).unsqueeze(0)
+        views = next(iter(run.batches(order, 0)))[1]
+        loop_epoch(run), bare_steps(run, views)  # warm-up
+        pairs = [(loop_epoch(run), bare_steps(run, views)) for _ in range(rounds)]
+    count = run.plan.steps_per_epoch * run.plan.step_size
+    ratios = [bare / loop for loop, bare in pairs]
+    return {
+        "recipe": recipe,
+        "channels": channels,
+        "batch": run.plan.step_size,
+        "view_size": run.recipe.augment.view_size,
+        "device": str(run.device),
+        "loop_pictures_per_s": [count / loop for loop, _ in pairs],
+        "bare_pictures_per_s": [count / bare for _, bare in pairs],
+        "ratio_median": statistics.median(ratios),
+        "ratio_min": min(ratios),
+        "ratio_max": max(ratios),
+        "n": rounds,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--recipes", default="mobilenetv3-small,resnet18,adapt")
+    parser.add_argument("--pictures", type=int, default=1024)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--device", default="auto")
+    given = parser.parse_args()
+    results = []
+    for recipe in given.recipes.split(","):
+        for channels in (1, 3):
+            found = measure(recipe, given.pictures, channels, given.rounds, given.device)
+            results.append(found)
+            print(
+                f"{recipe}, {channels} channels: {found['ratio_median']:.3f} "
+                f"({found['ratio_min']:.3f} to {found['ratio_max']:.3f}, n = {found['n']})",
+                flush=True,
+            )
+    given.out.write_text(json.dumps({"machine": machine(), "results": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""The command line as a user meets it: one clear line and an exit status, nothing half-written."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tinyssl.cli import cli, main
+
+Folder = Callable[..., Path]
+TINY = ["data.image_size=32", "augment.view_size=32", "head.hidden=16", "head.width=8"]
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    status = 0
+    try:
+        main([str(a) for a in arguments])
+    except SystemExit as stop:
+        status = int(stop.code or 0)
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+@pytest.mark.parametrize("verb", cli.commands)
+def test_every_verb_has_help_with_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys, verb, "--help")
+    assert status == 0
+    assert f"\n  tinyssl {verb}" in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_whole_way_from_pictures_to_table(
+    capsys: pytest.CaptureFixture[str], picture_folder: Folder, tmp_path: Path
+) -> None:
+    data = picture_folder(per_class=12)
+    out = tmp_path / "run"
+    status, told, _ = run(
+        capsys, "pretrain", data, "--out", out, "--epochs", 2, "--batch-size", 8, *TINY
+    )
+    assert status == 0
+    assert f"tinyssl eval {out}" in told
+    rows = [f"{p},{p.parent.name}" for p in sorted(data.rglob("*.png"))]
+    (tmp_path / "labels.csv").write_text("path,label\n" + "\n".join(rows))
+    status, table, _ = run(capsys, "eval", out, "--labels", tmp_path / "labels.csv")
+    assert status == 0
+    for row in ("raw pixels", "random weights", "pretrained"):
+        assert row in table
+    assert max(map(len, table.splitlines())) <= 80
+    assert json.loads((out / "eval.json").read_text())["classes"] == ["bright", "dark"]
+
+
+def test_checks_reports_and_draws(
+    capsys: pytest.CaptureFixture[str], picture_folder: Folder, tmp_path: Path
+) -> None:
+    data = picture_folder()
+    (data / "empty.png").touch()
+    (data / "copy.png").write_bytes((data / "dark" / "001.png").read_bytes())
+    grid = tmp_path / "grid.png"
+    status, out, _ = run(capsys, "checks", data, "--augment", grid, "--rows", 3, *TINY)
+    assert status == 0
+    assert "17 readable" in out
+    assert "empty.png: empty file" in out
+    assert "1 exact, in 1 groups" in out
+    with Image.open(grid) as image:
+        assert image.height == 3 * 36 + 4
+
+
+@pytest.mark.parametrize("preset", ["natural", "industrial", "aligned"])
+def test_checks_draws_every_preset(
+    preset: str, capsys: pytest.CaptureFixture[str], picture_folder: Folder, tmp_path: Path
+) -> None:
+    grid = tmp_path / "grid.png"
+    settings = [f"augment.preset={preset}", *TINY]
+    assert run(capsys, "checks", picture_folder(), "--augment", grid, *settings)[0] == 0
+    assert grid.stat().st_size > 1000
+
+
+def test_recipes_lists_and_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys, "recipes")
+    assert status == 0
+    assert "resnet18-small" in out
+    status, out, _ = run(capsys, "recipes", "resnet18-small")
+    assert out.startswith("# ")
+    assert "stem: small" in out
+
+
+def wrong_uses(good: Path, tmp: Path) -> dict[str, tuple[list[object], str]]:
+    empty, used, no_pictures = tmp / "empty", tmp / "used", tmp / "texts"
+    for folder in (empty, used, no_pictures):
+        folder.mkdir(exist_ok=True)
+    (used / "something.txt").write_text("x")
+    (no_pictures / "a.txt").write_text("x")
+    out = tmp / "out"
+    return {
+        "nothing given": (["pretrain", "--out", out], "no pictures given"),
+        "missing folder": (["pretrain", tmp / "nope", "--out", out], "no folder or file"),
+        "empty folder": (["pretrain", empty, "--out", out], "no pictures in"),
+        "folder without pictures": (["pretrain", no_pictures, "--out", out], "no pictures in"),
+        "wrong key": (["pretrain", good, "--out", out, "optim.lr=1"], "unknown key optim.lr"),
+        "wrong type": (["pretrain", good, "--out", out, "--epochs", "many"], "got 'many'"),
+        "used out": (["pretrain", good, "--out", used], "is not empty"),
+        "unknown backbone": (
+            ["pretrain", good, "--out", out, "encoder.name=mobilnetv3"], "did you mean"),
+        "unknown recipe": (["pretrain", good, "--out", out, "--recipe", "best"], "bundled:"),
+        "wrong channels": (
+            ["pretrain", good, "--out", out, "data.channels=4"], "3 channels, data.channels is 4"),
+        "unknown device": (
+            ["pretrain", good, "--out", out, "--device", "gpu7"], "allowed: auto, cpu, cuda"),
+        "unknown option": (["pretrain", good, "--epoch", "3"], "--epochs"),
+        "no run": (["eval", empty, "--labels", "x.csv"], "no encoder in"),
+        "nothing to resume": (["pretrain", "--resume", "--out", out], "no checkpoint at"),
+        "unfit weights": (
+            ["pretrain", good, "--out", out, f"encoder.init={used / 'something.txt'}"],
+            "not opened"),
+        "no weights": (["pretrain", good, "--out", out, "encoder.init=nope.pth"], "no weights at"),
+        "no small stem": (
+            ["pretrain", good, "--out", out, "encoder.stem=small",
+             "encoder.name=vit_tiny_patch16_224"], "use encoder.stem=standard"),
+    }  # fmt: skip
+
+
+CASES = (
+    "nothing given", "missing folder", "empty folder", "folder without pictures", "wrong key",
+    "wrong type", "used out", "unknown backbone", "unknown recipe", "wrong channels",
+    "unknown device", "unknown option", "no run", "nothing to resume", "unfit weights",
+    "no weights", "no small stem",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_wrong_use_gets_one_line_and_leaves_nothing(
+    case: str, capsys: pytest.CaptureFixture[str], picture_folder: Folder, tmp_path: Path
+) -> None:
+    uses = wrong_uses(picture_folder(), tmp_path)
+    assert set(uses) == set(CASES)
+    arguments, told = uses[case]
+    status, _, err = run(capsys, *arguments)
+    last = err.strip().splitlines()[-1]
+    assert status in (1, 2)
+    assert last.startswith("tinyssl: ")
+    assert told in last
+    assert "Traceback" not in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tinyssl", "--debug", "pretrain", str(tmp_path / "nope")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert "Traceback" in done.stderr
+    assert "no folder or file" in done.stderr
+
+
+def test_setting_and_path_are_told_apart(
+    capsys: pytest.CaptureFixture[str], picture_folder: Folder, tmp_path: Path
+) -> None:
+    data = picture_folder("a.b=c")
+    status, _, _ = run(capsys, "checks", data)
+    assert status == 0
