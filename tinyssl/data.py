@@ -9,6 +9,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -31,6 +32,7 @@ from tinyssl.picture import (
     decode,
     is_gray,
     is_sixteen_bit,
+    quiet,
     resize,
     to_channels,
     to_depth,
@@ -119,20 +121,13 @@ def scan(sources: Sequence[str | Path]) -> list[Path]:
     """
     found: set[str] = set()
     for source in sources:
-        path = Path(source).absolute()
-        if path.is_dir():
-            found.update(_walk(path))
-        elif not path.is_file():
-            raise UsageError(f"no folder or file {source}; give one that exists")
-        elif path.suffix.lower() in (".txt", ".csv"):
-            found.update(_listed(path))
-        else:
-            found.add(str(path))
-    if not found:
-        raise UsageError(
-            f"no pictures in {', '.join(map(str, sources))}; looked for files ending in "
-            ".jpg .png .tif .bmp .webp and Pillow's other formats, at any depth"
-        )
+        names = set(_names(source))
+        if not names:
+            raise UsageError(
+                f"no pictures in {source}; looked for files ending in .jpg .png .tif .bmp .webp "
+                "and Pillow's other formats, at any depth"
+            )
+        found |= names
     return [Path(name) for name in sorted(found)]
 
 
@@ -164,14 +159,20 @@ def load_pictures(
     """
     root = cache_dir if cache_dir is not None else default_cache_dir()
     folder = root / _key(files, size, rule, channels)
-    if not (folder / "index.json").is_file():
-        try:
+    found = _open(folder)
+    if found is not None:
+        if progress is not None:
+            progress(len(files))
+        return found
+    try:
+        with quiet():
             _build(files, size, rule, channels, folder, workers or os.cpu_count() or 1, progress)
-        except OSError as error:
-            raise JobError(f"cannot write the cache {folder}: {error.strerror or error}") from error
-    elif progress is not None:
-        progress(len(files))
-    return _open(folder)
+    except OSError as error:
+        raise JobError(f"cannot write the cache {folder}: {error.strerror or error}") from error
+    built = _open(folder)
+    if built is None:
+        raise JobError(f"the cache {folder} was damaged while it was made; try again")
+    return built
 
 
 def write_skipped(path: Path, skipped: Iterable[tuple[str, str]]) -> None:
@@ -179,6 +180,15 @@ def write_skipped(path: Path, skipped: Iterable[tuple[str, str]]) -> None:
     text = io.StringIO(newline="")
     csv.writer(text).writerows([("path", "reason"), *skipped])
     write_text(path, text.getvalue())
+
+
+def _names(source: str | Path) -> Iterable[str]:
+    path = Path(os.path.abspath(source))
+    if path.is_dir():
+        return _walk(path)
+    if not path.is_file():
+        raise UsageError(f"no folder or file {source}; give one that exists")
+    return _listed(path) if path.suffix.lower() in (".txt", ".csv") else [str(path)]
 
 
 def _walk(folder: Path) -> Iterator[str]:
@@ -200,14 +210,14 @@ def _listed(path: Path) -> Iterator[str]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read the list {path}: {error}") from None
-    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    stripped = (line.strip() for line in text.splitlines())
+    lines = [line for line in stripped if line and not line.startswith("#")]
     if path.suffix.lower() == ".csv":
         rows = list(csv.reader(lines))
         column = rows[0].index("path") if rows and "path" in rows[0] else 0
         lines = [row[column] for row in rows if len(row) > column and row[column] != "path"]
     for line in lines:
-        beside = path.parent / line.strip()
-        here = Path.cwd() / line.strip()
+        beside, here = path.parent / line, Path.cwd() / line
         yield os.path.abspath(here if not beside.exists() and here.exists() else beside)
 
 
@@ -246,13 +256,21 @@ def _build(
             )
         write_skipped(temporary / "skipped.csv", [tuple(row) for row in index["skipped"]])
         write_text(temporary / "index.json", json.dumps(index))
-        try:
-            temporary.rename(folder)
-        except OSError:
-            if not (folder / "index.json").is_file():  # another process was not first: a real error
-                raise
+        temporary.chmod(0o755)
+        _move_into_place(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _move_into_place(temporary: Path, folder: Path) -> None:
+    """Renames; what another process finished first is kept, what is damaged is replaced."""
+    if folder.exists() and _open(folder) is None:
+        shutil.rmtree(folder)
+    try:
+        temporary.rename(folder)
+    except OSError:
+        if _open(folder) is None:
+            raise
 
 
 def _survey(
@@ -310,7 +328,7 @@ def _decode_one(
     """The digest of the file's bytes and the picture for the cache, or why there is none."""
     try:
         data = path.read_bytes()
-        picture = to_depth(to_channels(decode(data), channels), dtype)
+        picture = to_depth(to_channels(decode(data, channels), channels), dtype)
         return hashlib.blake2b(data, digest_size=16).hexdigest(), resize(picture, size, rule)
     except OSError as error:
         return error.strerror or str(error)
@@ -330,11 +348,17 @@ def _bounded(
         yield result
 
 
-def _open(folder: Path) -> Pictures:
-    index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-    array = np.memmap(
-        folder / "pictures.bin", np.dtype(index["dtype"]), "r", shape=tuple(index["shape"])
-    )
+def _open(folder: Path) -> Pictures | None:
+    """The cache in a folder; None where there is none that is whole."""
+    try:
+        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+        dtype, shape = np.dtype(index["dtype"]), tuple(index["shape"])
+        whole = (folder / "pictures.bin").stat().st_size == math.prod(shape) * dtype.itemsize
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if not whole:
+        return None
+    array = np.memmap(folder / "pictures.bin", dtype, "r", shape=shape)
     identity = hashlib.blake2b(json.dumps([index["paths"], index["hashes"]]).encode())
     return Pictures(
         array=array,

@@ -38,9 +38,13 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes `text` as UTF-8, atomically; raises JobError as `atomic` does."""
+    """Writes `text` as UTF-8, atomically; file names of other encodings keep their bytes.
+
+    Raises:
+        JobError: as `atomic` does.
+    """
     with atomic(path) as file:
-        file.write(text.encode("utf-8"))
+        file.write(text.encode("utf-8", "surrogateescape"))
 
 
 def _umask() -> int:

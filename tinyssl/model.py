@@ -14,7 +14,7 @@ from PIL import Image
 from tinyssl.device import pick_device
 from tinyssl.encoder import Encoder, embed_pictures
 from tinyssl.errors import UsageError
-from tinyssl.picture import Unreadable, decode, resize, to_channels
+from tinyssl.picture import Unreadable, decode, quiet, resize, to_channels
 from tinyssl.weights import load_encoder
 
 Picture = str | os.PathLike[str] | Image.Image | NDArray[Any]
@@ -63,7 +63,8 @@ class Model:
         features = np.empty((len(pictures), self.width), np.float32)
         for start in range(0, len(pictures), batch_size):
             chunk = pictures[start : start + batch_size]
-            batch = [self._prepare(p, start + i) for i, p in enumerate(chunk)]
+            with quiet():
+                batch = [self._prepare(p, start + i) for i, p in enumerate(chunk)]
             features[start : start + len(chunk)] = self._embed_mixed(batch)
             if progress is not None:
                 progress(len(chunk))
@@ -82,7 +83,7 @@ class Model:
         name = str(picture) if isinstance(picture, str | os.PathLike) else f"number {number}"
         try:
             if isinstance(picture, str | os.PathLike):
-                array = decode(Path(picture))
+                array = decode(Path(picture), self.encoder.channels)
             else:
                 array = decode(picture) if isinstance(picture, Image.Image) else _checked(picture)
             array = to_channels(array, self.encoder.channels)

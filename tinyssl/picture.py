@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from tinyssl.errors import TinysslError
 
@@ -21,6 +25,8 @@ Array = NDArray[Any]
 
 _GRAY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"}
 _SIXTEEN_BIT_MODES = {"I", "I;16", "I;16B", "I;16L", "I;16N"}
+_PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
+_BITS_PER_SAMPLE, _ORIENTATION = 0x0102, 0x0112  # TIFF and EXIF tags
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 
@@ -28,29 +34,50 @@ class Unreadable(TinysslError):
     """A picture cannot be used; the text is the reason, short."""
 
 
-def decode(source: Path | bytes | Image.Image) -> Array:
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silences the readers' warnings about oddities in files that they can read all the same.
+
+    Filters belong to the whole process, so this is for the thread that starts the work, never
+    for one of many.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def decode(source: Path | bytes | Image.Image, channels: int | None = None) -> Array:
     """Decodes the first frame of a picture, turned upright by its EXIF orientation.
 
-    Transparent parts are shown on white. Gray pictures keep one channel; CMYK and other colour
-    spaces become RGB. Sources of 16 bits a channel keep them.
+    Transparent parts are shown on white, unless the channels asked for have room for alpha. Gray
+    pictures keep one channel; CMYK and other colour spaces become RGB. Sources of 16 bits a
+    channel keep them.
 
     Args:
         source: a file, its bytes, or a Pillow image.
+        channels: 4 keeps RGB with alpha, 2 gray with alpha.
 
     Returns:
-        (h, w, c) uint8 or uint16, c = 1 or 3; TIFFs of other channel counts keep them, 2 to 4.
+        (h, w, c) uint8 or uint16, c = 1 or 3, or what was asked for where the file has it.
 
     Raises:
         Unreadable: empty, truncated, corrupt, no picture, too large, or of a kind without a
             fixed range (32-bit float).
     """
-    if isinstance(source, Image.Image):
-        return _from_pillow(source)
-    data = source if isinstance(source, bytes) else _read(source)
-    with open_picture(data) as image:
-        if deep_colour(image):
-            return _decode_deep_colour(data, image)
-        return _from_pillow(image)
+    try:
+        if isinstance(source, Image.Image):
+            return _from_pillow(source, channels)
+        data = source if isinstance(source, bytes) else source.read_bytes()
+        with open_picture(data) as image:
+            if deep_colour(image):
+                return _decode_deep_colour(data, image, channels)
+            return _from_pillow(image, channels)
+    except Unreadable:
+        raise
+    except OSError as error:
+        raise Unreadable(error.strerror or f"broken data: {_first(error)}") from None
+    except Exception as error:  # decoders raise nearly anything on broken data
+        raise Unreadable(f"broken data: {_first(error)}") from None
 
 
 def open_picture(data: bytes) -> Image.Image:
@@ -61,13 +88,16 @@ def open_picture(data: bytes) -> Image.Image:
     """
     if not data:
         raise Unreadable("empty file")
+    limit = Image.MAX_IMAGE_PIXELS
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data))
+        if limit is not None and image.width * image.height > limit:
+            raise Unreadable(f"{image.width} x {image.height}: more than {limit:,} pixels")
+        return image
+    except Unreadable:
+        raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise Unreadable(f"more than {Image.MAX_IMAGE_PIXELS:,} pixels") from None
+        raise Unreadable(f"more than {limit:,} pixels") from None
     except UnidentifiedImageError:
         raise Unreadable(f"not a picture ({_looks_like(data)})") from None
     except Exception as error:  # Pillow's readers raise nearly anything on broken headers
@@ -89,12 +119,12 @@ def is_sixteen_bit(image: Image.Image) -> bool:
 
 def deep_colour(image: Image.Image) -> bool:
     """Whether a colour picture has 16 bits a channel, which Pillow would squash to 8."""
-    if image.format == "PNG" and image.tile:
-        arguments = image.tile[0][3]
-        raw = arguments if isinstance(arguments, str) else str(arguments[0])
+    if isinstance(image, PngImageFile) and image.tile:
+        arguments = image.tile[0].args
+        raw = arguments[0] if isinstance(arguments, tuple) else str(arguments)
         return raw.endswith("16B") and image.mode not in _SIXTEEN_BIT_MODES
-    if image.format == "TIFF":
-        bits = image.tag_v2.get(258, (8,))  # type: ignore[attr-defined]
+    if isinstance(image, TiffImageFile):
+        bits = image.tag_v2.get(_BITS_PER_SAMPLE, (8,))
         return len(bits) > 1 and max(bits) == 16
     return False
 
@@ -111,8 +141,8 @@ def to_channels(picture: Array, channels: int) -> Array:
     if have == 1 and channels == 3:
         return np.repeat(picture, 3, axis=2)
     if have == 3 and channels == 1:
-        gray = np.rint(picture.astype(np.float32) @ _LUMA)
-        return gray[..., None].astype(picture.dtype)
+        gray: Array = np.rint(picture.astype(np.float32) @ _LUMA)[..., None]
+        return gray.astype(picture.dtype)
     raise Unreadable(f"{have} channels, data.channels is {channels}")
 
 
@@ -162,35 +192,22 @@ def _scale(picture: Array, height: int, width: int) -> Array:
         )
         for plane in np.moveaxis(picture, 2, 0)
     ]
-    return np.rint(np.stack(planes, axis=2)).clip(0, limit).astype(picture.dtype)
+    stacked: Array = np.rint(np.stack(planes, axis=2)).clip(0, limit)
+    return stacked.astype(picture.dtype)
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise Unreadable(error.strerror or str(error)) from None
-
-
-def _from_pillow(image: Image.Image) -> Array:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image.load()
-            return _to_array(ImageOps.exif_transpose(image))
-    except Unreadable:
-        raise
-    except Exception as error:  # Pillow's decoders raise nearly anything on broken data
-        raise Unreadable(f"broken data: {_first(error)}") from None
-
-
-def _to_array(image: Image.Image) -> Array:
+def _from_pillow(image: Image.Image, channels: int | None) -> Array:
+    image.load()
+    image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise Unreadable("32-bit float has no fixed range; convert it to 16-bit")
     if image.mode in _SIXTEEN_BIT_MODES:
         return _sixteen_bit(image)
     gray = is_gray(image)
-    if "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
+    image = image.convert(_PREMULTIPLIED.get(image.mode, image.mode))
+    if "transparency" in image.info or image.mode in ("LA", "PA", "RGBA"):
+        if (channels == 4 and not gray) or (channels == 2 and gray):
+            return np.asarray(image.convert("LA" if gray else "RGBA"))
         image = _on_white(image)
     array = np.asarray(image.convert("L" if gray else "RGB"))
     return array[..., None] if gray else array
@@ -211,19 +228,21 @@ def _on_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(white, cut_out).convert("RGB")
 
 
-def _decode_deep_colour(data: bytes, image: Image.Image) -> Array:
+def _decode_deep_colour(data: bytes, image: Image.Image, channels: int | None) -> Array:
     import cv2
 
-    orientation = image.getexif().get(0x0112, 1)
     array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if array is None or array.dtype != np.uint16:
         raise Unreadable(f"{image.format} of 16 bits a channel that cannot be decoded")
-    if array.ndim == 3 and array.shape[2] == 4 and image.format == "PNG":
+    array = array[..., None] if array.ndim == 2 else array
+    if array.shape[2] >= 3:
+        array = array[..., [2, 1, 0, 3][: array.shape[2]]]  # OpenCV has blue first
+    if array.shape[2] == 4 and channels != 4:
         alpha = array[..., 3:].astype(np.float64) / 65535
         array = np.rint(array[..., :3] * alpha + 65535 * (1 - alpha)).astype(np.uint16)
-    array = array[..., None] if array.ndim == 2 else array
-    order = [2, 1, 0, 3][: array.shape[2]] if array.shape[2] >= 3 else list(range(array.shape[2]))
-    return _upright(np.ascontiguousarray(array[..., order]), int(orientation))
+    # OpenCV turns TIFFs upright itself, whatever flags it is given, but not PNGs.
+    turned = image.format == "TIFF"
+    return array if turned else _upright(array, int(image.getexif().get(_ORIENTATION, 1)))
 
 
 def _upright(array: Array, orientation: int) -> Array:

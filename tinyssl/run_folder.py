@@ -91,7 +91,9 @@ class RunFolder:
 
     def log_file(self) -> logging.Handler:
         """A handler that appends to `train.log`; the caller attaches and closes it."""
-        handler = logging.FileHandler(self.path / "train.log", encoding="utf-8")
+        handler = logging.FileHandler(
+            self.path / "train.log", encoding="utf-8", errors="backslashreplace"
+        )
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         return handler
 
