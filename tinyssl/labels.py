@@ -149,13 +149,17 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read labels from {path}: {error}") from None
     reader = csv.DictReader(io.StringIO(text, newline=""))
+    try:
+        rows = [(reader.line_num, row) for row in reader]
+    except csv.Error as error:
+        raise UsageError(f"cannot read labels from {path}: {error}") from None
     columns = list(reader.fieldnames or [])
     if not {"path", "label"} <= set(columns):
         raise UsageError(
             f"{path} has the columns {', '.join(columns) or '(none)'}; "
             "the first line must name path,label and optionally split"
         )
-    return [(reader.line_num, row) for row in reader]
+    return rows
 
 
 def _find(name: str, bases: Sequence[Path], where: str) -> Path:

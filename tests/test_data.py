@@ -1,0 +1,290 @@
+"""From folders to the cache: found, decoded once, noticed when changed, never taken for whole."""
+
+import csv
+import json
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tinyssl.data import IMAGE_EXTENSIONS, Pictures, load_pictures, scan, write_skipped
+from tinyssl.errors import JobError, UsageError
+from tinyssl.picture import decode, resize
+
+Folder = Callable[..., Path]
+
+
+def load(folder: Path, **changes: Any) -> Pictures:
+    settings: dict[str, Any] = {"size": 16, "rule": "crop"}
+    return load_pictures(scan([folder]), **settings | changes)
+
+
+def save(path: Path, value: int = 100, dtype: Any = np.uint8, channels: int = 1) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    array = np.full((20, 20, 3), value, dtype)
+    Image.fromarray(array if channels == 3 else array[..., 0]).save(path)
+    return path
+
+
+def test_extensions_are_pictures() -> None:
+    assert {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif"} <= IMAGE_EXTENSIONS
+    assert not {".pdf", ".eps", ".mpg", ".txt", ".csv"} & IMAGE_EXTENSIONS
+
+
+def test_scan_finds_pictures_at_any_depth(tmp_path: Path) -> None:
+    names = ["a.png", "x/b.PNG", "x/y/c d.png", "x/y/ü.png"]
+    for name in names:
+        save(tmp_path / name)
+    for junk in (".hidden.png", ".git/e.png", "Thumbs.db", "notes.txt", "x/model.pdf"):
+        (tmp_path / junk).parent.mkdir(exist_ok=True)
+        (tmp_path / junk).write_bytes(b"x")
+    found = scan([tmp_path])
+    assert found == sorted(tmp_path / name for name in names)
+    assert scan([tmp_path, tmp_path / "x" / "..", tmp_path / "a.png"]) == found
+
+
+def test_scan_survives_links_that_lead_back(tmp_path: Path) -> None:
+    save(tmp_path / "x" / "a.png")
+    (tmp_path / "x" / "loop").symlink_to(tmp_path)
+    (tmp_path / "twice").symlink_to(tmp_path / "x")
+    assert len(scan([tmp_path])) == 1
+
+
+def test_scan_reads_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = save(tmp_path / "in" / "a.png"), save(tmp_path / "b.png")
+    text = tmp_path / "in" / "list.txt"
+    text.write_text(f"# pictures\n\na.png\n  {two}  \n  # end\n")
+    assert scan([text]) == sorted([one, two])
+    table = tmp_path / "in" / "list.csv"
+    table.write_text("label,path\nx,a.png\n")
+    assert scan([table]) == [one]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in" / "plain.csv").write_text("b.png,x\n")
+    assert scan([Path("in/plain.csv")]) == [two]
+
+
+@pytest.mark.parametrize("make", ["missing", "empty folder", "empty list"])
+def test_scan_refuses_an_empty_source_beside_a_good_one(make: str, tmp_path: Path) -> None:
+    good = save(tmp_path / "good" / "a.png").parent
+    bad = tmp_path / ("list.txt" if make == "empty list" else "bad")
+    if make == "empty folder":
+        bad.mkdir()
+    elif make == "empty list":
+        bad.write_text("# nothing\n")
+    with pytest.raises(UsageError, match=str(bad)):
+        scan([good, bad])
+
+
+def test_cache_holds_every_picture_in_order(picture_folder: Folder) -> None:
+    folder = picture_folder()
+    pictures = load(folder)
+    assert pictures.paths == [str(p) for p in scan([folder])]
+    assert pictures.array.shape == (16, 16, 16, 3)
+    assert not pictures.array.flags.writeable
+    for path, row in zip(pictures.paths, pictures.array, strict=True):
+        np.testing.assert_array_equal(row, resize(decode(Path(path)), 16, "crop"))
+
+
+def stamp(pictures: Pictures) -> tuple[str, int, int]:
+    status = (pictures.folder / "pictures.bin").stat()
+    return str(pictures.folder), status.st_mtime_ns, status.st_ino
+
+
+def test_second_time_is_a_hit(picture_folder: Folder) -> None:
+    folder = picture_folder()
+    told: list[int] = []
+    first = load(folder, progress=told.append)
+    assert (sum(told), len(told)) == (16, 16)
+    again = load(folder, progress=told.append)
+    assert stamp(first) == stamp(again)
+    assert told[16:] == [16]
+    assert first.digest == again.digest
+
+
+@pytest.mark.parametrize("change", ["touch", "replace", "add", "remove"])
+def test_a_changed_folder_is_noticed(change: str, picture_folder: Folder) -> None:
+    folder = picture_folder()
+    before = load(folder)
+    victim = Path(before.paths[3])
+    if change == "touch":
+        os.utime(victim, ns=(1, 1))
+    elif change == "replace":
+        save(victim, channels=3)
+    elif change == "add":
+        save(folder / "new.png", channels=3)
+    else:
+        victim.unlink()
+    after = load(folder)
+    assert after.folder != before.folder
+    assert (after.digest == before.digest) == (change == "touch")
+
+
+@pytest.mark.parametrize("setting", [{"size": 8}, {"rule": "squash"}, {"channels": 1}])
+def test_a_changed_setting_is_another_cache(setting: Any, picture_folder: Folder) -> None:
+    folder = picture_folder()
+    assert load(folder, **setting).folder != load(folder).folder
+
+
+@pytest.mark.parametrize(
+    ("kinds", "shape", "dtype"),
+    [
+        ([(np.uint8, 1)], 1, np.uint8),
+        ([(np.uint8, 1), (np.uint8, 3)], 3, np.uint8),
+        ([(np.uint16, 1)], 1, np.uint16),
+        ([(np.uint16, 1), (np.uint8, 1)], 1, np.uint16),
+    ],
+)
+def test_channels_and_depth_follow_the_files(
+    kinds: list[tuple[Any, int]], shape: int, dtype: Any, tmp_path: Path
+) -> None:
+    for number, (kind, channels) in enumerate(kinds):
+        save(tmp_path / f"{number}.png", 200, kind, channels)
+    pictures = load(tmp_path)
+    assert pictures.array.shape[3] == shape
+    assert pictures.array.dtype == dtype
+    if len(kinds) == 2 and dtype == np.uint16:
+        assert (pictures.array[1] == 200 * 257).all()
+
+
+def test_low_byte_reaches_the_cache(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", 0x1234, np.uint16)
+    save(tmp_path / "b.png", 0x1235, np.uint16)
+    array = load(tmp_path).array
+    assert (array[1].astype(int) - array[0] == 1).all()
+
+
+def test_alpha_reaches_a_four_channel_cache(tmp_path: Path) -> None:
+    rgba = np.random.default_rng(0).integers(0, 256, (16, 16, 4), dtype=np.uint8)
+    Image.fromarray(rgba).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(load(tmp_path, channels=4).array[0], rgba)
+
+
+def test_unreadable_files_are_listed_and_skipped(tmp_path: Path) -> None:
+    good = save(tmp_path / "good.png")
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "page.jpg").write_text("<html>not found</html>")
+    (tmp_path / "list.txt").write_text("good.png\nempty.png\npage.jpg\ngone.png\n")
+    pictures = load(tmp_path / "list.txt")
+    assert pictures.paths == [str(good)]
+    reasons = {Path(path).name: reason for path, reason in pictures.skipped}
+    assert reasons == {
+        "empty.png": "empty file",
+        "page.jpg": "not a picture (an HTML page)",
+        "gone.png": "No such file or directory",
+    }
+    with (pictures.folder / "skipped.csv").open() as file:
+        assert {Path(row["path"]).name: row["reason"] for row in csv.DictReader(file)} == reasons
+
+
+def test_nothing_readable_is_an_error_and_leaves_no_cache(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    with pytest.raises(JobError, match=r"none of the 1 pictures .*empty file"):
+        load(tmp_path)
+    assert not list(Path(os.environ["TINYSSL_CACHE"]).iterdir())
+
+
+def test_exact_copies_are_grouped(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", 1)
+    for name in ("b", "c"):
+        (tmp_path / f"{name}.png").write_bytes((tmp_path / "a.png").read_bytes())
+    save(tmp_path / "d.png", 2)
+    assert load(tmp_path).duplicates() == [[0, 1, 2]]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_statistics_are_those_of_numpy(dtype: Any, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    for number in range(5):
+        array = generator.integers(0, np.iinfo(dtype).max, (16, 16), dtype)
+        Image.fromarray(array).save(tmp_path / f"{number}.png")
+    pictures = load(tmp_path)
+    unit = pictures.array / np.iinfo(dtype).max
+    mean, std = pictures.statistics()
+    assert mean == pytest.approx([unit.mean()])
+    assert std == pytest.approx([unit.std()])
+
+
+def test_a_constant_set_has_a_deviation_to_divide_by(tmp_path: Path) -> None:
+    save(tmp_path / "a.png")
+    assert load(tmp_path).statistics()[1] == [1e-3]
+
+
+@pytest.mark.parametrize("damage", ["shorter", "emptied", "no index", "half index", "other index"])
+def test_damaged_caches_are_rebuilt(damage: str, picture_folder: Folder) -> None:
+    folder = picture_folder()
+    first = load(folder)
+    expected = np.array(first.array)
+    data, index = first.folder / "pictures.bin", first.folder / "index.json"
+    if damage in ("shorter", "emptied"):
+        data.write_bytes(data.read_bytes()[: 100 if damage == "shorter" else 0])
+    elif damage == "no index":
+        index.unlink()
+    else:
+        index.write_text('{"paths": [' if damage == "half index" else json.dumps([1]))
+    again = load(folder)
+    np.testing.assert_array_equal(again.array, expected)
+    assert again.digest == first.digest
+
+
+def test_a_dying_build_is_not_taken_for_whole(picture_folder: Folder) -> None:
+    folder = picture_folder()
+
+    def die(count: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        load(folder, progress=die)
+    assert not list(Path(os.environ["TINYSSL_CACHE"]).glob("*"))
+    leftover = Path(os.environ["TINYSSL_CACHE"]) / ".building-dead"
+    leftover.mkdir(parents=True, exist_ok=True)
+    (leftover / "pictures.bin").write_bytes(b"half")
+    assert len(load(folder).paths) == 16
+
+
+def test_two_builds_at_once_both_succeed(picture_folder: Folder) -> None:
+    folder = picture_folder(per_class=30)
+    with ThreadPoolExecutor(4) as pool:
+        built = list(pool.map(lambda _: load(folder), range(4)))
+    assert len({stamp(pictures) for pictures in built}) == 1
+    assert len({pictures.digest for pictures in built}) == 1
+
+
+def test_read_only_data_is_fine(picture_folder: Folder) -> None:
+    folder = picture_folder()
+    before = sorted(folder.rglob("*"))
+    folder.chmod(0o555)
+    try:
+        assert len(load(folder).paths) == 16
+    finally:
+        folder.chmod(0o755)
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_cache_that_cannot_be_written_is_told(picture_folder: Folder, tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("x")
+    with pytest.raises(JobError, match="cannot write the cache"):
+        load(picture_folder(), cache_dir=blocked)
+
+
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    save(tmp_path / name)
+    (tmp_path / os.fsdecode(b"bad\xff.png")).touch()
+    pictures = load(tmp_path)
+    assert [Path(p).name for p in pictures.paths] == [name]
+    write_skipped(tmp_path / "skipped.csv", pictures.skipped)
+    assert b"bad\xff.png" in (tmp_path / "skipped.csv").read_bytes()
+
+
+def test_no_warning_filter_is_left_behind(picture_folder: Folder) -> None:
+    import warnings
+
+    before = list(warnings.filters)
+    load(picture_folder(), workers=4)
+    assert list(warnings.filters) == before

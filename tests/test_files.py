@@ -1,0 +1,68 @@
+"""Files are whole or not there."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from tinyssl.checkpoint import load_checkpoint, save_checkpoint
+from tinyssl.errors import JobError, UsageError
+from tinyssl.files import atomic, write_text
+
+
+def test_a_failed_write_keeps_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_text(path, "old")
+    with pytest.raises(KeyboardInterrupt), atomic(path) as file:
+        file.write(b"half of the n")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(JobError, match=r"cannot write .*file: No such file"):
+        write_text(tmp_path / "nope" / "file", "x")
+
+
+def test_permissions_follow_the_umask(tmp_path: Path) -> None:
+    old = os.umask(0o027)
+    try:
+        write_text(tmp_path / "file", "x")
+    finally:
+        os.umask(old)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+
+
+def test_checkpoints_travel(tmp_path: Path) -> None:
+    state = {"a": torch.arange(3), "b": {"c": [1.5, "x"]}}
+    save_checkpoint(tmp_path / "last.pt", state)
+    found = load_checkpoint(tmp_path / "last.pt")
+    assert torch.equal(found["a"], state["a"])
+    assert found["b"] == state["b"]
+
+
+class Hostile:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch /tmp/tinyssl_was_here",)
+
+
+@pytest.mark.parametrize("case", ["missing", "garbage", "half", "hostile", "no dict", "other"])
+def test_wrong_checkpoints_are_refused_in_one_line(case: str, tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    if case == "garbage":
+        path.write_bytes(b"garbage")
+    elif case == "half":
+        save_checkpoint(path, {"a": torch.zeros(1000)})
+        path.write_bytes(path.read_bytes()[:1000])
+    elif case == "hostile":
+        torch.save({"format": 1, "a": Hostile()}, path)
+    elif case == "no dict":
+        torch.save([1, 2], path)
+    elif case == "other":
+        torch.save({"format": 7}, path)
+    with pytest.raises(UsageError) as caught:
+        load_checkpoint(path)
+    assert "\n" not in str(caught.value)
+    assert not Path("/tmp/tinyssl_was_here").exists()

@@ -1,0 +1,97 @@
+"""Labels and splits: read back as written, refused with the line that is wrong."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tinyssl.data import IMAGE_EXTENSIONS
+from tinyssl.errors import UsageError
+from tinyssl.labels import from_class_folders, from_csv, stratified_split, write_csv
+
+Folder = Callable[..., Path]
+
+
+def table(tmp_path: Path, text: str, pictures: str = "abc") -> Path:
+    for name in pictures:
+        (tmp_path / f"{name}.png").touch()
+    path = tmp_path / "labels.csv"
+    path.write_text(text, encoding="utf-8-sig")
+    return path
+
+
+def test_class_folders(picture_folder: Folder) -> None:
+    folder = picture_folder()
+    found = from_class_folders(folder, IMAGE_EXTENSIONS)
+    assert [p.parent.name for p in found.paths] == found.labels
+    assert len(found.paths) == 16
+    with pytest.raises(UsageError, match="at least 2"):
+        from_class_folders(folder / "dark", IMAGE_EXTENSIONS)
+    with pytest.raises(UsageError, match="no folder"):
+        from_class_folders(folder / "nope", IMAGE_EXTENSIONS)
+
+
+@pytest.mark.parametrize("splits", [None, ["train", "test", "train"]])
+def test_written_labels_read_back(splits: list[str] | None, tmp_path: Path) -> None:
+    paths = [tmp_path / f"{name}.png" for name in ("a", "b, c", "ü")]
+    for path in paths:
+        path.touch()
+    write_csv(tmp_path / "labels.csv", paths, ["x", 'y "z"', "x"], splits)
+    found = from_csv(tmp_path / "labels.csv")
+    assert (found.paths, found.labels, found.splits) == (paths, ["x", 'y "z"', "x"], splits)
+
+
+def test_paths_count_from_the_csv_or_the_root_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = table(tmp_path, "path,label\na.png,x\nb.png,y\n")
+    assert from_csv(path).paths == [tmp_path / "a.png", tmp_path / "b.png"]
+    other = tmp_path / "other" / "labels.csv"
+    other.parent.mkdir()
+    path.rename(other)
+    assert from_csv(other, root=tmp_path).paths[0] == tmp_path / "a.png"
+    monkeypatch.chdir(tmp_path)
+    assert from_csv(other).paths[0] == tmp_path / "a.png"
+
+
+def test_empty_labels_are_counted_and_equal_rows_merged(tmp_path: Path) -> None:
+    found = from_csv(table(tmp_path, "path,label\na.png,x\nb.png,\na.png,x\nc.png,y\n"))
+    assert (found.labels, found.unlabeled) == (["x", "y"], 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("file,class\na.png,x\n", "has the columns file, class"),
+        ("", "has the columns (none)"),
+        ("path,label\na.png,x\nz.png,y\n", "line 3: no picture 'z.png'"),
+        ("path,label\na.png,x\na.png,y\n", "line 3"),
+        ("path,label,split\na.png,x,val\n", "line 2: split 'val' is not one of train, test"),
+        ("path,label,split\na.png,x,train\nb.png,y,\n", "1 rows have no split"),
+        ("path,label\na.png,\n", "labels no picture (1 rows"),
+        ('path,label\n"' + "x" * 200_000, "cannot read labels"),
+    ],
+)
+def test_wrong_tables_are_told_in_one_line(text: str, told: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        from_csv(table(tmp_path, text))
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe\x00"])
+def test_unreadable_tables(content: bytes | None, tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UsageError, match="cannot read labels"):
+        from_csv(path)
+
+
+def test_split_is_stratified_and_repeats() -> None:
+    names = ["a"] * 40 + ["b"] * 12 + ["c"] * 2 + ["d"]
+    test = stratified_split(names, seed=3)
+    assert [int(test[np.array(names) == n].sum()) for n in "abcd"] == [10, 3, 0, 0]
+    assert (test == stratified_split(names, seed=3)).all()
+    assert (test != stratified_split(names, seed=4)).any()
