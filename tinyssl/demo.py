@@ -58,7 +58,7 @@ def demo(
         f"ELPV: {len(paths):,} photographs of solar cells, {len(set(names))} classes, licence "
         "CC BY-NC-SA 4.0 (not for commercial use); the labels are used for judging only"
     )
-    settings = ["augment.preset=industrial", f"run.seed={seed}"]
+    settings = [f"run.seed={seed}"]
     if epochs is not None:
         settings.append(f"run.epochs={epochs}")
     if adapt:
