@@ -15,6 +15,7 @@ from tinyssl.files import atomic
 from tinyssl.pretraining import pretrain
 
 SPLIT_SEED = 0
+EPOCHS = 60  # fewer than the recipe's own: four minutes instead of six on two CPU cores
 _NEXT = """
 Wrote {out}/ (encoder.safetensors, eval.json, recipe.yaml, results.csv, checkpoints/)
 and {work}/ (the split: train.txt, labels.csv).
@@ -59,13 +60,15 @@ def demo(
         "CC BY-NC-SA 4.0 (not for commercial use); the labels are used for judging only"
     )
     settings = [f"run.seed={seed}"]
+    if epochs is None and not adapt:
+        epochs = EPOCHS
     if epochs is not None:
         settings.append(f"run.epochs={epochs}")
     if adapt:
         settings.append(f"encoder.init={imagenet_lite0(work)}")
     run = pretrain(work / "train.txt", recipe, folder, overrides=settings, overwrite=overwrite)
     result = evaluate(run, labels_csv=work / "labels.csv", seed=seed)
-    print_result(table(result, title="ELPV solar cells, held-out 25 %"))
+    print_result(table(result, title="ELPV solar cells, held-out 25 %: balanced accuracy, %"))
     extra = " encoder.init=weights.safetensors" if adapt else ""
     print_result(_NEXT.format(out=run, work=work, recipe=recipe, extra=extra).rstrip())
     return result

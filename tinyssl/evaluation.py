@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from tinyssl import __version__, labels
@@ -102,10 +103,12 @@ def evaluate(
     return result
 
 
-def table(result: dict[str, Any], title: str | None = None) -> Table:
+def table(result: dict[str, Any], title: str = "Balanced accuracy, %") -> Table:
     """The scores of `evaluate` as a table of balanced accuracies in percent."""
-    shown = Table(title=title, title_justify="left", caption_justify="left", expand=False)
-    shown.add_column("balanced accuracy, %")
+    shown = Table(
+        title=title, title_justify="left", caption_justify="left", box=SIMPLE_HEAD, pad_edge=False
+    )
+    shown.add_column("", overflow="fold")
     for column in ("k-NN", "linear", "1-shot", "5-shot", "10-shot", "20-shot", "RankMe"):
         shown.add_column(column, justify="right", no_wrap=True)
     for name, scores in result["encoders"].items():
@@ -183,11 +186,11 @@ def _encoders(
     }
     init = str(description.get("init", "random"))
     if init == "pretrained" or Path(init).exists():
-        encoders["start"] = lambda: (_from_init(description, init), description)
+        encoders["start, frozen"] = lambda: (_from_init(description, init), description)
     for baseline in baselines:
         path = Path(baseline)
         encoders[path.name] = lambda path=path: _baseline(path, description)  # type: ignore[misc]
-    encoders["pretrained"] = lambda: load_encoder(run)
+    encoders["pretrained" if init == "random" else "adapted"] = lambda: load_encoder(run)
     return encoders
 
 
