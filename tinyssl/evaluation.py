@@ -106,7 +106,12 @@ def evaluate(
 def table(result: dict[str, Any], title: str = "Balanced accuracy, %") -> Table:
     """The scores of `evaluate` as a table of balanced accuracies in percent."""
     shown = Table(
-        title=title, title_justify="left", caption_justify="left", box=SIMPLE_HEAD, pad_edge=False
+        title=title,
+        title_justify="left",
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
     )
     shown.add_column("", overflow="fold")
     for column in ("k-NN", "linear", "1-shot", "5-shot", "10-shot", "20-shot", "RankMe"):

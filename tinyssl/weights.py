@@ -78,7 +78,7 @@ def rename_in_order(
                 f"{old} is {tuple(tensor.shape)}, but {new} at the same place is "
                 f"{tuple(like.shape)}: not the same model in the same order"
             )
-    return dict(zip(reference, state.values(), strict=True))
+    return {new: t.contiguous() for new, t in zip(reference, state.values(), strict=True)}
 
 
 def save_encoder(
