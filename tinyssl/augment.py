@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -228,7 +229,7 @@ def resize_matrix(source: int, size: int, start: Tensor, length: Tensor) -> Tens
 
 def blur_radius(view_size: int) -> int:
     """Half of a blur kernel of about a tenth of the view (Chen et al., arXiv:2002.05709)."""
-    return max(1, round(view_size * 0.05))
+    return min(max(1, round(view_size * 0.05)), view_size - 1)
 
 
 def blur_matrix(size: int, radius: int, sigma: Tensor) -> Tensor:
@@ -333,9 +334,7 @@ def cutmix(
     """
     b, _, h, w = pictures.shape
     device = generator.device
-    gammas = torch._standard_gamma(torch.full((2, b), alpha, device=device), generator=generator)
-    gammas = gammas.clamp(min=1e-30)
-    cut = torch.sqrt(gammas[0] / gammas.sum(dim=0))
+    cut = torch.sqrt(1 - _draw_beta(alpha, b, generator))
     cut = cut * (torch.rand(b, generator=generator, device=device) < probability)
     centre_y = torch.rand(b, generator=generator, device=device) * h
     centre_x = torch.rand(b, generator=generator, device=device) * w
@@ -345,6 +344,16 @@ def cutmix(
     box = inside_y[:, None, :, None] & inside_x[:, None, None, :]
     weight = 1 - inside_y.sum(1) * inside_x.sum(1) / (h * w)
     return torch.where(box, pictures[partner], pictures), partner, weight
+
+
+def _draw_beta(alpha: float, count: int, generator: torch.Generator) -> Tensor:
+    """Draws from Beta(alpha, alpha), which is symmetric, so 1 minus a draw is one as well.
+
+    NumPy draws it, seeded by the generator: torch's own gamma sampler takes none in public.
+    """
+    seed = torch.randint(2**62, (1,), generator=generator, device=generator.device)
+    drawn = np.random.default_rng(int(seed)).beta(alpha, alpha, count)
+    return torch.from_numpy(drawn).float().to(generator.device)
 
 
 def _inside(size: int, centre: Tensor, length: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,18 +39,21 @@ def load_pipeline(spec: Mapping[str, Any] | str | Path) -> Any:
     import albumentations
     from albumentations.core.serialization import SERIALIZABLE_REGISTRY
 
+    if not isinstance(values.get("transform"), Mapping):
+        raise UsageError(
+            "augment.pipeline has no `transform`; give what albumentations.to_dict or .save writes"
+        )
     for name in _class_names(values):
         if name not in SERIALIZABLE_REGISTRY:
             raise UsageError(
                 f"augment.pipeline names {name!r}; only albumentations' own transforms are allowed"
             )
     try:
-        return albumentations.from_dict(dict(values))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # a misspelt argument is only warned of
+            return albumentations.from_dict(dict(values))
     except Exception as error:  # its validation raises many types
-        reason = " ".join(str(error).split())
-        raise UsageError(
-            f"augment.pipeline is not what albumentations.to_dict writes: {reason}"
-        ) from None
+        raise UsageError(f"augment.pipeline is not valid: {_one_line(error)}") from None
 
 
 def apply_pipeline(
@@ -81,8 +85,16 @@ def apply_pipeline(
 def _apply_one(
     pipeline: Any, picture: NDArray[Any], view_size: int, seed: int
 ) -> NDArray[np.uint8]:
-    pipeline.set_random_seed(seed)
-    view = pipeline(image=np.ascontiguousarray(picture))["image"]
+    try:
+        pipeline.set_random_seed(seed)
+        with warnings.catch_warnings():
+            # Such as: colour transforms leave gray pictures as they are, told for every picture.
+            warnings.simplefilter("ignore", UserWarning)
+            view = pipeline(image=np.ascontiguousarray(picture))["image"]
+    except Exception as error:  # a transform that does not suit the pictures, in many types
+        raise UsageError(
+            f"augment.pipeline fails on a picture of {picture.shape}: {_one_line(error)}"
+        ) from None
     wanted = (view_size, view_size, picture.shape[2])
     view = view[..., None] if view.ndim == 2 else view
     if view.shape != wanted or view.dtype != np.uint8:
@@ -99,13 +111,16 @@ def _read(path: Path) -> Mapping[str, Any]:
         text = path.read_text(encoding="utf-8")
         values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(f"augment.pipeline: cannot read {path}: {reason}") from None
+        raise UsageError(f"augment.pipeline: cannot read {path}: {_one_line(error)}") from None
     if not isinstance(values, Mapping):
         raise UsageError(
             f"augment.pipeline: {path} does not hold what albumentations.to_dict gives"
         )
     return values
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join((str(error) or type(error).__name__).split())
 
 
 def _class_names(values: Any) -> Iterator[str]:

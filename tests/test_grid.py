@@ -1,0 +1,31 @@
+"""The grid shows what it says, where it says."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tinyssl.grid import picture_grid
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_originals_and_views_stand_in_their_places(channels: int, dtype: Any) -> None:
+    n, count, side, gap = 2, 3, 10, 4
+    shade = np.iinfo(dtype).max // 255
+    originals = np.zeros((n, 20, 20, channels), dtype)
+    originals[1] = 50 * shade
+    views = np.zeros((n, count, channels, side, side))
+    for row in range(n):
+        for column in range(count):
+            views[row, column] = (10 + 100 * row + 30 * column) / 255
+    sheet = np.asarray(picture_grid(originals, views, gap))
+    assert sheet.shape == (n * (side + gap) + gap, (count + 1) * (side + gap) + 3 * gap, 3)
+    for row in range(n):
+        middle = gap + row * (side + gap) + side // 2
+        assert sheet[middle, gap + side // 2].tolist() == [50 * row] * 3
+        for column in range(count):
+            left = side + 4 * gap + column * (side + gap) + side // 2
+            assert sheet[middle, left].tolist() == [10 + 100 * row + 30 * column] * 3
+    assert (sheet[:gap] == 255).all()
+    assert (sheet[:, gap + side : gap + side + 2 * gap] == 255).all()
