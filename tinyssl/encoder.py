@@ -118,7 +118,6 @@ def resolve_name(name: str) -> str:
     )
 
 
-@torch.inference_mode()
 def embed_pictures(
     encoder: Encoder,
     pictures: NDArray[Any],
@@ -139,17 +138,29 @@ def embed_pictures(
     Returns:
         (n, width) float32.
     """
-    was_training = encoder.training
+    modes = {module: module.training for module in encoder.modules()}
     encoder.to(device).eval()
-    scale = float(np.iinfo(pictures.dtype).max)
     features = np.empty((len(pictures), encoder.width), np.float32)
-    for start in range(0, len(pictures), batch_size):
-        chunk = np.ascontiguousarray(pictures[start : start + batch_size])
-        tensor = torch.from_numpy(chunk.astype(np.float32)).to(device).permute(0, 3, 1, 2)
-        features[start : start + len(chunk)] = encoder(tensor / scale).float().cpu().numpy()
-        if progress is not None:
-            progress(len(chunk))
-    encoder.train(was_training)
+    try:
+        for start in range(0, len(pictures), batch_size):
+            chunk = pictures[start : start + batch_size]
+            features[start : start + len(chunk)] = _embed_batch(encoder, chunk, device)
+            if progress is not None:
+                progress(len(chunk))
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    return features
+
+
+@torch.inference_mode()
+def _embed_batch(
+    encoder: Encoder, pictures: NDArray[Any], device: torch.device | str
+) -> NDArray[np.float32]:
+    scale = float(np.iinfo(pictures.dtype).max)
+    # Channels stay last in memory, which is what convolutions on CPUs are fastest with.
+    tensor = torch.from_numpy(pictures.astype(np.float32)).to(device).permute(0, 3, 1, 2) / scale
+    features: NDArray[np.float32] = encoder(tensor).float().cpu().numpy()
     return features
 
 
@@ -189,9 +200,11 @@ def _shrink_stem(backbone: Any, timm_name: str, seed: int | None) -> None:
         old = backbone.conv1
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0 if seed is None else seed)
-            backbone.conv1 = nn.Conv2d(old.in_channels, old.out_channels, 3, 1, 1, bias=False)
-            nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")
-        backbone.maxpool = nn.Identity()
+            conv = nn.Conv2d(old.in_channels, old.out_channels, 3, 1, 1, bias=False)
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+        # timm's annotation knows other stems only
+        setattr(backbone, "conv1", conv)  # noqa: B010
+        setattr(backbone, "maxpool", nn.Identity())  # noqa: B010
     elif isinstance(getattr(backbone, "conv_stem", None), nn.Conv2d):
         backbone.conv_stem.stride = (1, 1)
     else:

@@ -6,14 +6,16 @@ n = pictures, d = feature width, C = classes. Labels are integers 0..C-1.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import balanced_accuracy_score, confusion_matrix, f1_score
+from sklearn.metrics import confusion_matrix, f1_score
 from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 
@@ -75,7 +77,7 @@ def knn_loo_score(features: Floats, labels: Ints, *, k: int, temperature: float 
         rows = np.arange(len(similarity))
         similarity[rows, start + rows] = -np.inf
         predictions.append(_vote(similarity, labels, min(k, len(unit) - 1), temperature))
-    return float(balanced_accuracy_score(labels, np.concatenate(predictions)))
+    return _mean_recall(labels, np.concatenate(predictions))
 
 
 def choose_k(features: Floats, labels: Ints) -> int:
@@ -99,7 +101,7 @@ def linear_probe(train: Floats, train_labels: Ints, test: Floats, *, seed: int =
     scaler = StandardScaler().fit(train)
     rows, rotation = _compact(scaler.transform(train))
     strength = _choose_strength(rows, train_labels, seed)
-    model = _logistic(strength).fit(rows, train_labels)
+    model = _fit(strength, rows, train_labels)
     return Probe(model.predict(scaler.transform(test) @ rotation), strength)
 
 
@@ -126,10 +128,8 @@ def few_shot(
         chosen = _draw_shots(train_labels, shots, generator)
         rows = unit_train[chosen]
         mean, spread = rows.mean(axis=0), max(float(rows.std(axis=0).mean()), 1e-6)
-        model = _logistic(FEW_SHOT_C).fit((rows - mean) / spread, train_labels[chosen])
-        results.append(
-            balanced_accuracy_score(test_labels, model.predict((unit_test - mean) / spread))
-        )
+        model = _fit(FEW_SHOT_C, (rows - mean) / spread, train_labels[chosen])
+        results.append(_mean_recall(test_labels, model.predict((unit_test - mean) / spread)))
     return interval(results)
 
 
@@ -154,8 +154,10 @@ def rankme(features: Floats, epsilon: float = 1e-7) -> float:
         epsilon: keeps the logarithm finite.
 
     Returns:
-        From 1 (collapsed) to min(n, d).
+        From 1 (collapsed) to min(n, d); nan if a feature is not finite.
     """
+    if not np.isfinite(features).all():
+        return float("nan")
     sigma = np.linalg.svd(np.asarray(features, dtype=np.float64), compute_uv=False)
     p = sigma / max(sigma.sum(), epsilon) + epsilon
     return float(np.exp(-(p * np.log(p)).sum()))
@@ -181,10 +183,9 @@ def scores(labels: Ints, predictions: Ints, classes: int) -> dict[str, Any]:
     """
     present = np.unique(labels)
     macro = f1_score(labels, predictions, labels=present, average="macro", zero_division=0)
-    recalls = [float(np.mean(predictions[labels == c] == c)) for c in present]
     return {
         "accuracy": float(np.mean(labels == predictions)),
-        "balanced_accuracy": float(np.mean(recalls)),
+        "balanced_accuracy": _mean_recall(labels, predictions),
         "macro_f1": float(macro),
         "confusion": confusion_matrix(labels, predictions, labels=range(classes)).tolist(),
     }
@@ -243,8 +244,14 @@ def evaluate_features(
 
 def _unit(features: Floats) -> NDArray[np.float32]:
     rows = np.asarray(features, dtype=np.float32)
-    lengths: NDArray[np.float32] = np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / np.maximum(lengths, np.float32(1e-12))
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True).astype(np.float32)
+    unit: NDArray[np.float32] = rows / np.maximum(lengths, np.float32(1e-12))
+    return unit
+
+
+def _mean_recall(labels: Ints, predictions: Ints) -> float:
+    """Balanced accuracy over the classes that occur; scikit-learn's warns about the others."""
+    return float(np.mean([np.mean(predictions[labels == c] == c) for c in np.unique(labels)]))
 
 
 def _chunks(rows: NDArray[Any]) -> list[NDArray[Any]]:
@@ -269,8 +276,12 @@ def _compact(rows: Floats) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     return (rows @ rotation.T).astype(np.float32), rotation.T.astype(np.float32)
 
 
-def _logistic(strength: float) -> LogisticRegression:
-    return LogisticRegression(C=strength, class_weight="balanced", max_iter=300, tol=1e-3)
+def _fit(strength: float, rows: Floats, labels: Ints) -> LogisticRegression:
+    model = LogisticRegression(C=strength, class_weight="balanced", max_iter=300, tol=1e-3)
+    with warnings.catch_warnings():
+        # A weakly regularised fit that stops at 300 iterations is still a candidate to compare.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return model.fit(rows, labels)
 
 
 def _choose_strength(rows: Floats, labels: Ints, seed: int) -> float:
@@ -281,10 +292,8 @@ def _choose_strength(rows: Floats, labels: Ints, seed: int) -> float:
     totals = dict.fromkeys(PROBE_CHOICES, 0.0)
     for inside, outside in folds.split(rows, labels):
         for strength in PROBE_CHOICES:
-            model = _logistic(strength).fit(rows[inside], labels[inside])
-            totals[strength] += balanced_accuracy_score(
-                labels[outside], model.predict(rows[outside])
-            )
+            model = _fit(strength, rows[inside], labels[inside])
+            totals[strength] += _mean_recall(labels[outside], model.predict(rows[outside]))
     return max(PROBE_CHOICES, key=lambda c: (totals[c], -c))
 
 
