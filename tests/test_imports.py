@@ -12,7 +12,7 @@ import tinyssl
 ROOT = Path(tinyssl.__file__).parent
 MODULES = sorted(p.stem for p in ROOT.glob("*.py") if p.stem != "__init__")
 
-GROUND = {"errors", "files"}
+GROUND = {"errors", "files", "tensor_file"}
 LEAVES = {
     "augment", "bank", "budget", "checkpoint", "device", "encoder", "heads",
     "labels", "losses", "loader", "picture", "pipeline", "recipe_files", "run_folder",

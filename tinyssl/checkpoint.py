@@ -1,6 +1,5 @@
 """A checkpoint holds everything that a run needs to go on, in one file, written atomically."""
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import torch
 
 from tinyssl.errors import UsageError
 from tinyssl.files import atomic
+from tinyssl.tensor_file import read_tensors
 
 FORMAT = 1
 
@@ -30,11 +30,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise UsageError(f"no checkpoint at {path}; start the run without --resume")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UsageError(f"{path} is damaged or not a tinyssl checkpoint: {reason}") from error
+    state = read_tensors(path)
     found = state.get("format") if isinstance(state, dict) else None
     if found != FORMAT:
         raise UsageError(

@@ -110,8 +110,8 @@ def table(result: dict[str, Any], title: str = "Balanced accuracy, %") -> Table:
         title_justify="left",
         caption_justify="left",
         box=SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
+        show_edge=False,
+        padding=0,  # the box puts a space between columns; more would not fit 80 of them
     )
     shown.add_column("", overflow="fold")
     for column in ("k-NN", "linear", "1-shot", "5-shot", "10-shot", "20-shot", "RankMe"):
@@ -128,8 +128,8 @@ def table(result: dict[str, Any], title: str = "Balanced accuracy, %") -> Table:
     counts = np.sum(next(iter(result["encoders"].values()))["knn"]["confusion"], axis=1)
     shown.caption = (
         f"{len(result['classes'])} classes, {result['train']:,} training and {result['test']:,} "
-        f"test pictures ({counts.min():,} to {counts.max():,} a class); shots: mean and 95 % "
-        f"interval of {shots[0]['draws']} draws, seed {result['seed']}"
+        f"test pictures ({counts.min():,} to {counts.max():,} a class).\n"
+        f"Shots: mean and 95 % interval of {shots[0]['draws']} draws, seed {result['seed']}."
     )
     return shown
 

@@ -72,6 +72,19 @@ def pretrain(
         Interrupted: SIGINT or SIGTERM; the run was saved and can be resumed.
     """
     folder = RunFolder(out if out is not None else Path("runs") / Path(recipe).stem)
+    with folder.log_to_file():
+        return _prepare(data, recipe, folder, overrides, resume, overwrite).go()
+
+
+def _prepare(
+    data: str | Path | Sequence[str | Path],
+    recipe: str | Path,
+    folder: RunFolder,
+    overrides: Sequence[str],
+    resume: bool,
+    overwrite: bool,
+) -> Run:
+    """Checks everything and reads the pictures; only then is anything written to the folder."""
     state = None
     if resume:
         state = load_checkpoint(folder.checkpoint)
@@ -89,7 +102,8 @@ def pretrain(
     run = Run(settled, pictures, folder, state)
     if state is None:
         run.create_folder(overwrite)
-    return run.go()
+    folder.begin_log()
+    return run
 
 
 class Run:
@@ -130,16 +144,11 @@ class Run:
 
     def go(self) -> Path:
         """Trains to the end, or raises after saving; see `pretrain`."""
-        handler = self.folder.log_file()
-        log.addHandler(handler)
         try:
             self._go()
         except TinysslError as error:
             log.info(f"ended: {error}")
             raise
-        finally:
-            log.removeHandler(handler)
-            handler.close()
         return self.folder.path
 
     def _go(self) -> None:

@@ -6,7 +6,8 @@ import csv
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ class RunFolder:
         self.checkpoint = self.path / "checkpoints" / "last.pt"
         self.skipped = self.path / "skipped.csv"
         self.duplicates = self.path / "duplicates.csv"
+        self._log = _LateFile(self.path / "train.log")
 
     def refuse_if_used(self) -> None:
         """Raises UsageError when the path exists and is anything but an empty folder."""
@@ -89,13 +91,44 @@ class RunFolder:
             kept = lines[:1] + [line for line in lines[1:] if int(line.split(",")[0]) <= epoch]
             write_text(self.results, "".join(line + "\n" for line in kept))
 
-    def log_file(self) -> logging.Handler:
-        """A handler that appends to `train.log`; the caller attaches and closes it."""
-        handler = logging.FileHandler(
-            self.path / "train.log", encoding="utf-8", errors="backslashreplace"
-        )
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        return handler
+    @contextmanager
+    def log_to_file(self) -> Iterator[None]:
+        """Appends what is logged to `train.log`; lines from before `begin_log` are kept for it."""
+        logger = logging.getLogger("tinyssl")
+        logger.addHandler(self._log)
+        try:
+            yield
+        finally:
+            logger.removeHandler(self._log)
+
+    def begin_log(self) -> None:
+        """The run is accepted and its folder there: from now on lines are written."""
+        self._log.begin()
+
+
+class _LateFile(logging.Handler):
+    """Keeps lines until it is told to begin, so that a refused run leaves no file."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self.waiting: list[str] | None = []
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+
+    def begin(self) -> None:
+        lines, self.waiting = self.waiting or [], None
+        self._append(lines)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = self.format(record) + "\n"
+        if self.waiting is None:
+            self._append([line])
+        else:
+            self.waiting.append(line)
+
+    def _append(self, lines: list[str]) -> None:
+        with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.writelines(lines)
 
 
 def _short(value: Value) -> Value:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import safetensors
-import torch
 from safetensors.torch import load_file, save
 from timm.models import adapt_input_conv
 from torch import Tensor
@@ -18,6 +16,7 @@ from tinyssl import __version__
 from tinyssl.encoder import Encoder, create_encoder
 from tinyssl.errors import UsageError
 from tinyssl.files import atomic, write_text
+from tinyssl.tensor_file import read_tensors
 
 FORMAT = 1
 WEIGHTS, DESCRIPTION = "encoder.safetensors", "encoder.json"
@@ -161,21 +160,12 @@ def read_description(folder: str | Path) -> dict[str, Any]:
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UsageError(f"no weights at {path}; give a file or a run folder")
-    try:
-        if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors":
+        try:
             return dict(load_file(path))
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UsageError(
-            f"{path} holds more than tensors and is not opened, since it could run code; "
-            "convert it to safetensors where you trust it"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise UsageError(f"{path} is not a weights file: {str(error).partition(chr(10))[0]}") from (
-            error
-        )
-    except safetensors.SafetensorError as error:
-        raise UsageError(f"{path} is not a safetensors file: {error}") from error
+        except (safetensors.SafetensorError, OSError) as error:
+            raise UsageError(f"{path} is not a safetensors file: {error}") from error
+    loaded = read_tensors(path)
     if not isinstance(loaded, dict):
         raise UsageError(f"{path} holds a {type(loaded).__name__}, not a state dict")
     return dict(loaded)
@@ -185,7 +175,7 @@ def _unwrap(state: dict[str, Any]) -> dict[str, Tensor]:
     for nest in _NESTS:
         if isinstance(state.get(nest), Mapping):
             state = dict(state[nest])
-    state = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    state = {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
     while True:
         prefix = next((p for p in _PREFIXES if _mostly(state, p)), None)
         if prefix is None:
@@ -199,7 +189,9 @@ def _mostly(state: Mapping[str, Tensor], prefix: str) -> bool:
 
 def _adapt_first_conv(state: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
     for key in ("conv_stem.weight", "conv1.weight"):
-        if key in state and key in wanted and state[key].shape[1] == 3 != wanted[key].shape[1]:
+        if key not in state or key not in wanted or state[key].ndim != 4:
+            continue
+        if state[key].shape[1] == 3 != wanted[key].shape[1]:
             state[key] = adapt_input_conv(wanted[key].shape[1], state[key])
 
 

@@ -1,0 +1,136 @@
+"""Every backbone, stem and number of channels; random weights that repeat."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tinyssl.encoder import (
+    BACKBONES,
+    create_encoder,
+    embed_pictures,
+    freeze_batch_norm,
+    resolve_name,
+)
+from tinyssl.errors import JobError, UsageError
+
+
+def pictures(n: int = 5, c: int = 3, dtype: Any = np.uint8) -> Any:
+    return np.random.default_rng(0).integers(0, 256, (n, 32, 32, c)).astype(dtype)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("stem", ["standard", "small"])
+def test_backbones_and_stems(name: str, stem: str) -> None:
+    encoder = create_encoder(name, stem=stem, seed=0).eval()
+    views = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        assert encoder(views).shape == (2, encoder.width)
+        map_side = encoder.backbone.forward_features(views).shape[-1]  # type: ignore[operator]
+    assert (map_side >= 4) if stem == "small" else (map_side == 2)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("name", ["mobilenetv3-small", "resnet18"])
+def test_channels(name: str, channels: int) -> None:
+    encoder = create_encoder(name, channels=channels).eval()
+    assert encoder.channels == channels == len(encoder.mean) == len(encoder.std)
+    assert encoder(torch.rand(1, channels, 32, 32)).shape == (1, encoder.width)
+
+
+def test_any_timm_model_works() -> None:
+    encoder = create_encoder("regnetx_002").eval()
+    assert encoder(torch.rand(1, 3, 32, 32)).shape == (1, encoder.width)
+
+
+@pytest.mark.parametrize("channels", [0, 5])
+def test_wrong_channels_are_refused(channels: int) -> None:
+    with pytest.raises(UsageError, match="allowed are 1 to 4"):
+        create_encoder("resnet18", channels=channels)
+
+
+def test_unknown_names_get_suggestions() -> None:
+    with pytest.raises(UsageError, match=r"did you mean mobilenetv3.small") as caught:
+        resolve_name("mobilenet-v3-small")
+    assert "resnet18" in str(caught.value)
+
+
+def test_small_stem_is_refused_where_there_is_none() -> None:
+    with pytest.raises(UsageError, match=r"made for ResNets and MobileNets, not for vit_tiny"):
+        create_encoder("vit_tiny_patch16_224", stem="small")
+    with pytest.raises(UsageError, match="allowed are standard and small"):
+        create_encoder("resnet18", stem="large")
+
+
+@pytest.mark.parametrize("stem", ["standard", "small"])
+def test_seed_decides_the_weights_and_nothing_else(stem: str) -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first = create_encoder("resnet18", seed=1, stem=stem).state_dict()
+    assert torch.equal(torch.get_rng_state(), before)
+    same = create_encoder("resnet18", seed=1, stem=stem).state_dict()
+    other = create_encoder("resnet18", seed=2, stem=stem).state_dict()
+    assert all(torch.equal(first[k], same[k]) for k in first)
+    assert not torch.equal(first["backbone.conv1.weight"], other["backbone.conv1.weight"])
+
+
+def test_pretrained_without_a_hub_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    import timm
+
+    def unreachable(*args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("pretrained"):
+            raise OSError("no route to the hub\nsecond line")
+        return original(*args, **kwargs)
+
+    original = timm.create_model
+    monkeypatch.setattr(timm, "create_model", unreachable)
+    with pytest.raises(JobError, match=r"no route to the hub\); give encoder\.init=PATH") as caught:
+        create_encoder("resnet18", pretrained=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_normalization_lives_inside() -> None:
+    plain = create_encoder("resnet18", seed=0, mean=[0.0] * 3, std=[1.0] * 3).eval()
+    normed = create_encoder("resnet18", seed=0, mean=[0.2] * 3, std=[0.5] * 3).eval()
+    views = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(normed(views), plain((views - 0.2) / 0.5))
+
+
+def test_embedding_scales_by_the_depth_and_keeps_the_modes(tmp_path: Any) -> None:
+    encoder = create_encoder("mobilenetv3-small", seed=0).train()
+    freeze_batch_norm(encoder)
+    modes = [module.training for module in encoder.modules()]
+    told: list[int] = []
+    shallow = embed_pictures(encoder, pictures(), batch_size=2, progress=told.append)
+    assert told == [2, 2, 1]
+    assert [module.training for module in encoder.modules()] == modes
+    deep = embed_pictures(encoder, pictures(dtype=np.uint16) * 257)
+    np.testing.assert_allclose(shallow, deep, rtol=1e-4, atol=1e-5)
+    pictures().tofile(tmp_path / "raw")
+    mapped = np.memmap(tmp_path / "raw", np.uint8, "r", shape=(5, 32, 32, 3))
+    np.testing.assert_allclose(embed_pictures(encoder, mapped), shallow, rtol=1e-4, atol=1e-5)
+    views = torch.from_numpy(pictures()).permute(0, 3, 1, 2) / 255
+    with torch.no_grad():
+        direct = encoder.eval()(views).numpy()
+    np.testing.assert_allclose(direct, shallow, rtol=1e-4, atol=1e-5)
+
+
+def test_training_goes_on_after_embedding() -> None:
+    encoder = create_encoder("mobilenetv3-small", seed=0).train()
+    embed_pictures(encoder, pictures())
+    encoder(torch.rand(2, 3, 32, 32)).sum().backward()
+    assert all(p.grad is not None for p in encoder.parameters())
+
+
+def test_frozen_batch_norm_keeps_statistics_while_weights_train() -> None:
+    encoder = create_encoder("mobilenetv3-small", seed=0).train()
+    freeze_batch_norm(encoder)
+    norms = [m for m in encoder.modules() if isinstance(m, nn.BatchNorm2d)]
+    before = [norm.running_mean.clone() for norm in norms if norm.running_mean is not None]
+    encoder(torch.rand(4, 3, 32, 32)).square().mean().backward()
+    after = [norm.running_mean for norm in norms if norm.running_mean is not None]
+    assert len(norms) > 20
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert all(norm.weight.grad is not None for norm in norms)

@@ -1,0 +1,126 @@
+"""A trained encoder takes pictures as they are."""
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils import estimator_checks
+
+import tinyssl
+from tinyssl.data import load_pictures, scan
+from tinyssl.encoder import create_encoder, embed_pictures
+from tinyssl.errors import UsageError
+from tinyssl.model import load
+from tinyssl.transformer import EmbeddingTransformer
+from tinyssl.weights import save_encoder
+
+Folder = Callable[..., Path]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    encoder = create_encoder("mobilenetv3-small", seed=0)
+    save_encoder(encoder, folder, image_size=32, resize="crop")
+    return folder
+
+
+def test_paths_images_and_arrays_give_the_same(run: Path, picture_folder: Folder) -> None:
+    paths = scan([picture_folder()])
+    model = tinyssl.load(run)
+    expected = model.embed(paths, batch_size=5)
+    assert expected.shape == (16, 1024)
+    images = [Image.open(path) for path in paths]
+    arrays = np.stack([np.asarray(image) for image in images])
+    for same in ([str(p) for p in paths], images, list(arrays), arrays):
+        np.testing.assert_allclose(model.embed(same), expected, rtol=1e-4, atol=1e-5)
+    cached = load_pictures(paths, size=32, rule="crop")
+    direct = embed_pictures(model.encoder, cached.array)
+    np.testing.assert_allclose(direct, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_order_is_kept_with_mixed_depths(run: Path) -> None:
+    gray = np.random.default_rng(0).integers(0, 256, (6, 40, 40), dtype=np.uint8)
+    mixed: list[Any] = [g if i % 2 else g.astype(np.uint16) * 257 for i, g in enumerate(gray)]
+    model = load(run)
+    np.testing.assert_allclose(model.embed(mixed), model.embed(list(gray)), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ("broken.png", "broken.png cannot be used: empty file"),
+        ("gone.png", "gone.png cannot be used: No such file"),
+        (np.zeros((4, 4), np.float32), "number 1 cannot be used: float32 array"),
+        (np.zeros((4, 4, 2), np.uint8), "2 channels"),
+    ],
+)
+def test_unusable_pictures_are_told(wrong: Any, told: str, run: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").touch()
+    picture = tmp_path / wrong if isinstance(wrong, str) else wrong
+    with pytest.raises(UsageError, match=told):
+        load(run).embed([np.zeros((9, 9, 3), np.uint8), picture])
+
+
+def test_a_single_picture_wants_a_list(run: Path) -> None:
+    with pytest.raises(UsageError, match="put a single one into a list"):
+        load(run).embed("a.png")
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        "check_estimator_repr",
+        "check_no_attributes_set_in_init",
+        "check_get_params_invariance",
+        "check_set_params",
+        "check_parameters_default_constructible",
+        "check_estimator_cloneable",
+        "check_do_not_raise_errors_in_init_or_set_params",
+        "check_mixin_order",
+        "check_valid_tag_types",
+    ],
+)
+def test_scikit_learns_checks_that_need_no_data(check: str, run: Path) -> None:
+    """Its other checks feed tables of numbers; the next test does with pictures what they do."""
+    found = getattr(estimator_checks, check, None) or getattr(estimator_checks, check[:-1])
+    found("EmbeddingTransformer", EmbeddingTransformer(run))
+
+
+def test_fit_and_transform_behave(run: Path, picture_folder: Folder) -> None:
+    paths = scan([picture_folder()])
+    step = EmbeddingTransformer(run)
+    with pytest.raises(NotFittedError):
+        step.transform(paths)
+    assert step.fit(paths) is step
+    features = step.transform(paths)
+    assert features.shape == (16, step.n_features_out_)
+    assert len(step.get_feature_names_out()) == step.n_features_out_
+    np.testing.assert_array_equal(step.transform(paths), features)
+    np.testing.assert_allclose(step.transform(paths[::-1])[::-1], features, rtol=1e-4, atol=1e-5)
+    copied = pickle.loads(pickle.dumps(step))
+    np.testing.assert_array_equal(copied.transform(paths), features)
+    np.testing.assert_array_equal(clone(step).fit_transform(paths), features)
+    with pytest.raises(UsageError, match="no encoder in"):
+        EmbeddingTransformer(run.parent / "nope").fit(paths)
+    with pytest.raises(UsageError, match="has no run"):
+        EmbeddingTransformer().fit(paths)
+
+
+def test_works_in_a_pipeline_and_a_search(run: Path, picture_folder: Folder) -> None:
+    paths = [str(p) for p in scan([picture_folder()])]
+    labels = [Path(p).parent.name for p in paths]
+    pipeline = make_pipeline(EmbeddingTransformer(run), StandardScaler(), LogisticRegression())
+    search = GridSearchCV(pipeline, {"logisticregression__C": [0.1, 1.0]}, cv=2)
+    assert search.fit(paths, labels).score(paths, labels) > 0.8
