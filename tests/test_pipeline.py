@@ -34,28 +34,28 @@ def test_every_form_gives_the_same_views(form: str, tmp_path: Path) -> None:
     if form != "dict":
         source = tmp_path / f"pipeline.{form}"
         source.write_text(json.dumps(spec()) if form == "json" else yaml.safe_dump(spec()))
-    views = apply_pipeline(load_pipeline(source), pictures(), 16, [1, 2, 3, 4])
-    expected = apply_pipeline(load_pipeline(spec()), pictures(), 16, [1, 2, 3, 4])
+    views = apply_pipeline(load_pipeline(source), pictures(), [1, 2, 3, 4], view_size=16)
+    expected = apply_pipeline(load_pipeline(spec()), pictures(), [1, 2, 3, 4], view_size=16)
     assert torch.equal(views, expected)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_views_depend_on_their_own_seed_only(channels: int) -> None:
     pipeline, raw = load_pipeline(spec()), pictures(channels)
-    together = apply_pipeline(pipeline, raw, 16, [7, 8, 9, 7])
+    together = apply_pipeline(pipeline, raw, [7, 8, 9, 7], view_size=16)
     assert together.shape == (4, channels, 16, 16)
     assert together.dtype == torch.float32
     assert together.min() >= 0
     assert together.max() <= 1
-    alone = apply_pipeline(pipeline, raw[2:3], 16, [9])
+    alone = apply_pipeline(pipeline, raw[2:3], [9], view_size=16)
     assert torch.equal(together[2:3], alone)
-    assert not torch.equal(alone, apply_pipeline(pipeline, raw[2:3], 16, [10]))
+    assert not torch.equal(alone, apply_pipeline(pipeline, raw[2:3], [10], view_size=16))
 
 
 def test_it_does_what_albumentations_does() -> None:
     flip = load_pipeline(spec(A.Resize(16, 16), A.HorizontalFlip(p=1.0)))
     raw = pictures()
-    views = apply_pipeline(flip, raw, 16, [0] * 4)
+    views = apply_pipeline(flip, raw, [0] * 4, view_size=16)
     expected = A.Compose([A.Resize(16, 16), A.HorizontalFlip(p=1.0)])(image=raw[0])["image"]
     np.testing.assert_allclose(views[0].permute(1, 2, 0) * 255, expected, atol=1e-4)
 
@@ -110,15 +110,15 @@ def test_a_misspelt_argument_is_not_passed_over() -> None:
 )
 def test_unfit_results_are_told(transforms: list[Any], told: str) -> None:
     with pytest.raises(UsageError, match=told) as caught:
-        apply_pipeline(load_pipeline(spec(*transforms)), pictures(), 16, [0] * 4)
+        apply_pipeline(load_pipeline(spec(*transforms)), pictures(), [0] * 4, view_size=16)
     assert "\n" not in str(caught.value)
 
 
 def test_sixteen_bit_pictures_are_refused() -> None:
     with pytest.raises(UsageError, match="8-bit"):
-        apply_pipeline(load_pipeline(spec()), pictures().astype(np.uint16), 16, [0] * 4)
+        apply_pipeline(load_pipeline(spec()), pictures().astype(np.uint16), [0] * 4, view_size=16)
 
 
 def test_colour_transforms_leave_gray_pictures_alone_without_a_warning() -> None:
     colour = load_pipeline(spec(A.HueSaturationValue(p=1.0), A.Resize(16, 16)))
-    assert apply_pipeline(colour, pictures(1), 16, [0] * 4).shape == (4, 1, 16, 16)
+    assert apply_pipeline(colour, pictures(1), [0] * 4, view_size=16).shape == (4, 1, 16, 16)

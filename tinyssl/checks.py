@@ -92,7 +92,7 @@ def _views(recipe: Recipe, originals: NDArray[Any], turn: int) -> NDArray[Any]:
     if section.pipeline is not None:
         pipeline = load_pipeline(section.pipeline)
         seeds = [turn * len(originals) + i for i in range(len(originals))]
-        return apply_pipeline(pipeline, originals, section.view_size, seeds).numpy()
+        return apply_pipeline(pipeline, originals, seeds, view_size=section.view_size).numpy()
     augment: Augment = augment_from(recipe)
     raw = torch.from_numpy(np.ascontiguousarray(originals))
     return augment(raw, generator_for(recipe.run.seed, turn, stream=1)).numpy()

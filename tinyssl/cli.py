@@ -15,14 +15,6 @@ from tinyssl import __version__
 from tinyssl.errors import TinysslError
 
 _OVERRIDE = re.compile(r"[a-z_]+\.[a-z0-9_.]+=")
-_SHORTCUTS = {
-    "epochs": "run.epochs",
-    "batch_size": "optim.batch_size",
-    "image_size": "data.image_size",
-    "device": "run.device",
-    "workers": "run.workers",
-    "seed": "run.seed",
-}
 
 
 class _Verbs(click.Group):
@@ -109,7 +101,7 @@ def _recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
             click.option("--batch-size", help="Pictures a step.  [optim.batch_size]"),
             click.option("--image-size", help="Pixels a side.  [data.image_size]"),
             click.option("--device", help="auto, cpu, cuda, cuda:N.  [run.device]"),
-            click.option("--workers", help="Threads that decode.  [run.workers]"),
+            click.option("--workers", help="Threads, or processes.  [run.workers]"),
             click.option("--seed", help="Of everything random.  [run.seed]"),
         ]
     ):
@@ -121,10 +113,6 @@ def _split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Tells `section.key=value` settings from pictures' paths."""
     overrides = [a for a in arguments if _OVERRIDE.match(a) and not Path(a).exists()]
     return [a for a in arguments if a not in overrides], overrides
-
-
-def _shortcuts(options: dict[str, Any]) -> list[str]:
-    return [f"{_SHORTCUTS[k]}={v}" for k, v in options.items() if v is not None]
 
 
 @cli.command(short_help="Pretrain an encoder on unlabeled pictures.")
@@ -156,14 +144,14 @@ def pretrain(
     from tinyssl.pretraining import pretrain as run
 
     data, overrides = _split_arguments(arguments)
-    settings = [*overrides, *_shortcuts(options)]
-    path = run(data, recipe, out, overrides=settings, resume=resume, overwrite=overwrite)
+    given = {name: value for name, value in options.items() if value is not None}
+    path = run(data, recipe, out, overrides=overrides, resume=resume, overwrite=overwrite, **given)
     click.echo(f"next: tinyssl eval {path} --labels labels.csv")
 
 
 @cli.command("eval", short_help="Judge an encoder on labeled pictures.")
 @click.argument("run")
-@click.option("--labels", "labels_csv", help="CSV with the columns path,label[,split].")
+@click.option("--labels", help="CSV with the columns path,label[,split].")
 @click.option("--train", help="Folder of class folders to fit classifiers on.")
 @click.option("--test", help="Folder of class folders to measure on.")
 @click.option("--baseline", "baselines", multiple=True, help="Another run or weight file.")

@@ -26,6 +26,16 @@ Count = Annotated[int, Field(ge=1)]
 Pair = Annotated[list[float], Field(min_length=2, max_length=2)]
 
 
+SHORTCUTS: Mapping[str, str] = {
+    "epochs": "run.epochs",
+    "batch_size": "optim.batch_size",
+    "image_size": "data.image_size",
+    "device": "run.device",
+    "workers": "run.workers",
+    "seed": "run.seed",
+}
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -187,6 +197,21 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         _forget_preset(values)
     merged = OmegaConf.merge(OmegaConf.create(values), OmegaConf.create(given))
     return validate(OmegaConf.to_container(merged, resolve=False), str(recipe))
+
+
+def shortcuts(given: Mapping[str, object]) -> list[str]:
+    """Settings under their short names, such as `epochs=100`, as `section.key=value` overrides.
+
+    Raises:
+        UsageError: a name that is not one of `SHORTCUTS`.
+    """
+    for name in given:
+        if name not in SHORTCUTS:
+            raise UsageError(
+                f"unknown setting {name}{_did_you_mean(name, list(SHORTCUTS))} "
+                f"(allowed: {', '.join(SHORTCUTS)}; all others as section.key=value)"
+            )
+    return [f"{SHORTCUTS[name]}={value}" for name, value in given.items()]
 
 
 def read_recipe(text: str, source: str) -> Recipe:

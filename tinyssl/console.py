@@ -75,7 +75,7 @@ class _Rate(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text(f"{speed:,.0f} {self.unit}/s" if speed else f"- {self.unit}/s")
+        return Text(f"{_short(speed)} {self.unit}/s" if speed else f"- {self.unit}/s")
 
 
 def _plain_lines(title: str, total: int, unit: str) -> Advance:
@@ -90,6 +90,10 @@ def _plain_lines(title: str, total: int, unit: str) -> Advance:
             last = now
             rate = done / (now - start)
             left = (total - done) / rate
-            log.info(f"{title}: {done:,}/{total:,} {unit}, {rate:,.0f}/s, {left:,.0f} s left")
+            log.info(f"{title}: {done:,}/{total:,} {unit}, {_short(rate)}/s, {left:,.0f} s left")
 
     return advance
+
+
+def _short(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"

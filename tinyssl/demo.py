@@ -67,7 +67,7 @@ def demo(
     if adapt:
         settings.append(f"encoder.init={imagenet_lite0(work)}")
     run = pretrain(work / "train.txt", recipe, folder, overrides=settings, overwrite=overwrite)
-    result = evaluate(run, labels_csv=work / "labels.csv", seed=seed)
+    result = evaluate(run, labels=work / "labels.csv", seed=seed)
     print_result(table(result, title="ELPV solar cells, held-out 25 %: balanced accuracy, %"))
     extra = " encoder.init=weights.safetensors" if adapt else ""
     print_result(_NEXT.format(out=run, work=work, recipe=recipe, extra=extra).rstrip())

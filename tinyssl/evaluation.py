@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ from numpy.typing import NDArray
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from tinyssl import __version__, labels
+from tinyssl import __version__
 from tinyssl.console import log, progress
 from tinyssl.data import IMAGE_EXTENSIONS, Pictures, load_pictures
 from tinyssl.device import pick_device
 from tinyssl.encoder import Encoder, create_encoder, embed_pictures
 from tinyssl.errors import UsageError
 from tinyssl.files import write_text
+from tinyssl.labels import from_class_folders, from_csv, stratified_split, write_csv
 from tinyssl.scoring import evaluate_features, pixel_features
 from tinyssl.weights import WEIGHTS, load_encoder, load_weights, read_description
 
@@ -42,7 +44,7 @@ def evaluate(
     *,
     train: str | Path | None = None,
     test: str | Path | None = None,
-    labels_csv: str | Path | None = None,
+    labels: str | Path | None = None,
     baselines: Sequence[str | Path] = (),
     draws: int = 10,
     seed: int = 0,
@@ -55,7 +57,7 @@ def evaluate(
         run: a run folder.
         train: a folder of class folders to fit the classifiers on; goes with `test`.
         test: a folder of class folders to measure on.
-        labels_csv: instead of the two: columns path,label and optionally split; without a
+        labels: instead of the two: columns path,label and optionally split; without a
             split a stratified one is drawn and written beside `eval.json`.
         baselines: run folders or weight files for the run's architecture.
         draws: random choices of labels for each number of shots, at least 10.
@@ -73,7 +75,7 @@ def evaluate(
         raise UsageError(f"draws: got {draws}; at least 10 are needed for an interval")
     description = read_description(run)
     target = Path(out) if out is not None else Path(run) / "eval.json"
-    task, recorded = _task(train, test, labels_csv, seed, target.parent)
+    task, recorded = _task(train, test, labels, seed, target.parent)
     encoders = _encoders(run, description, baselines, seed)
     result: dict[str, Any] = {
         "tinyssl": __version__,
@@ -137,24 +139,24 @@ def table(result: dict[str, Any], title: str = "Balanced accuracy, %") -> Table:
 def _task(
     train: str | Path | None,
     test: str | Path | None,
-    labels_csv: str | Path | None,
+    labels: str | Path | None,
     seed: int,
     folder: Path,
 ) -> tuple[_Task, str]:
-    if labels_csv is not None and train is None and test is None:
-        table = labels.from_csv(labels_csv)
+    if labels is not None and train is None and test is None:
+        table = from_csv(labels)
         if table.unlabeled:
-            log.warning(f"{labels_csv}: {table.unlabeled} rows have no label and are left out")
+            log.warning(f"{labels}: {table.unlabeled} rows have no label and are left out")
         if table.splits is not None:
-            is_test, told = np.array([s == "test" for s in table.splits]), f"of {labels_csv}"
+            is_test, told = np.array([s == "test" for s in table.splits]), f"of {labels}"
         else:
-            is_test = labels.stratified_split(table.labels, seed=seed)
+            is_test = stratified_split(table.labels, seed=seed)
             names = ["test" if t else "train" for t in is_test]
-            labels.write_csv(folder / SPLIT_FILE, table.paths, table.labels, names)
+            write_csv(folder / SPLIT_FILE, table.paths, table.labels, names)
             told = f"25 % stratified, seed {seed}, in {SPLIT_FILE}"
         return _make_task(table.paths, table.labels, is_test), told
-    if labels_csv is None and train is not None and test is not None:
-        sets = [labels.from_class_folders(f, IMAGE_EXTENSIONS) for f in (train, test)]
+    if labels is None and train is not None and test is not None:
+        sets = [from_class_folders(f, IMAGE_EXTENSIONS) for f in (train, test)]
         paths = sets[0].paths + sets[1].paths
         is_test = np.arange(len(paths)) >= len(sets[0].paths)
         return _make_task(paths, sets[0].labels + sets[1].labels, is_test), f"{train} and {test}"
@@ -192,10 +194,11 @@ def _encoders(
     init = str(description.get("init", "random"))
     if init == "pretrained" or Path(init).exists():
         encoders["start, frozen"] = lambda: (_from_init(description, init), description)
-    for baseline in baselines:
-        path = Path(baseline)
-        encoders[path.name] = lambda path=path: _baseline(path, description)  # type: ignore[misc]
-    encoders["pretrained" if init == "random" else "adapted"] = lambda: load_encoder(run)
+    own = "pretrained" if init == "random" else "adapted"
+    for path in map(Path, baselines):
+        taken = path.name in encoders or path.name == own
+        encoders[str(path) if taken else path.name] = partial(_baseline, path, description)
+    encoders[own] = lambda: load_encoder(run)
     return encoders
 
 

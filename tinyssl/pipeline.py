@@ -57,15 +57,15 @@ def load_pipeline(spec: Mapping[str, Any] | str | Path) -> Any:
 
 
 def apply_pipeline(
-    pipeline: Any, pictures: NDArray[Any], view_size: int, seeds: Sequence[int]
+    pipeline: Any, pictures: NDArray[Any], seeds: Sequence[int], *, view_size: int
 ) -> Tensor:
     """Views of pictures, each made with its own seed.
 
     Args:
         pipeline: from `load_pipeline`.
         pictures: (b, H, W, c) uint8; most of albumentations does not take uint16.
-        view_size: s, pixels a side that the pipeline must end at.
         seeds: b integers; the same seed gives the same view.
+        view_size: s, pixels a side that the pipeline must end at.
 
     Returns:
         (b, c, s, s) float32 in [0, 1].

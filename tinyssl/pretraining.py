@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from tinyssl.build import (
     settle,
 )
 from tinyssl.checkpoint import load_checkpoint, save_checkpoint
-from tinyssl.config import Recipe, load_recipe, read_recipe
+from tinyssl.config import Recipe, load_recipe, read_recipe, shortcuts
 from tinyssl.console import log, progress
 from tinyssl.data import Pictures, write_skipped
 from tinyssl.device import pick_device
@@ -52,6 +54,7 @@ def pretrain(
     overrides: Sequence[str] = (),
     resume: bool = False,
     overwrite: bool = False,
+    **settings: object,
 ) -> Path:
     """Pretrains an encoder on unlabeled pictures and leaves a run folder.
 
@@ -62,6 +65,8 @@ def pretrain(
         overrides: `section.key=value` settings on top of the recipe.
         resume: go on with the run in `out`; nothing else is needed then.
         overwrite: replace an earlier run in `out`.
+        settings: epochs, batch_size, image_size, device, workers, seed: short for the overrides
+            `run.epochs=...` and so on.
 
     Returns:
         The run folder.
@@ -73,7 +78,8 @@ def pretrain(
     """
     folder = RunFolder(out if out is not None else Path("runs") / Path(recipe).stem)
     with folder.log_to_file():
-        return _prepare(data, recipe, folder, overrides, resume, overwrite).go()
+        all_overrides = [*overrides, *shortcuts(settings)]
+        return _prepare(data, recipe, folder, all_overrides, resume, overwrite).go()
 
 
 def _prepare(
@@ -210,16 +216,14 @@ class Run:
     def _pipeline_batches(self) -> Batches:
         section, seed = self.recipe.augment, self.recipe.run.seed
         pipeline = load_pipeline(section.pipeline or {})
-
-        def apply(pictures: NDArray[Any], seeds: list[int]) -> Tensor:
-            return apply_pipeline(pipeline, pictures, section.view_size, seeds)
+        # Not a closure: where processes are spawned, not forked, it must be picklable.
+        apply = partial(apply_pipeline, pipeline, view_size=section.view_size)
+        workers = self.recipe.run.workers or os.cpu_count() or 1
 
         def batches(order: Tensor, step: int) -> Iterator[tuple[Tensor, Tensor]]:
             generator = generator_for(seed, step, stream=1)
             seeds = torch.randint(2**31, order.shape, generator=generator)
-            made = pipeline_batches(
-                self.pictures.array, order, apply, seeds, self.recipe.run.workers
-            )
+            made = pipeline_batches(self.pictures.array, order, apply, seeds, workers)
             for index, views in made:
                 views = views.to(self.device).contiguous(memory_format=torch.channels_last)
                 yield index.to(self.device), views
