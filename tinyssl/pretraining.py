@@ -123,6 +123,8 @@ class Run:
         state: dict[str, Any] | None,
     ) -> None:
         torch.manual_seed(recipe.run.seed)
+        # Or convolutions on a GPU would differ from run to run; the CPU's never do.
+        torch.backends.cudnn.deterministic = True
         self.recipe = recipe
         self.pictures = pictures
         self.folder = folder

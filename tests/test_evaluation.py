@@ -1,0 +1,158 @@
+"""The table of `tinyssl eval`: what is judged, beside what, and on which pictures."""
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from tinyssl.encoder import create_encoder
+from tinyssl.errors import UsageError
+from tinyssl.evaluation import evaluate, table
+from tinyssl.weights import save_encoder
+
+Folder = Callable[..., Path]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return make_run(tmp_path / "run")
+
+
+def make_run(folder: Path, backbone: str = "mobilenetv3-small", **extra: Any) -> Path:
+    folder.mkdir(parents=True)
+    encoder = create_encoder(backbone, seed=5)
+    save_encoder(encoder, folder, image_size=32, resize="crop", extra={"seed": 5} | extra)
+    return folder
+
+
+def labels_csv(path: Path, data: Path, split: Callable[[int], str] | None = None) -> Path:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label"] + (["split"] if split else []))
+        for number, picture in enumerate(sorted(data.rglob("*.png"))):
+            given = [split(number)] if split else []
+            writer.writerow([picture, picture.parent.name, *given])
+    return path
+
+
+def test_what_is_written(run: Path, picture_folder: Folder, tmp_path: Path) -> None:
+    data = picture_folder(per_class=12)
+    result = evaluate(run, labels=labels_csv(tmp_path / "labels.csv", data))
+    assert json.loads((run / "eval.json").read_text()) == json.loads(json.dumps(result))
+    assert list(result["encoders"]) == ["raw pixels", "random weights", "pretrained"]
+    assert (result["train"], result["test"]) == (18, 6)
+    for scores in result["encoders"].values():
+        for classifier in ("knn", "linear"):
+            assert set(scores[classifier]) >= {"accuracy", "balanced_accuracy", "macro_f1"}
+            assert np.sum(scores[classifier]["confusion"]) == 6
+        assert list(scores["few_shot"]) == ["1", "5", "10", "20"]
+        assert all(s["draws"] == 10 for s in scores["few_shot"].values())
+        assert scores["rankme"] >= 1
+    # The run holds the untrained network of its seed: the same features, the same scores.
+    untrained, own = (result["encoders"][k] for k in ("random weights", "pretrained"))
+    assert untrained["knn"] == own["knn"]
+
+
+def test_drawn_split_is_recorded_and_gives_the_same_again(
+    run: Path, picture_folder: Folder, tmp_path: Path
+) -> None:
+    data = picture_folder(per_class=12)
+    first = evaluate(run, labels=labels_csv(tmp_path / "labels.csv", data))
+    again = evaluate(run, labels=run / "eval_split.csv", out=tmp_path / "again.json")
+    for name, scores in first["encoders"].items():
+        assert scores["knn"] == again["encoders"][name]["knn"]
+    with (run / "eval_split.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for label in ("bright", "dark"):
+        assert sum(r["label"] == label and r["split"] == "test" for r in rows) == 3
+
+
+def test_given_split_and_class_folders_judge_the_same(
+    run: Path, picture_folder: Folder, tmp_path: Path
+) -> None:
+    data = picture_folder(per_class=12)
+    held_out = labels_csv(tmp_path / "l.csv", data, lambda i: "test" if i % 3 == 0 else "train")
+    by_csv = evaluate(run, labels=held_out, out=tmp_path / "a.json")
+    for number, picture in enumerate(sorted(data.rglob("*.png"))):
+        folder = tmp_path / ("test" if number % 3 == 0 else "train") / picture.parent.name
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(picture, folder)
+    by_folders = evaluate(
+        run, train=tmp_path / "train", test=tmp_path / "test", out=tmp_path / "b.json"
+    )
+    assert by_csv["classes"] == by_folders["classes"]
+    for name, scores in by_csv["encoders"].items():
+        assert scores["knn"]["confusion"] == by_folders["encoders"][name]["knn"]["confusion"]
+
+
+def test_baselines_of_equal_names_all_have_a_row(
+    run: Path, picture_folder: Folder, tmp_path: Path
+) -> None:
+    others = [make_run(tmp_path / "a" / "best", "resnet18"), make_run(tmp_path / "b" / "best")]
+    labels = labels_csv(tmp_path / "labels.csv", picture_folder(per_class=12))
+    result = evaluate(run, labels=labels, baselines=[*others, others[1] / "encoder.safetensors"])
+    names = ["best", str(others[1]), "encoder.safetensors"]
+    assert list(result["encoders"])[2:] == [*names, "pretrained"]
+    assert result["encoders"]["best"]["width"] == 512
+    twins = [result["encoders"][name]["knn"] for name in names[1:]]
+    assert twins[0] == twins[1]
+
+
+def test_start_of_an_adapted_run_is_judged_too(
+    run: Path, picture_folder: Folder, tmp_path: Path
+) -> None:
+    adapted = make_run(tmp_path / "adapted", init=str(run))
+    labels = labels_csv(tmp_path / "labels.csv", picture_folder(per_class=12))
+    result = evaluate(adapted, labels=labels)
+    rows = ["raw pixels", "random weights", "start, frozen", "adapted"]
+    assert list(result["encoders"]) == rows
+
+
+def test_table_shows_every_row_in_80_columns(
+    run: Path, picture_folder: Folder, tmp_path: Path
+) -> None:
+    labels = labels_csv(tmp_path / "labels.csv", picture_folder(per_class=12))
+    result = evaluate(run, labels=labels)
+    console = Console(width=80)
+    with console.capture() as captured:
+        console.print(table(result))
+    lines = captured.get().splitlines()
+    assert max(map(len, lines)) <= 80
+    for name, scores in result["encoders"].items():
+        (line,) = [line for line in lines if line.startswith(name)]
+        assert f"{100 * scores['knn']['balanced_accuracy']:.1f}" in line
+    assert "2 classes, 18 training and 6 test pictures (3 to 3 a class)" in captured.get()
+
+
+@pytest.mark.parametrize("case", ["draws", "both", "neither", "unreadable", "unseen", "one class"])
+def test_wrong_input_is_told_and_nothing_written(
+    case: str, run: Path, picture_folder: Folder, tmp_path: Path
+) -> None:
+    data = picture_folder()
+    labels: Path | None = labels_csv(tmp_path / "labels.csv", data)
+    more: dict[str, Any] = {}
+    if case == "draws":
+        more, told = {"draws": 3}, "got 3; at least 10"
+    elif case == "both":
+        more, told = {"train": data, "test": data}, "either --labels"
+    elif case == "neither":
+        labels, told = None, "either --labels"
+    elif case == "unreadable":
+        (data / "dark" / "003.png").write_bytes(b"gone")
+        told = "1 labeled pictures cannot be read; first: .*003.png"
+    elif case == "unseen":
+        labels = labels_csv(
+            tmp_path / "l.csv", data, lambda number: "test" if number < 8 else "train"
+        )
+        told = "1 classes have test pictures but no training picture"
+    else:
+        labels, told = labels_csv(tmp_path / "l.csv", data / "dark"), "1 classes and 2 test"
+    with pytest.raises(UsageError, match=told):
+        evaluate(run, labels=labels, **more)
+    assert not (run / "eval.json").exists()

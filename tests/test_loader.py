@@ -1,0 +1,86 @@
+"""Which pictures a step sees: every one once an epoch, the same after a resumed start."""
+
+import pickle
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tinyssl.loader import (
+    ResidentPictures,
+    epoch_order,
+    generator_for,
+    pipeline_batches,
+    steps_in_epoch,
+)
+
+
+@pytest.mark.parametrize(("n", "batch"), [(2, 64), (3, 2), (10, 3), (64, 64), (65, 64), (1969, 64)])
+def test_epoch_shows_nearly_all_and_none_twice(n: int, batch: int) -> None:
+    order = epoch_order(n, batch, seed=0, epoch=0)
+    steps, size = order.shape
+    assert steps == steps_in_epoch(n, batch)
+    assert 2 <= size <= max(batch, 3)
+    assert order.unique().numel() == order.numel()
+    assert order.min() >= 0
+    assert order.max() < n
+    assert n - order.numel() < steps
+
+
+def test_order_depends_on_seed_and_epoch_only() -> None:
+    first = epoch_order(50, 8, seed=1, epoch=2)
+    torch.manual_seed(123)
+    assert torch.equal(first, epoch_order(50, 8, seed=1, epoch=2))
+    assert not torch.equal(first, epoch_order(50, 8, seed=1, epoch=3))
+    assert not torch.equal(first, epoch_order(50, 8, seed=2, epoch=2))
+
+
+def test_generators_of_streams_and_positions_differ() -> None:
+    drawn = {
+        float(torch.rand(1, generator=generator_for(seed, position, stream), dtype=torch.double))
+        for seed in range(3)
+        for position in range(5)
+        for stream in range(4)
+    }
+    assert len(drawn) == 3 * 5 * 4
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_resident_batches_are_the_rows_asked_for(dtype: Any) -> None:
+    array = np.arange(10 * 4 * 4 * 1).reshape(10, 4, 4, 1).astype(dtype)
+    order = torch.tensor([[3, 1], [9, 0]])
+    found = list(ResidentPictures(array, torch.device("cpu")).batches(order))
+    assert [index.tolist() for index, _ in found] == order.tolist()
+    for index, pictures in found:
+        np.testing.assert_array_equal(pictures.numpy(), array[index.numpy()])
+
+
+def scaled(pictures: NDArray[Any], seeds: list[int], *, by: float) -> Tensor:
+    shift = torch.tensor(seeds)[:, None, None, None]
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2) * by + shift
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12 and later
+@pytest.mark.parametrize("workers", [0, 2])
+def test_pipeline_batches_keep_order_and_seeds(workers: int) -> None:
+    array = np.arange(6 * 2 * 2).reshape(6, 2, 2, 1).astype(np.uint8)
+    order, seeds = torch.tensor([[4, 2], [0, 5], [1, 3]]), torch.arange(6).view(3, 2)
+    apply = partial(scaled, by=0.5)
+    found = list(pipeline_batches(array, order, apply, seeds, workers))
+    assert torch.equal(torch.stack([index for index, _ in found]), order)
+    for step, (index, views) in enumerate(found):
+        expected = scaled(array[index.numpy()], seeds[step].tolist(), by=0.5)
+        assert torch.equal(views, expected)
+
+
+def test_what_workers_get_can_be_pickled_for_spawned_processes() -> None:
+    albumentations = pytest.importorskip("albumentations")
+    from tinyssl.pipeline import apply_pipeline
+
+    crop = albumentations.Compose([albumentations.RandomCrop(4, 4)])
+    apply = pickle.loads(pickle.dumps(partial(apply_pipeline, crop, view_size=4)))
+    assert apply(np.zeros((2, 8, 8, 3), np.uint8), [0, 1]).shape == (2, 3, 4, 4)

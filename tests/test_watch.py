@@ -1,0 +1,46 @@
+"""What is watched: label-free scores, and the guard that speaks up when embeddings collapse."""
+
+import numpy as np
+import pytest
+
+from tinyssl.watch import collapse_warning, label_free, watch, watched_rows
+
+
+def unit_rows(n: int, d: int, common: float = 0.0) -> np.ndarray:
+    rows = np.random.default_rng(0).normal(size=(n, d)) + common
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize(("n", "count"), [(2, 2), (1999, 1999), (50_000, 2000)])
+def test_watched_rows_are_few_distinct_and_span_all(n: int, count: int) -> None:
+    rows = watched_rows(n)
+    assert len(rows) == count
+    assert len(set(rows)) == count
+    assert (rows[0], rows[-1]) == (0, n - 1)
+
+
+def test_healthy_embeddings_draw_no_warning() -> None:
+    rows = unit_rows(200, 16)
+    assert collapse_warning(label_free(rows, rows)) is None
+
+
+@pytest.mark.parametrize(
+    "bank",
+    [unit_rows(200, 16, common=50.0), np.outer(np.sign(unit_rows(200, 1)), unit_rows(1, 16))],
+    ids=["all the same", "one line"],
+)
+def test_collapse_is_told_with_its_figures(bank: np.ndarray) -> None:
+    values = label_free(unit_rows(200, 16), bank)
+    told = collapse_warning(values)
+    assert told is not None
+    assert f"effective rank {values['bank_rank']:.1f}" in told
+    assert "optim.base_lr" in told
+
+
+def test_knn_is_over_the_labeled_rows_only() -> None:
+    features = np.concatenate([unit_rows(20, 4, 9.0), unit_rows(20, 4, -9.0)]).astype(np.float32)
+    labels = np.repeat([0, 1], 20)
+    assert watch(lambda: features, features, labels)["knn"] == 1
+    labels[:20:2] = -1
+    assert watch(lambda: features, features, labels)["knn"] == 1
+    assert "knn" not in watch(lambda: features, features, None)
