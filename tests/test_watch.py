@@ -37,6 +37,15 @@ def test_collapse_is_told_with_its_figures(bank: np.ndarray) -> None:
     assert "optim.base_lr" in told
 
 
+def test_collapsed_features_are_told_while_the_bank_looks_healthy() -> None:
+    same = np.ones((200, 32)) + 1e-3 * unit_rows(200, 32)
+    values = label_free(same, unit_rows(200, 16))
+    told = collapse_warning(values)
+    assert told is not None
+    assert f"features are collapsing: effective rank {values['rankme']:.2f}" in told
+    assert "optim.clip_norm" in told
+
+
 def test_knn_is_over_the_labeled_rows_only() -> None:
     features = np.concatenate([unit_rows(20, 4, 9.0), unit_rows(20, 4, -9.0)]).astype(np.float32)
     labels = np.repeat([0, 1], 20)

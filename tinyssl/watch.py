@@ -12,6 +12,7 @@ from tinyssl.scoring import knn_loo_score, mean_cosine, rankme
 
 _ROWS = 2000
 _LOW_RANK = 3.0
+_LOW_RANKME = 1.5  # lower than that of the embeddings: features all share a large mean
 _HIGH_COSINE = 0.95
 
 
@@ -53,8 +54,18 @@ def watch(
 
 
 def collapse_warning(values: dict[str, float]) -> str | None:
-    """Says in words that the embeddings are collapsing, or None while they are not."""
+    """Says in words that embeddings or features are collapsing, or None while they are not.
+
+    The bank can look healthy long after the features have become one: the head spreads whatever
+    small differences are left.
+    """
     rank, cosine = values["bank_rank"], values["bank_cosine"]
+    if values["rankme"] < _LOW_RANKME:
+        return (
+            f"the encoder's features are collapsing: effective rank {values['rankme']:.2f} "
+            f"(healthy: well above {_LOW_RANKME}). Lower optim.base_lr, or set optim.clip_norm=1; "
+            "features of this run may be useless"
+        )
     if rank >= _LOW_RANK and cosine <= _HIGH_COSINE:
         return None
     return (
