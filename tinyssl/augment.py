@@ -32,6 +32,7 @@ PRESETS: Mapping[str, Mapping[str, float]] = {
 }  # fmt: skip
 
 _CROP_TRIES = 10
+_CPU_PART = 16
 _LUMA = (0.2989, 0.587, 0.114)  # ITU-R BT.601, rounded as torchvision has it
 
 
@@ -143,9 +144,7 @@ class Augment:
 
     def apply(self, pictures: Tensor, parameters: Parameters) -> Tensor:
         """Pictures (b, H, W, c) uint8 or uint16 to views (b, c, s, s) float32 in [0, 1]."""
-        source = pictures.permute(0, 3, 1, 2).to(torch.float32, copy=True)
-        source /= torch.iinfo(pictures.dtype).max
-        return self._colour(self._geometry(source, parameters), parameters)
+        return self._colour(self._geometry(pictures, parameters), parameters)
 
     def _draw_boxes(
         self, batch: int, height: int, width: int, generator: torch.Generator
@@ -174,16 +173,19 @@ class Augment:
         left = torch.where(found, (chosen(drawn[3]) * (room_x + 1)).floor(), (room_x / 2).floor())
         return top.clamp(max=room_y), left.clamp(max=room_x), crop_height, crop_width
 
-    def _geometry(self, source: Tensor, p: Parameters) -> Tensor:
-        rows = resize_matrix(source.shape[2], self.view_size, p.top, p.height)
-        columns = resize_matrix(source.shape[3], self.view_size, p.left, p.width)
-        rows = torch.where(p.vflip[:, None, None], rows.flip(1), rows)
-        columns = torch.where(p.hflip[:, None, None], columns.flip(1), columns)
+    def _geometry(self, pictures: Tensor, p: Parameters) -> Tensor:
+        b, h, w, _ = pictures.shape
+        size = self.view_size
+        rows = resize_matrix(h, size, p.top, p.height, p.vflip) / torch.iinfo(pictures.dtype).max
+        columns = resize_matrix(w, size, p.left, p.width, p.hflip)
         if self.blur > 0:
-            blur = blur_matrix(self.view_size, blur_radius(self.view_size), p.sigma)
+            blur = blur_matrix(size, blur_radius(size), p.sigma)
             # A quarter turn swaps the axes after this, which a symmetric blur does not notice.
             rows, columns = blur @ rows, blur @ columns
-        views = rows.unsqueeze(1) @ source @ columns.mT.unsqueeze(1)
+        # In parts whose pictures stay in a CPU's cache, a sixth faster there.
+        part = _CPU_PART if pictures.device.type == "cpu" else b
+        parts = zip(*(torch.split(t, part) for t in (pictures, rows, columns)), strict=True)
+        views = torch.cat([resample(*each) for each in parts])
         return views if self.rotate90 == 0 else turn(views, p.turns)
 
     def _colour(self, views: Tensor, p: Parameters) -> Tensor:
@@ -201,7 +203,28 @@ class Augment:
         return views
 
 
-def resize_matrix(source: int, size: int, start: Tensor, length: Tensor) -> Tensor:
+def resample(pictures: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """`rows @ picture @ columns^T` for every picture and channel.
+
+    Args:
+        pictures: (b, H, W, c) integers.
+        rows: (b, s, H) float32.
+        columns: (b, s, W) float32.
+
+    Returns:
+        (b, c, s, s) float32.
+    """
+    b, h, w, c = pictures.shape
+    # Channels stay beside the axis that is not summed over: two plain batched products, not one
+    # for each channel. Then they go first, where colour operations are fastest.
+    high = (rows @ pictures.reshape(b, h, w * c).float()).view(b, -1, w, c)
+    planes = high.permute(0, 3, 1, 2).reshape(b, -1, w)
+    return (planes @ columns.mT).view(b, c, rows.shape[1], columns.shape[1])
+
+
+def resize_matrix(
+    source: int, size: int, start: Tensor, length: Tensor, flip: Tensor | None = None
+) -> Tensor:
     """Weights that resample pixels `start` to `start + length` of a line to `size` pixels.
 
     The triangle filter, widened by the reduction where the line shrinks: what torchvision and
@@ -212,6 +235,7 @@ def resize_matrix(source: int, size: int, start: Tensor, length: Tensor) -> Tens
         size: pixels of the result.
         start: (b,) first pixel of the crop.
         length: (b,) pixels of the crop.
+        flip: (b,) True for lines to turn end to end; none when None.
 
     Returns:
         (b, size, source); rows sum to 1 and are 0 outside the crop.
@@ -220,6 +244,8 @@ def resize_matrix(source: int, size: int, start: Tensor, length: Tensor) -> Tens
     scale = length / size
     support = scale.clamp(min=1)
     steps = torch.arange(size, device=start.device)[None, :, None]
+    if flip is not None:
+        steps = torch.where(flip[:, None, None], size - 1 - steps, steps)
     pixels = torch.arange(source, device=start.device)[None, None, :]
     centre = start + (steps + 0.5) * scale
     weights = (1 - (pixels + 0.5 - centre).abs() / support).clamp(min=0)
@@ -286,29 +312,32 @@ def adjust_saturation(pictures: Tensor, factor: Tensor) -> Tensor:
 def adjust_hue(pictures: Tensor, shift: Tensor) -> Tensor:
     """Turns the hue of pictures (b, 3, h, w) in [0, 1] by (b,) shares of the colour circle.
 
-    HSV, with the closed form `v - v s clip(min(k, 4 - k), 0, 1)`, `k = (n + 6 h) mod 6`,
-    n = 5, 3, 1 for red, green, blue (Smith, "Color gamut transform pairs", 1978).
+    HSV, whose inverse is `low + chroma * clip(t, 0, 1)` with the triangle waves `t = |h - 3| - 1`,
+    `2 - |h - 2|` and `2 - |h - 4|` for red, green and blue, h in sextants (Smith, "Color gamut
+    transform pairs", 1978).
     """
-    high, low = pictures.amax(dim=1), pictures.amin(dim=1)
-    chroma = high - low
     red, green, blue = pictures.unbind(dim=1)
-    safe = chroma.clamp(min=1e-12)
-    sector = torch.where(
-        high == red,
-        (green - blue) / safe,
-        torch.where(high == green, (blue - red) / safe + 2, (red - green) / safe + 4),
-    )
-    sector += 6 * shift[:, None, None]
-    planes = []
-    for n in (5, 3, 1):
-        k = (sector + n).remainder_(6)
-        planes.append(high - chroma * torch.minimum(k, 4 - k).clamp_(0, 1))
-    return torch.stack(planes, dim=1)
+    high = torch.maximum(torch.maximum(red, green), blue)
+    low = torch.minimum(torch.minimum(red, green), blue)
+    chroma = high - low
+    # 0 or 1 as floats, and lerp: on CPUs `torch.where` takes ten times as long as arithmetic.
+    not_red, not_green = (high - red).sign_(), (high - green).sign_()
+    beyond_red = torch.lerp(blue - red, red - green, not_green)
+    sector = torch.lerp(green - blue, beyond_red, not_red).div_(chroma.clamp(min=1e-12))
+    sector = sector.addcmul_(not_red, not_green.add_(1), value=2)
+    sector = sector.add_(6 * shift[:, None, None])
+    sector = sector.sub_((sector / 6).floor_(), alpha=6)  # remainder_ takes three times as long
+    turned = torch.empty_like(pictures)
+    for plane, (centre, sign, offset) in enumerate(((3, 1, -1), (2, -1, 2), (4, -1, 2))):
+        wave = (sector - centre).abs_().mul_(sign).add_(offset).clamp_(0, 1)
+        torch.addcmul(low, chroma, wave, out=turned[:, plane])
+    return turned
 
 
 def to_grayscale(pictures: Tensor, flags: Tensor) -> Tensor:
     """Replaces the flagged, (b,) bool, of pictures (b, 3, h, w) by their luma."""
-    return torch.where(flags[:, None, None, None], luma(pictures), pictures)
+    gray = luma(pictures).expand_as(pictures)
+    return torch.lerp(pictures, gray, flags[:, None, None, None].to(pictures.dtype))
 
 
 def luma(pictures: Tensor) -> Tensor:

@@ -1,8 +1,13 @@
 """Which device to train on, and in which precision."""
 
+import ctypes
+import sys
+
 import torch
 
 from tinyssl.errors import UsageError
+
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # parameters of glibc's mallopt
 
 
 def pick_device(name: str) -> torch.device:
@@ -32,3 +37,16 @@ def use_bf16(precision: str, device: torch.device) -> bool:
     if precision == "auto":
         return device.type == "cuda" and torch.cuda.is_bf16_supported()
     return precision == "bf16"
+
+
+def keep_freed_memory() -> None:
+    """Lets this process keep large blocks of memory that it frees, instead of giving them back.
+
+    glibc returns each freed tensor of some MB to the system, which zeroes the pages anew for the
+    next one: about a fifth of a training step's time on a CPU. Does nothing on other systems.
+    """
+    if sys.platform == "linux":
+        set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+        if set_option is not None:  # musl has none
+            set_option(_MMAP_MAX, 0)
+            set_option(_TRIM_THRESHOLD, 2**31 - 1)

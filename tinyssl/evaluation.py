@@ -17,7 +17,7 @@ from rich.table import Table
 from tinyssl import __version__
 from tinyssl.console import log, progress
 from tinyssl.data import IMAGE_EXTENSIONS, Pictures, load_pictures
-from tinyssl.device import pick_device
+from tinyssl.device import keep_freed_memory, pick_device
 from tinyssl.encoder import Encoder, create_encoder, embed_pictures
 from tinyssl.errors import UsageError
 from tinyssl.files import write_text
@@ -237,6 +237,7 @@ def _features(
 ) -> Any:
     """Yields (name, features in the order of the task) for pixels and every encoder."""
     chosen = pick_device(device)
+    keep_freed_memory()
     pictures = _pictures(task, description)
     yield "raw pixels", pixel_features(pictures.array)
     for name, build in encoders.items():

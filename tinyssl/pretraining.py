@@ -27,7 +27,7 @@ from tinyssl.checkpoint import load_checkpoint, save_checkpoint
 from tinyssl.config import Recipe, load_recipe, read_recipe, shortcuts
 from tinyssl.console import log, progress
 from tinyssl.data import Pictures, write_skipped
-from tinyssl.device import pick_device
+from tinyssl.device import keep_freed_memory, pick_device
 from tinyssl.encoder import Encoder, create_encoder, embed_pictures, resolve_name
 from tinyssl.errors import Interrupted, JobError, TinysslError, UsageError
 from tinyssl.files import write_text
@@ -122,6 +122,7 @@ class Run:
         folder: RunFolder,
         state: dict[str, Any] | None,
     ) -> None:
+        keep_freed_memory()
         torch.manual_seed(recipe.run.seed)
         # Or convolutions on a GPU would differ from run to run; the CPU's never do.
         torch.backends.cudnn.deterministic = True

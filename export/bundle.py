@@ -1,0 +1,72 @@
+"""The folder that goes to the device: written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from tinyssl.errors import JobError, UsageError
+
+from .runtime import FORMAT, GOLDEN, MANIFEST
+
+RUNTIME = "runtime.py"
+
+
+def refuse_if_used(out: Path, overwrite: bool) -> None:
+    """Raises UsageError when `out` holds anything, or with `overwrite` anything but a bundle."""
+    if out.is_file():
+        raise UsageError(f"--out {out} is a file; name a new folder")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if not overwrite:
+        raise UsageError(f"--out {out} is not empty; name another folder, or give --overwrite")
+    if not (out / MANIFEST).is_file():
+        raise UsageError(f"--out {out} holds no bundle ({MANIFEST}); --overwrite replaces only one")
+
+
+def write_bundle(
+    out: Path,
+    models: Mapping[str, bytes],
+    golden: bytes,
+    manifest: Mapping[str, Any],
+    facts: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Writes models, golden pictures, the runtime and the manifest into a new folder.
+
+    Args:
+        out: replaced as a whole; what was there is kept until the new one is complete.
+        models: content by file name.
+        golden: content of `golden.npz`.
+        manifest: what is to be said beside the files.
+        facts: more to be said of some files, by name.
+
+    Raises:
+        JobError: it cannot be written; `out` is as it was.
+    """
+    runtime = files("tinyssl.export").joinpath(RUNTIME).read_bytes()
+    contents = {**models, GOLDEN: golden, RUNTIME: runtime}
+    listed = {
+        name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        | dict(facts.get(name, {}))
+        for name, data in contents.items()
+    }
+    told = json.dumps({"format": FORMAT, **manifest, "files": listed}, indent=1) + "\n"
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+        try:
+            for name, data in {**contents, MANIFEST: told.encode()}.items():
+                (temporary / name).write_bytes(data)
+            temporary.chmod(0o755)
+            shutil.rmtree(out, ignore_errors=True)
+            temporary.rename(out)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise JobError(f"cannot write {out}: {error.strerror or error}") from error

@@ -1,0 +1,91 @@
+"""An encoder as one ONNX graph that takes pictures as they come from a decoder.
+
+b = batch, s = picture size, c = channels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from tinyssl.encoder import Encoder
+
+INPUT, OUTPUT = "pictures", "features"
+_SCALE = {torch.uint8: 255.0, torch.uint16: 65535.0}
+
+
+class Deployed(nn.Module):
+    """Encoder with everything around it that a device would otherwise have to repeat.
+
+    Args:
+        encoder: in evaluation mode; its normalization goes into the graph.
+        dtype: of the pictures, uint8 or uint16.
+        unit: scale features to unit length.
+    """
+
+    def __init__(self, encoder: Encoder, dtype: torch.dtype, unit: bool) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.scale = _SCALE[dtype]
+        self.unit = unit
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """(b, s, s, c) integers to (b, width) float32."""
+        # Cast before permuting: TensorRT does not transpose uint8.
+        features: Tensor = self.encoder(pictures.float().permute(0, 3, 1, 2) / self.scale)
+        if not self.unit:
+            return features
+        return features / features.square().sum(dim=1, keepdim=True).sqrt().clamp(min=1e-12)
+
+
+def to_onnx(
+    deployed: Deployed, example: Tensor, metadata: Mapping[str, str], *, any_size: bool = False
+) -> onnx.ModelProto:
+    """The graph with a dynamic batch, checked; weights inside.
+
+    Args:
+        deployed: on the CPU.
+        example: (b, s, s, c) pictures to trace with; their size is the graph's.
+        metadata: written into the file.
+        any_size: leave height and width open too.
+    """
+    open_axes: dict[int, Any] = {0: "batch"}
+    if any_size:
+        open_axes |= {1: "height", 2: "width"}
+    with _quiet():
+        program = torch.onnx.export(
+            deployed.eval(),
+            (example,),
+            dynamo=True,
+            dynamic_shapes={"pictures": open_axes},
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            verbose=False,
+        )
+    assert program is not None
+    model: onnx.ModelProto = program.model_proto
+    onnx.helper.set_model_props(model, dict(metadata))
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter tells of its own steps and of its own deprecated calls; errors still come."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
