@@ -50,6 +50,15 @@ def test_pairs_import_their_partner_only(module: str) -> None:
     assert imported(module) <= GROUND | PAIRS[module]
 
 
+def test_runtime_of_bundles_needs_nothing_of_ours() -> None:
+    text = (ROOT.parent / "export" / "runtime.py").read_text(encoding="utf-8")
+    nodes = list(ast.walk(ast.parse(text)))
+    roots = {a.name.split(".")[0] for n in nodes if isinstance(n, ast.Import) for a in n.names}
+    roots |= {str(n.module).split(".")[0] for n in nodes if isinstance(n, ast.ImportFrom)}
+    assert roots - sys.stdlib_module_names == {"numpy", "PIL", "onnxruntime"}
+    assert not [n for n in nodes if isinstance(n, ast.ImportFrom) and n.level]
+
+
 def test_no_circle() -> None:
     graph = {module: imported(module) for module in MODULES}
     while graph:

@@ -6,13 +6,14 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import click
 
 from tinyssl import __version__
-from tinyssl.errors import TinysslError
+from tinyssl.errors import TinysslError, UsageError
 
 _OVERRIDE = re.compile(r"[a-z_]+\.[a-z0-9_.]+=")
 
@@ -175,6 +176,44 @@ def evaluate(run: str, **options: Any) -> None:
     from tinyssl.evaluation import table
 
     print_result(table(judge(run, **options)))
+
+
+@cli.command(short_help="Write a bundle that runs without torch.")
+@click.argument("run")
+@click.option("--target", default="onnx", show_default=True, help="onnx, or onnx-fp16 as well.")
+@click.option("--out", type=click.Path(), help="The bundle's folder.  [default: RUN-bundle]")
+@click.option("--pictures", help="Measure parity on these.  [default: those of the run]")
+@click.option("--raw-features", is_flag=True, help="Do not scale features to unit length.")
+@click.option("--any-size", is_flag=True, help="Leave height and width of the input open.")
+@click.option("--overwrite", is_flag=True, help="Replace an earlier bundle in --out.")
+def export(run: str, **options: Any) -> None:
+    """Export the encoder in RUN to a folder that extracts features on a device: ONNX models that
+    take uint8 pictures, a runtime of one file that needs numpy, Pillow and onnxruntime, and
+    pictures with torch's features to check it by.
+
+    Ends with a table of how far the models are from torch; too far, and nothing is written.
+
+    \b
+    tinyssl export runs/mine --out bundle
+    tinyssl export runs/mine --target onnx-fp16 --out bundle
+    python bundle/runtime.py --check
+    """
+    _need("onnx", "onnxscript", "onnxruntime", extra="export")
+    from tinyssl.console import print_result
+    from tinyssl.export.exporting import export as write
+    from tinyssl.export.exporting import table
+
+    exported = write(run, **options)
+    print_result(table(exported))
+    click.echo(f"wrote {exported.out}; next: python {exported.out}/runtime.py --check")
+
+
+def _need(*modules: str, extra: str) -> None:
+    missing = [name for name in modules if find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            f"this needs {', '.join(missing)}; install with: pip install 'tinyssl[{extra}]'"
+        )
 
 
 @cli.command(short_help="Look at pictures before training.")

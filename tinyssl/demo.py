@@ -69,7 +69,7 @@ def demo(
     run = pretrain(work / "train.txt", recipe, folder, overrides=settings, overwrite=overwrite)
     result = evaluate(run, labels=work / "labels.csv", seed=seed)
     print_result(table(result, title="ELPV solar cells, held-out 25 %: balanced accuracy, %"))
-    extra = " encoder.init=weights.safetensors" if adapt else ""
+    extra = " \\\n    encoder.init=weights.safetensors" if adapt else ""
     print_result(_NEXT.format(out=run, work=work, recipe=recipe, extra=extra).rstrip())
     return result
 

@@ -267,7 +267,11 @@ class Run:
             self.folder.path,
             image_size=self.recipe.data.image_size,
             resize=self.recipe.data.resize,
-            extra={"init": self.recipe.encoder.init, "seed": self.recipe.run.seed},
+            extra={
+                "init": self.recipe.encoder.init,
+                "seed": self.recipe.run.seed,
+                "dtype": self.pictures.array.dtype.name,
+            },
         )
 
     def _blended(self) -> Encoder:

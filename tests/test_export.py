@@ -1,0 +1,336 @@
+"""Export and the runtime: the same pixels, the same features, and clear words for damage."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from PIL import Image
+from tinyssl.export import exporting, runtime
+from tinyssl.export.exporting import export
+from tinyssl.export.parity import compare
+
+from tinyssl.cli import main
+from tinyssl.data import scan
+from tinyssl.encoder import BACKBONES, create_encoder
+from tinyssl.errors import JobError, UsageError
+from tinyssl.model import load
+from tinyssl.picture import decode, resize, to_channels
+from tinyssl.weights import save_encoder
+
+Folder = Callable[..., Path]
+
+
+def make_run(folder: Path, name: str, rule: str = "crop", **changes: Any) -> Path:
+    """A run of an encoder whose batch norms have seen some data, so that features differ."""
+    folder.mkdir(parents=True)
+    encoder = create_encoder(name, seed=0, **changes)
+    seen = torch.rand(32, encoder.channels, 48, 48, generator=torch.Generator().manual_seed(0)) / 2
+    seen[16:] += 0.5
+    with torch.no_grad():
+        for _ in range(20):
+            encoder.train()(seen)
+    save_encoder(encoder.eval(), folder, image_size=48, resize=rule)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """One run, its pictures and its bundle of both precisions, for tests that change nothing."""
+    folder = tmp_path_factory.mktemp("small")
+    pictures = folder / "pictures"
+    pictures.mkdir()
+    generator = np.random.default_rng(0)
+    for number in range(12):
+        noise = generator.integers(0, 256, (4, 4 + number % 5, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize((60 + number, 50)).save(pictures / f"{number:02}.png")
+    run = make_run(folder / "run", "mobilenetv3-small")
+    return run, pictures, export(run, "onnx-fp16", folder / "bundle", pictures=pictures).out
+
+
+@pytest.fixture
+def bundle(small: tuple[Path, Path, Path], tmp_path: Path) -> Path:
+    """A copy to damage."""
+    copy = tmp_path / "bundle"
+    copy.mkdir()
+    for file in small[2].iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("name", "stem", "channels"),
+    [(name, "standard", 3) for name in BACKBONES if name != "mobilenetv3-small"]
+    + [("resnet18", "small", 1), ("mobilenetv2", "small", 4)],
+)
+def test_backbones_keep_their_features(
+    name: str, stem: str, channels: int, picture_folder: Folder, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path / "run", name, channels=channels, stem=stem)
+    pictures = picture_folder(side=50, mode="RGBA" if channels == 4 else "RGB")
+    exported = export(run, "onnx-fp16", tmp_path / "bundle", pictures=pictures)
+    assert exported.parity["encoder.onnx"].max_abs < 1e-4
+    assert exported.parity["encoder.fp16.onnx"].mean_cosine > 0.999
+    assert exported.sizes["encoder.fp16.onnx"] < 0.6 * exported.sizes["encoder.onnx"]
+    found = runtime.Extractor(exported.out, device="cpu").embed(scan([pictures]))
+    wanted = load(run).embed(scan([pictures]))
+    wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+
+
+def test_what_a_bundle_holds(small: tuple[Path, Path, Path]) -> None:
+    _, _, bundle = small
+    names = {file.name for file in bundle.iterdir()}
+    models = {"encoder.onnx", "encoder.fp16.onnx"}
+    assert names == models | {"golden.npz", "manifest.json", "runtime.py"}
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    assert set(manifest["files"]) == names - {"manifest.json"}
+    assert manifest["input"] | {"size": 48, "resize": "crop", "dtype": "uint8"} == manifest["input"]
+    model = onnx.load(bundle / "encoder.onnx")
+    (taken,), (given,) = model.graph.input, model.graph.output
+    assert taken.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    assert [d.dim_param or d.dim_value for d in taken.type.tensor_type.shape.dim] == [
+        "batch", 48, 48, 3,
+    ]  # fmt: skip
+    assert given.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    told = {p.key: p.value for p in model.metadata_props}
+    assert told["input.size"] == "48"
+    assert told["encoder.name"] == "mobilenetv3_small_100"
+
+
+def test_features_are_of_unit_length_unless_raw(
+    small: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    run, pictures, bundle = small
+    unit = runtime.Extractor(bundle, device="cpu").embed(scan([pictures]))
+    np.testing.assert_allclose(np.linalg.norm(unit, axis=1), 1, atol=1e-5)
+    raw = export(run, out=tmp_path / "raw", pictures=pictures, raw_features=True).out
+    found = runtime.Extractor(raw, device="cpu").embed(scan([pictures]))
+    np.testing.assert_allclose(found, load(run).embed(scan([pictures])), rtol=1e-3, atol=1e-3)
+
+
+def test_any_size_takes_other_sizes(small: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    run, pictures, _ = small
+    bundle = export(run, out=tmp_path / "any", pictures=pictures, any_size=True).out
+    extractor = runtime.Extractor(bundle, device="cpu")
+    wide = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3), dtype=np.uint8)
+    with torch.inference_mode():
+        tensor = torch.from_numpy(wide).permute(0, 3, 1, 2) / 255
+        wanted = torch.nn.functional.normalize(load(run).encoder(tensor), dim=1).numpy()
+    np.testing.assert_allclose(extractor.run(wide), wanted, atol=1e-4)
+
+
+def test_sixteen_bit_encoders_take_sixteen_bits(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", "resnet18", channels=1)
+    described = json.loads((run / "encoder.json").read_text()) | {"dtype": "uint16"}
+    (run / "encoder.json").write_text(json.dumps(described))
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    generator = np.random.default_rng(0)
+    for number in range(4):
+        deep = generator.integers(0, 2000, (50, 50), dtype=np.uint16)  # black, seen in 8 bits
+        Image.fromarray(deep).save(pictures / f"{number}.png")
+    bundle = export(run, out=tmp_path / "bundle", pictures=pictures).out
+    found = runtime.Extractor(bundle, device="cpu").embed(scan([pictures]))
+    wanted = load(run).embed(scan([pictures]))
+    wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+    assert np.abs(found[0] - found[1]).max() > 1e-3
+
+
+@pytest.mark.parametrize("rule", ["crop", "pad", "squash"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "turned"]
+)
+def test_runtime_reads_pictures_to_the_pixel(
+    mode: str, channels: int, rule: Any, tmp_path: Path
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (37, 61, 4), dtype=np.uint8)
+    path = tmp_path / ("a.tif" if mode in ("CMYK", "YCbCr") else "a.png")
+    if mode == "I;16":
+        Image.fromarray(noise[..., 0].astype(np.uint16) * 250).save(path)
+    elif mode == "turned":
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.fromarray(noise[..., :3]).save(path, exif=exif)
+    elif mode == "LA":
+        Image.fromarray(noise).convert(mode).save(path)
+    else:
+        Image.fromarray(noise[..., : 4 if mode == "RGBA" else 3]).convert(mode).save(path)
+    ours = resize(to_channels(decode(path, channels), channels), 32, rule)
+    theirs = runtime.to_channels(runtime.decode(path, channels), channels)
+    np.testing.assert_array_equal(runtime.resize(theirs, 32, rule), ours)
+
+
+def run_program(bundle: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """The bundle's own copy, where torch, timm and tinyssl cannot be imported."""
+    block = (
+        "import sys, runpy\n"
+        "for name in ('torch', 'timm', 'tinyssl', 'cv2'): sys.modules[name] = None\n"
+        f"sys.argv = ['runtime.py', *{[str(a) for a in arguments]!r}]\n"
+        f"runpy.run_path({str(bundle / 'runtime.py')!r}, run_name='__main__')"
+    )
+    return subprocess.run([sys.executable, "-c", block], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("variant", ["encoder.onnx", "encoder.fp16.onnx"])
+def test_check_passes_without_torch(variant: str, small: tuple[Path, Path, Path]) -> None:
+    done = run_program(small[2], "--check", "--variant", variant, "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("passed: 8 pictures")
+
+
+@pytest.mark.parametrize("kind", ["npz", "csv"])
+def test_program_writes_good_pictures_and_tells_bad_ones(
+    kind: str, small: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    _, pictures, bundle = small
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    out = tmp_path / f"features.{kind}"
+    done = run_program(bundle, pictures, broken, "--out", out, "--batch", 5)
+    assert done.returncode == 1
+    assert "broken.png" in done.stderr
+    assert "12 of 13 pictures" in done.stdout
+    wanted = runtime.Extractor(bundle, device="cpu").embed(scan([pictures]))
+    if kind == "npz":
+        with np.load(out) as written:
+            found, names = written["features"], written["paths"].tolist()
+    else:
+        lines = [line.split(",") for line in out.read_text().splitlines()[1:]]
+        names, found = [x[0] for x in lines], np.array([x[1:] for x in lines], np.float32)
+    assert names == [str(p) for p in scan([pictures])]
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_benchmark_measures(small: tuple[Path, Path, Path]) -> None:
+    extractor = runtime.Extractor(small[2], device="cpu", threads=1)
+    found = runtime.benchmark(extractor, batch=2, seconds=0.05)
+    assert 0 < found["median_ms"] <= found["p95_ms"]
+    assert found["pictures_per_s"] == pytest.approx(2000 / found["median_ms"])
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        ("truncated", "its checksum differs; copy the bundle again"),
+        ("gone", "encoder.onnx cannot be read"),
+        ("no manifest", "no manifest.json in"),
+        ("other format", "has bundle format 9, this runtime reads 1"),
+        ("no json", "manifest.json is damaged"),
+        ("variant", "has no encoder.int8.onnx; it has: encoder.fp16.onnx"),
+        ("golden", "golden.npz cannot be read"),
+        ("empty folder", "no pictures in"),
+        ("device", "device: got 'tpu', allowed are auto, cuda and cpu"),
+    ],
+)
+def test_damage_is_told_in_one_line(damage: str, told: str, bundle: Path, tmp_path: Path) -> None:
+    model, manifest = bundle / "encoder.onnx", bundle / "manifest.json"
+    arguments: list[object] = ["--check"]
+    if damage == "truncated":
+        model.write_bytes(model.read_bytes()[:1000])
+    elif damage == "gone":
+        model.unlink()
+    elif damage == "no manifest":
+        manifest.unlink()
+    elif damage == "other format":
+        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 9}))
+    elif damage == "no json":
+        manifest.write_text("{")
+    elif damage == "variant":
+        arguments += ["--variant", "encoder.int8.onnx"]
+    elif damage == "golden":
+        (bundle / "golden.npz").unlink()
+    elif damage == "empty folder":
+        (tmp_path / "nothing").mkdir()
+        arguments = [tmp_path / "nothing", "--out", tmp_path / "f.npz"]
+    elif damage == "device":
+        arguments += ["--device", "tpu"]
+    done = run_program(bundle, *arguments)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_failed_check_says_so(bundle: Path) -> None:
+    path = bundle / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["files"]["encoder.onnx"]["tolerance"] = {"max_abs": 0, "cosine": 1.1}
+    path.write_text(json.dumps(manifest))
+    done = run_program(bundle, "--check", "--device", "cpu")
+    assert done.returncode == 1
+    assert done.stdout.startswith("FAILED")
+
+
+def test_unlike_features_leave_nothing_behind(
+    small: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, pictures, _ = small
+    monkeypatch.setitem(exporting.TOLERANCES, "encoder.onnx", exporting.Tolerance(0.0, 0.9))
+    with pytest.raises(JobError, match="onnx differs from torch: largest difference"):
+        export(run, out=tmp_path / "bundles" / "b", pictures=pictures)
+    assert not (tmp_path / "bundles").exists()
+
+
+@pytest.mark.parametrize("case", ["target", "used", "not a bundle", "no run", "no pictures"])
+def test_wrong_use_is_told(case: str, small: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    run, pictures, bundle = small
+    given: dict[str, Any] = {"run": run, "out": tmp_path / "b", "pictures": pictures}
+    if case == "target":
+        given["target"], told = "coreml", "target: got 'coreml', allowed are onnx"
+    elif case == "used":
+        given["out"], told = bundle, "is not empty"
+    elif case == "not a bundle":
+        given |= {"out": pictures, "overwrite": True}
+        told = "holds no bundle"
+    elif case == "no run":
+        given["run"], told = pictures, "no encoder in"
+    else:
+        given["pictures"], told = None, "give --pictures DIR"
+    before = sorted(bundle.iterdir()), sorted(pictures.iterdir())
+    with pytest.raises(UsageError, match=told):
+        export(**given)
+    assert (sorted(bundle.iterdir()), sorted(pictures.iterdir())) == before
+
+
+def test_parity_against_a_loop() -> None:
+    generator = np.random.default_rng(0)
+    one = generator.normal(size=(9, 5)) + 3
+    other = one + 0.3 * generator.normal(size=(9, 5))
+    found = compare(one, other)
+
+    def cosine(a: Any, b: Any) -> float:
+        return float(a @ b / np.sqrt((a @ a) * (b @ b)))
+
+    plain = [cosine(a, b) for a, b in zip(one, other, strict=True)]
+    mean = one.mean(axis=0)
+    centred = [cosine(a - mean, b - mean) for a, b in zip(one, other, strict=True)]
+
+    def nearest(rows: Any, i: int) -> int:
+        return max((j for j in range(9) if j != i), key=lambda j: cosine(rows[i], rows[j]))
+
+    same = [nearest(one, i) == nearest(other, i) for i in range(9)]
+    assert found.max_abs == pytest.approx(np.abs(one - other).max())
+    assert found.mean_cosine == pytest.approx(np.mean(plain))
+    assert found.worst_cosine == pytest.approx(min(plain))
+    assert found.centred_cosine == pytest.approx(np.mean(centred))
+    assert found.same_nearest == pytest.approx(np.mean(same))
+
+
+def test_command_prints_a_table_of_80_columns(
+    small: tuple[Path, Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, pictures, _ = small
+    main(["export", str(run), "--out", str(tmp_path / "b"), "--pictures", str(pictures)])
+    told = capsys.readouterr().out
+    table = told[: told.index("wrote ")]
+    assert "encoder.onnx" in table
+    assert max(map(len, table.splitlines())) <= 80
+    assert (tmp_path / "b" / "manifest.json").is_file()
