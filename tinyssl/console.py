@@ -20,7 +20,7 @@ from rich.text import Text
 Advance = Callable[[int], None]
 
 log = logging.getLogger("tinyssl")
-log.setLevel(logging.INFO)  # train.log is complete whatever the caller has set up
+log.setLevel(logging.DEBUG)  # train.log is complete whatever the caller has set up
 
 _LINE_EVERY = 15.0  # seconds between plain lines when there is no terminal
 

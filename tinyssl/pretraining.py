@@ -156,7 +156,7 @@ class Run:
         try:
             self._go()
         except TinysslError as error:
-            log.info(f"ended: {error}")
+            log.debug(f"ended: {error}")  # for train.log; the caller is told by the error
             raise
         return self.folder.path
 
