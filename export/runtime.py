@@ -352,6 +352,17 @@ def benchmark(extractor: Extractor, batch: int, seconds: float = 2.0) -> dict[st
     }
 
 
+def _peak_mb() -> float | None:
+    """The most memory this process has held, in MB; None where the system does not say."""
+    try:
+        # Not getrusage: its peak counts the process that started this one too.
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    lines = dict(line.split(":", 1) for line in status.splitlines())
+    return int(lines["VmHWM"].split()[0]) / 1e3
+
+
 def _write(out: Path, names: list[str], features: Array) -> None:
     temporary = out.with_name(f".{out.name}.tmp")
     if out.suffix == ".csv":
@@ -397,6 +408,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=int, default=32, help="pictures at a time")
     parser.add_argument("--check", action="store_true", help="compare with training's features")
     parser.add_argument("--benchmark", action="store_true", help="latency on this machine")
+    parser.add_argument("--seconds", type=float, default=2.0, help="that --benchmark takes")
+    parser.add_argument("--json", action="store_true", help="--benchmark prints JSON")
     return parser
 
 
@@ -416,7 +429,10 @@ def _main(arguments: Sequence[str] | None = None) -> int:
         print(told)
         return 0 if passed else 1
     if given.benchmark:
-        found = benchmark(extractor, given.batch)
+        found = benchmark(extractor, given.batch, given.seconds)
+        if given.json:
+            print(json.dumps({**found, "provider": extractor.provider, "peak_mb": _peak_mb()}))
+            return 0
         print(
             f"batch {given.batch}: median {found['median_ms']:.2f} ms, p95 "
             f"{found['p95_ms']:.2f} ms, {found['pictures_per_s']:,.0f} pictures/s, "

@@ -187,6 +187,26 @@ def test_check_passes_without_torch(variant: str, small: tuple[Path, Path, Path]
     assert done.stdout.startswith("passed: 8 pictures")
 
 
+def test_runtime_in_an_environment_of_its_own(
+    small: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    """As on a device: numpy, Pillow, onnxruntime, and no torch to fall back on."""
+    _, pictures, bundle = small
+    python = tmp_path / "env" / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "env")], check=True)
+    install = [python, "-m", "pip", "install", "--quiet", "numpy", "pillow", "onnxruntime"]
+    subprocess.run(install, check=True)
+    out = tmp_path / "features.npz"
+    program = [python, bundle / "runtime.py"]
+    checked = subprocess.run([*program, "--check"], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stderr
+    done = subprocess.run([*program, pictures, "--out", out], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with np.load(out) as written:
+        ours = runtime.Extractor(bundle, device="cpu").embed(scan([pictures]))
+        np.testing.assert_allclose(written["features"], ours, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["npz", "csv"])
 def test_program_writes_good_pictures_and_tells_bad_ones(
     kind: str, small: tuple[Path, Path, Path], tmp_path: Path
@@ -215,6 +235,43 @@ def test_benchmark_measures(small: tuple[Path, Path, Path]) -> None:
     found = runtime.benchmark(extractor, batch=2, seconds=0.05)
     assert 0 < found["median_ms"] <= found["p95_ms"]
     assert found["pictures_per_s"] == pytest.approx(2000 / found["median_ms"])
+
+
+def test_benchmark_of_a_bundle(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (bundle / "encoder.fp16.onnx").write_bytes(b"cut short")
+    main(["benchmark", str(bundle), "--batch", "1,3", "--seconds", "0.05"])
+    told = capsys.readouterr().out
+    assert max(map(len, told.splitlines())) <= 80
+    rows = json.loads((bundle / "benchmark.json").read_text())["rows"]
+    assert [(row["model"], row["batch"]) for row in rows] == [
+        (model, batch)
+        for batch in (1, 3)
+        for model in ("torch eager", "encoder.onnx", "encoder.fp16.onnx")
+    ]
+    for row in rows:
+        if row["model"] == "encoder.fp16.onnx":
+            assert "its checksum differs" in row["status"]
+        else:
+            assert row["status"] == "ok"
+            assert 0 < row["median_ms"] <= row["p95_ms"]
+    assert len((bundle / "benchmark.csv").read_text().splitlines()) == 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--batch", "0"], "at least 1"),
+        (["--batch", "x"], "give numbers"),
+        ([], "no manifest.json"),
+    ],
+)
+def test_benchmark_of_wrong_use(
+    arguments: list[str], told: str, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = bundle if arguments else bundle / "nothing"
+    with pytest.raises(SystemExit, match="2"):
+        main(["benchmark", str(folder), *arguments])
+    assert told in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -208,6 +208,31 @@ def export(run: str, **options: Any) -> None:
     click.echo(f"wrote {exported.out}; next: python {exported.out}/runtime.py --check")
 
 
+@cli.command(short_help="Time a bundle's models on this machine.")
+@click.argument("bundle")
+@click.option("--batch", default="1,8", show_default=True, help="Pictures a call.")
+@click.option("--threads", default=1, show_default=True, help="Of the CPU; 0: all.")
+@click.option("--seconds", default=2.0, show_default=True, help="For each measurement.")
+def benchmark(bundle: str, batch: str, threads: int, seconds: float) -> None:
+    """Time every model of BUNDLE on this machine, beside torch without compiling: latency,
+    pictures/s, peak memory. Decoding is not counted. Also writes benchmark.json and .csv there.
+
+    \b
+    tinyssl benchmark bundle
+    tinyssl benchmark bundle --batch 1 --threads 4
+    """
+    _need("onnx", "onnxscript", "onnxruntime", extra="export")
+    from tinyssl.console import print_result
+    from tinyssl.export.benchmarking import benchmark as measure
+    from tinyssl.export.benchmarking import table
+
+    try:
+        batches = [int(size) for size in batch.split(",")]
+    except ValueError:
+        raise UsageError(f"--batch: got {batch!r}; give numbers such as 1,8") from None
+    print_result(table(measure(bundle, batches=batches, threads=threads, seconds=seconds)))
+
+
 def _need(*modules: str, extra: str) -> None:
     missing = [name for name in modules if find_spec(name) is None]
     if missing:

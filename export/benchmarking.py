@@ -1,0 +1,176 @@
+"""`tinyssl benchmark`: how fast each model of a bundle is on this machine, beside torch."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from tinyssl.console import progress
+from tinyssl.encoder import create_encoder
+from tinyssl.errors import UsageError
+from tinyssl.files import write_text
+
+from .graph import Deployed
+from .runtime import BundleError, read_manifest
+
+COLUMNS = (
+    "model", "provider", "batch", "threads", "median_ms", "p95_ms", "pictures_per_s", "peak_mb",
+    "file_mb", "status",
+)  # fmt: skip
+
+
+def benchmark(
+    bundle: str | Path,
+    *,
+    batches: Sequence[int] = (1, 8),
+    threads: int = 1,
+    seconds: float = 2.0,
+) -> list[dict[str, Any]]:
+    """Times every model of a bundle, each in a process of its own, and torch without compiling.
+
+    Args:
+        bundle: made by `export`; `benchmark.json` and `benchmark.csv` are written there.
+        batches: pictures a call.
+        threads: of the CPU; 0 lets each library choose.
+        seconds: for each measurement.
+
+    Returns:
+        One row a model and batch with the keys of `COLUMNS`; latencies in ms, sizes in MB. A model
+        that cannot run has its reason in `status`, else `ok`.
+
+    Raises:
+        UsageError: no bundle there, or no batch.
+    """
+    folder = Path(bundle)
+    if not batches or min(batches) < 1:
+        raise UsageError(f"batch: got {list(batches)}; each must be at least 1, such as 1,8")
+    try:
+        manifest = read_manifest(folder)
+    except BundleError as error:
+        raise UsageError(str(error)) from None
+    models = [name for name in manifest["files"] if name.endswith(".onnx")]
+    rows = []
+    with progress("timing", (len(models) + 1) * len(batches), "models") as advance:
+        for row in _rows(folder, manifest, models, batches, threads, seconds):
+            rows.append({key: row.get(key) for key in COLUMNS})
+            advance(1)
+    told = {"machine": platform.processor() or platform.machine(), "rows": rows}
+    write_text(folder / "benchmark.json", json.dumps(told, indent=1) + "\n")
+    write_text(folder / "benchmark.csv", _csv(rows))
+    return rows
+
+
+def table(rows: Sequence[dict[str, Any]]) -> Table:
+    """The rows as a table of at most 80 columns."""
+    shown = Table(box=SIMPLE_HEAD, show_edge=False, padding=0)
+    shown.add_column("", overflow="fold")
+    for column in ("on", "batch", "median ms", "p95 ms", "pictures/s", "peak MB", "file MB"):
+        shown.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        measured = [_short(row[key]) for key in COLUMNS[4:9]]
+        shown.add_row(row["model"], row["provider"] or "-", str(row["batch"]), *measured)
+        if row["status"] != "ok":
+            shown.add_row(f"  {row['status']}")
+    return shown
+
+
+def _rows(
+    folder: Path,
+    manifest: dict[str, Any],
+    models: Sequence[str],
+    batches: Sequence[int],
+    threads: int,
+    seconds: float,
+) -> Iterator[dict[str, Any]]:
+    for batch in batches:
+        common = {"batch": batch, "threads": threads}
+        yield common | _time_torch(manifest, batch, threads, seconds)
+        for model in models:
+            file_mb = manifest["files"][model]["bytes"] / 1e6
+            timed = _time_model(folder, model, batch, threads, seconds)
+            yield common | {"model": model, "file_mb": file_mb} | timed
+
+
+def _time_model(
+    folder: Path, model: str, batch: int, threads: int, seconds: float
+) -> dict[str, Any]:
+    command = [
+        sys.executable, str(Path(__file__).with_name("runtime.py")), "--bundle", str(folder),
+        "--benchmark", "--json", "--variant", model, "--batch", str(batch),
+        "--threads", str(threads), "--seconds", str(seconds),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        reason = (done.stderr.strip() or "ended without a word").splitlines()[-1]
+        return {"status": reason.removeprefix("runtime: ")}
+    found: dict[str, Any] = json.loads(done.stdout)
+    found["provider"] = found["provider"].removesuffix("ExecutionProvider")
+    return found | {"status": "ok"}
+
+
+def _time_torch(
+    manifest: dict[str, Any], batch: int, threads: int, seconds: float
+) -> dict[str, Any]:
+    """The same network with random weights: they take as long as any others."""
+    taken = manifest["input"]
+    encoder = create_encoder(
+        manifest["encoder"]["name"], channels=taken["channels"], stem=manifest["encoder"]["stem"]
+    )
+    deployed = Deployed(encoder, getattr(torch, taken["dtype"]), unit=True).eval()
+    shape = (batch, taken["size"], taken["size"], taken["channels"])
+    pictures = torch.randint(0, 256, shape).to(getattr(torch, taken["dtype"]))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        times = _times(deployed, pictures, seconds)
+    finally:
+        torch.set_num_threads(before)
+    median = float(np.median(times))
+    return {
+        "model": "torch eager",
+        "provider": "CPU",
+        "median_ms": 1e3 * median,
+        "p95_ms": 1e3 * float(np.percentile(times, 95)),
+        "pictures_per_s": batch / median,
+        "status": "ok",
+    }
+
+
+@torch.inference_mode()
+def _times(deployed: Deployed, pictures: torch.Tensor, seconds: float) -> list[float]:
+    for _ in range(3):
+        deployed(pictures)
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times) < 10:
+        start = time.perf_counter()
+        deployed(pictures)
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def _csv(rows: Sequence[dict[str, Any]]) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _short(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
