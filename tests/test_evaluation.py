@@ -114,6 +114,31 @@ def test_start_of_an_adapted_run_is_judged_too(
     assert list(result["encoders"]) == rows
 
 
+@pytest.mark.parametrize("init", ["gone.safetensors", "pretrained"])
+def test_a_start_out_of_reach_costs_its_row_only(
+    init: str,
+    picture_folder: Folder,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import timm
+
+    create = timm.create_model
+
+    def offline(*given: Any, pretrained: bool = False, **more: Any) -> Any:
+        if pretrained:
+            raise OSError("no network")
+        return create(*given, **more)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    adapted = make_run(tmp_path / "adapted", init=init)
+    labels = labels_csv(tmp_path / "labels.csv", picture_folder(per_class=12))
+    result = evaluate(adapted, labels=labels)
+    assert list(result["encoders"]) == ["raw pixels", "random weights", "adapted"]
+    assert "the table has no row for" in caplog.text
+
+
 def test_table_shows_every_row_in_80_columns(
     run: Path, picture_folder: Folder, tmp_path: Path
 ) -> None:

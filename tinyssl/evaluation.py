@@ -19,7 +19,7 @@ from tinyssl.console import log, progress
 from tinyssl.data import IMAGE_EXTENSIONS, Pictures, load_pictures
 from tinyssl.device import keep_freed_memory, pick_device
 from tinyssl.encoder import Encoder, create_encoder, embed_pictures
-from tinyssl.errors import UsageError
+from tinyssl.errors import JobError, UsageError
 from tinyssl.files import write_text
 from tinyssl.labels import from_class_folders, from_csv, stratified_split, write_csv
 from tinyssl.scoring import evaluate_features, pixel_features
@@ -192,7 +192,9 @@ def _encoders(
         "random weights": lambda: (_random(description, seed), description)
     }
     init = str(description.get("init", "random"))
-    if init == "pretrained" or Path(init).exists():
+    if init not in ("random", "pretrained") and not Path(init).exists():
+        log.warning(f"the run's start {init} is no longer there; the table has no row for it")
+    elif init != "random":
         encoders["start, frozen"] = lambda: (_from_init(description, init), description)
     own = "pretrained" if init == "random" else "adapted"
     for path in map(Path, baselines):
@@ -241,7 +243,11 @@ def _features(
     pictures = _pictures(task, description)
     yield "raw pixels", pixel_features(pictures.array)
     for name, build in encoders.items():
-        encoder, own = build()
+        try:
+            encoder, own = build()
+        except JobError as error:  # the start came from a hub that is out of reach now
+            log.warning(f"the table has no row for {name!r}: {error}")
+            continue
         yield name, embed_pictures(encoder, _pictures(task, own).array, device=chosen)
 
 
