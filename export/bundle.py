@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from tinyssl.errors import JobError, UsageError
 
 from .runtime import FORMAT, GOLDEN, MANIFEST
 
-RUNTIME = "runtime.py"
+RUNTIME, BUILD_ENGINE = "runtime.py", "build_engine.py"
 
 
 def refuse_if_used(out: Path, overwrite: bool) -> None:
@@ -36,8 +36,9 @@ def write_bundle(
     golden: bytes,
     manifest: Mapping[str, Any],
     facts: Mapping[str, Mapping[str, Any]],
+    programs: Sequence[str] = (RUNTIME,),
 ) -> None:
-    """Writes models, golden pictures, the runtime and the manifest into a new folder.
+    """Writes models, golden pictures, programs and the manifest into a new folder.
 
     Args:
         out: replaced as a whole; what was there is kept until the new one is complete.
@@ -45,12 +46,13 @@ def write_bundle(
         golden: content of `golden.npz`.
         manifest: what is to be said beside the files.
         facts: more to be said of some files, by name.
+        programs: files of this package that go along.
 
     Raises:
         JobError: it cannot be written; `out` is as it was.
     """
-    runtime = files("tinyssl.export").joinpath(RUNTIME).read_bytes()
-    contents = {**models, GOLDEN: golden, RUNTIME: runtime}
+    ours = {name: files("tinyssl.export").joinpath(name).read_bytes() for name in programs}
+    contents = {**models, GOLDEN: golden, **ours}
     listed = {
         name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         | dict(facts.get(name, {}))

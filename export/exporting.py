@@ -24,12 +24,13 @@ from tinyssl.errors import JobError, UsageError
 from tinyssl.picture import to_depth
 from tinyssl.weights import load_encoder
 
-from .bundle import refuse_if_used, write_bundle
+from .build_engine import trtexec
+from .bundle import BUILD_ENGINE, RUNTIME, refuse_if_used, write_bundle
 from .graph import Deployed, to_onnx
 from .half import to_half
 from .parity import Parity, compare
 
-TARGETS = ("onnx", "onnx-fp16")
+TARGETS = ("onnx", "onnx-fp16", "jetson")
 _SAMPLE, _GOLDEN = 64, 8
 _BATCH = 16
 
@@ -75,7 +76,8 @@ def export(
 
     Args:
         run: a run folder.
-        target: `onnx` (float32) or `onnx-fp16` (float32 and float16).
+        target: `onnx` (float32), `onnx-fp16` (float32 and float16), or `jetson`: both, and the
+            program that makes a TensorRT engine of them on the device.
         out: the bundle's folder; `<run>-bundle` when None.
         pictures: what parity is measured on; the run's own training pictures when None.
         raw_features: leave features as the encoder gives them instead of at unit length.
@@ -99,7 +101,7 @@ def export(
     log.info(f"exporting {encoder.name}; this takes some seconds")
     model = to_onnx(deployed, torch.from_numpy(sample[:2]), _metadata(manifest), any_size=any_size)
     models = {"encoder.onnx": model.SerializeToString()}
-    if target == "onnx-fp16":
+    if target != "onnx":
         models["encoder.fp16.onnx"] = to_half(model).SerializeToString()
     parity = {name: compare(wanted, _onnx_features(m, sample)) for name, m in models.items()}
     _refuse_unlike(parity)
@@ -108,7 +110,13 @@ def export(
         for name, found in parity.items()
     }
     golden = _npz(pictures=sample[:_GOLDEN], features=wanted[:_GOLDEN])
-    write_bundle(folder, models, golden, manifest, facts)
+    programs = [RUNTIME]
+    if target == "jetson":
+        programs.append(BUILD_ENGINE)
+        manifest["trtexec"] = trtexec(
+            "encoder.fp16.onnx", description["image_size"], description["channels"]
+        )
+    write_bundle(folder, models, golden, manifest, facts, programs)
     return Exported(folder, {name: len(m) for name, m in models.items()}, parity)
 
 

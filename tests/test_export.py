@@ -12,7 +12,7 @@ import onnx
 import pytest
 import torch
 from PIL import Image
-from tinyssl.export import exporting, runtime
+from tinyssl.export import build_engine, exporting, runtime
 from tinyssl.export.exporting import export
 from tinyssl.export.parity import compare
 
@@ -78,10 +78,69 @@ def test_backbones_keep_their_features(
     assert exported.parity["encoder.onnx"].max_abs < 1e-4
     assert exported.parity["encoder.fp16.onnx"].mean_cosine > 0.999
     assert exported.sizes["encoder.fp16.onnx"] < 0.6 * exported.sizes["encoder.onnx"]
+    check_engines(exported.out)
     found = runtime.Extractor(exported.out, device="cpu").embed(scan([pictures]))
     wanted = load(run).embed(scan([pictures]))
     wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
     np.testing.assert_allclose(found, wanted, atol=1e-4)
+
+
+def check_engines(bundle: Path) -> None:
+    """TensorRT-RTX parses and builds on a CPU: it proves operators and typing, not numerics."""
+    trt = pytest.importorskip("tensorrt_rtx")
+    for model in ("encoder.onnx", "encoder.fp16.onnx"):
+        plan = build_engine.build(bundle / model, batch=4, targets=("SM86",), trt=trt)
+        assert len(plan) > 100_000
+
+
+def one_layer(kind: str, taken: list[str | int], given: list[str | int]) -> bytes:
+    values = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name, shape in (("pictures", taken), ("features", given))
+    ]
+    node = onnx.helper.make_node(kind, ["pictures"], ["features"])
+    graph = onnx.helper.make_graph([node], "control", values[:1], values[1:])
+    return onnx.helper.make_model(graph).SerializeToString()
+
+
+@pytest.mark.parametrize("case", ["garbage", "no such layer", "open size", "unknown target"])
+def test_engines_that_cannot_be_built_are_told(
+    case: str, small: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    trt = pytest.importorskip("tensorrt_rtx")
+    model, targets = tmp_path / "model.onnx", ("SM86",)
+    if case == "garbage":
+        model.write_bytes(b"garbage")
+        told = "cannot parse"
+    elif case == "no such layer":
+        model.write_bytes(one_layer("Det", ["batch", 3, 3], ["batch"]))
+        told = "cannot parse .*Det"
+    elif case == "open size":
+        model.write_bytes(one_layer("Abs", ["batch", "height"], ["batch", "height"]))
+        told = "only the batch may be open"
+    else:
+        model, targets, told = small[2] / "encoder.onnx", ("SM1",), "no compute capability SM1"
+    with pytest.raises(build_engine.BuildError, match=told):
+        build_engine.build(model, targets=targets, trt=trt)
+
+
+def test_jetson_bundle_builds_its_engine_by_itself(
+    small: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    run, pictures, _ = small
+    bundle = export(run, "jetson", tmp_path / "bundle", pictures=pictures).out
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    assert "--onnx=encoder.fp16.onnx" in manifest["trtexec"]
+    assert "--maxShapes=pictures:8x48x48x3" in manifest["trtexec"]
+    program = [sys.executable, str(bundle / "build_engine.py")]
+    done = subprocess.run([*program, "--target", "SM86"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"wrote {bundle / 'encoder.engine'}")
+    assert (bundle / "encoder.engine").stat().st_size > 100_000
+    done = subprocess.run([*program, "--model", "no.onnx"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "build_engine: no model at no.onnx\n"
 
 
 def test_what_a_bundle_holds(small: tuple[Path, Path, Path]) -> None:

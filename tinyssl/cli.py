@@ -180,7 +180,7 @@ def evaluate(run: str, **options: Any) -> None:
 
 @cli.command(short_help="Write a bundle that runs without torch.")
 @click.argument("run")
-@click.option("--target", default="onnx", show_default=True, help="onnx, or onnx-fp16 as well.")
+@click.option("--target", default="onnx", show_default=True, help="onnx, onnx-fp16 or jetson.")
 @click.option("--out", type=click.Path(), help="The bundle's folder.  [default: RUN-bundle]")
 @click.option("--pictures", help="Measure parity on these.  [default: those of the run]")
 @click.option("--raw-features", is_flag=True, help="Do not scale features to unit length.")
@@ -196,6 +196,7 @@ def export(run: str, **options: Any) -> None:
     \b
     tinyssl export runs/mine --out bundle
     tinyssl export runs/mine --target onnx-fp16 --out bundle
+    tinyssl export runs/mine --target jetson --out bundle
     python bundle/runtime.py --check
     """
     _need("onnx", "onnxscript", "onnxruntime", extra="export")
@@ -206,6 +207,8 @@ def export(run: str, **options: Any) -> None:
     exported = write(run, **options)
     print_result(table(exported))
     click.echo(f"wrote {exported.out}; next: python {exported.out}/runtime.py --check")
+    if options["target"] == "jetson":
+        click.echo(f"on the device: python {exported.out}/build_engine.py")
 
 
 @cli.command(short_help="Time a bundle's models on this machine.")

@@ -1,0 +1,179 @@
+"""Builds a TensorRT engine from a bundle's ONNX model, on the device that will run it.
+
+    python build_engine.py                                  (encoder.fp16.onnx, batch 1 to 8)
+    python build_engine.py --model encoder.onnx --batch 32 --workspace 2048
+
+Needs TensorRT 10 or 11, nothing else. The model says in which precision each layer runs ("strongly
+typed"), so there are no precision flags. An engine runs on the kind of GPU and the TensorRT version
+that built it, and on no other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("tensorrt", "tensorrt_rtx")
+
+
+class BuildError(Exception):
+    """The engine cannot be built; the text is one line."""
+
+
+def load_tensorrt() -> Any:
+    """The TensorRT module that is installed here; raises BuildError when there is none."""
+    for name in PACKAGES:
+        try:
+            return importlib.import_module(name)
+        except (ImportError, OSError):
+            continue
+    raise BuildError(
+        "no TensorRT here; on a Jetson it comes with JetPack, elsewhere: pip install tensorrt"
+    )
+
+
+def build(
+    model: Path,
+    *,
+    batch: int = 8,
+    workspace: int = 1024,
+    timing_cache: Path | None = None,
+    targets: tuple[str, ...] = (),
+    trt: Any = None,
+) -> bytes:
+    """A serialised engine for batches of 1 to `batch` pictures.
+
+    Args:
+        model: an ONNX file whose first axis is open.
+        batch: the largest batch; 1 is what it is tuned for.
+        workspace: MB that layers may use as scratch memory.
+        timing_cache: timings of earlier builds, read if there and written back: a second build
+            is faster and picks the same kernels. TensorRT-RTX has none.
+        targets: compute capabilities such as `SM86`, where TensorRT can build for GPUs that are
+            not there (TensorRT-RTX); the GPU of this machine when empty.
+        trt: the TensorRT module; found by `load_tensorrt` when None.
+
+    Raises:
+        BuildError: the model cannot be parsed or built; tells TensorRT's reason.
+    """
+    trt = trt or load_tensorrt()
+    builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
+    network = builder.create_network(_network_flags(trt))
+    parser = trt.OnnxParser(network, trt.Logger(trt.Logger.ERROR))
+    if not parser.parse_from_file(str(model)):
+        errors = [parser.get_error(i) for i in range(parser.num_errors)]
+        reasons = [f"{e.node_operator()} {e.node_name()}: {e.desc()}".strip() for e in errors]
+        raise BuildError(f"TensorRT cannot parse {model}: {'; '.join(reasons)}")
+    config = builder.create_builder_config()
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace << 20)
+    config.add_optimization_profile(_profile(builder, network, batch))
+    _set_targets(trt, config, targets)
+    cache = _timing_cache(trt, config, timing_cache)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise BuildError(f"TensorRT parsed {model} but could not build an engine of it")
+    if cache is not None and timing_cache is not None:
+        write(timing_cache, bytes(cache.serialize()))
+    return bytes(plan)
+
+
+def _network_flags(trt: Any) -> int:
+    """TensorRT 10 has to be told what is the only way in 11."""
+    known = trt.NetworkDefinitionCreationFlag
+    wanted = [name for name in ("EXPLICIT_BATCH", "STRONGLY_TYPED") if hasattr(known, name)]
+    return sum(1 << int(getattr(known, name)) for name in wanted)
+
+
+def _profile(builder: Any, network: Any, batch: int) -> Any:
+    profile = builder.create_optimization_profile()
+    for number in range(network.num_inputs):
+        tensor = network.get_input(number)
+        rest = tuple(tensor.shape)[1:]
+        if -1 in rest:
+            raise BuildError(f"{tensor.name} is {tuple(tensor.shape)}; only the batch may be open")
+        profile.set_shape(tensor.name, (1, *rest), (1, *rest), (batch, *rest))
+    return profile
+
+
+def _set_targets(trt: Any, config: Any, targets: tuple[str, ...]) -> None:
+    if not targets:
+        return
+    if not hasattr(config, "num_compute_capabilities"):
+        raise BuildError("this TensorRT builds for the GPU of this machine only")
+    for name in targets:
+        if not hasattr(trt.ComputeCapability, name):
+            raise BuildError(f"no compute capability {name} in this TensorRT; such as SM86")
+    config.num_compute_capabilities = len(targets)
+    for number, name in enumerate(targets):
+        config.set_compute_capability(getattr(trt.ComputeCapability, name), number)
+
+
+def _timing_cache(trt: Any, config: Any, path: Path | None) -> Any:
+    if path is None or trt.__name__ == "tensorrt_rtx":
+        return None
+    cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
+    if cache is None or not config.set_timing_cache(cache, False):
+        raise BuildError(f"{path} is no timing cache of this TensorRT; remove it")
+    return cache
+
+
+def write(path: Path, data: bytes) -> None:
+    """Writes a file that is whole or not there."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def trtexec(model: str, size: int, channels: int, batch: int = 8) -> str:
+    """The same build by TensorRT's own program."""
+    shape = f"{size}x{size}x{channels}"
+    return (
+        f"trtexec --onnx={model} --saveEngine=encoder.engine --stronglyTyped "
+        f"--minShapes=pictures:1x{shape} --optShapes=pictures:1x{shape} "
+        f"--maxShapes=pictures:{batch}x{shape}"
+    )
+
+
+def _main() -> None:
+    here = Path(__file__).resolve().parent
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", type=Path, default=here / "encoder.fp16.onnx")
+    parser.add_argument("--out", type=Path, default=here / "encoder.engine")
+    parser.add_argument("--batch", type=int, default=8, help="the largest batch")
+    parser.add_argument("--workspace", type=int, default=1024, help="MB of scratch memory")
+    parser.add_argument("--timing-cache", type=Path, help="kept for faster builds")
+    parser.add_argument("--target", action="append", default=[], help="SM86, ... (TensorRT-RTX)")
+    given = parser.parse_args()
+    if given.batch < 1 or given.workspace < 1:
+        parser.error("--batch and --workspace must be at least 1")
+    if not given.model.is_file():
+        raise BuildError(f"no model at {given.model}")
+    plan = build(
+        given.model,
+        batch=given.batch,
+        workspace=given.workspace,
+        timing_cache=given.timing_cache,
+        targets=tuple(given.target),
+    )
+    write(given.out, plan)
+    print(f"wrote {given.out}, {len(plan) / 1e6:.1f} MB, batches of 1 to {given.batch}")
+
+
+def main() -> None:
+    """Entry point: one line and exit status 1 where no engine can be built."""
+    try:
+        _main()
+    except (BuildError, OSError) as error:
+        print(f"build_engine: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
