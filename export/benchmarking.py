@@ -8,12 +8,10 @@ import json
 import platform
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -24,7 +22,7 @@ from tinyssl.errors import UsageError
 from tinyssl.files import write_text
 
 from .graph import Deployed
-from .runtime import BundleError, read_manifest
+from .runtime import BundleError, latency, read_manifest
 
 COLUMNS = (
     "model", "provider", "batch", "threads", "median_ms", "p95_ms", "pictures_per_s", "peak_mb",
@@ -135,31 +133,11 @@ def _time_torch(
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
-        times = _times(deployed, pictures, seconds)
+        with torch.inference_mode():
+            found = latency(lambda: deployed(pictures), batch, seconds)
     finally:
         torch.set_num_threads(before)
-    median = float(np.median(times))
-    return {
-        "model": "torch eager",
-        "provider": "CPU",
-        "median_ms": 1e3 * median,
-        "p95_ms": 1e3 * float(np.percentile(times, 95)),
-        "pictures_per_s": batch / median,
-        "status": "ok",
-    }
-
-
-@torch.inference_mode()
-def _times(deployed: Deployed, pictures: torch.Tensor, seconds: float) -> list[float]:
-    for _ in range(3):
-        deployed(pictures)
-    times: list[float] = []
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times) < 10:
-        start = time.perf_counter()
-        deployed(pictures)
-        times.append(time.perf_counter() - start)
-    return times
+    return {"model": "torch eager", "provider": "CPU", "status": "ok"} | found
 
 
 def _csv(rows: Sequence[dict[str, Any]]) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyssl.errors import JobError, UsageError
+from tinyssl.files import atomic
 
 from .runtime import FORMAT, GOLDEN, MANIFEST
 
@@ -64,7 +65,8 @@ def write_bundle(
         temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
         try:
             for name, data in {**contents, MANIFEST: told.encode()}.items():
-                (temporary / name).write_bytes(data)
+                with atomic(temporary / name) as file:
+                    file.write(data)
             temporary.chmod(0o755)
             shutil.rmtree(out, ignore_errors=True)
             temporary.rename(out)
