@@ -83,6 +83,18 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
 
 
 @torch.no_grad()
+def clip_gradients(parameters: list[nn.Parameter], max_norm: float) -> None:
+    """Scales all gradients to a common norm of `max_norm` where it is above that.
+
+    As `torch.nn.utils.clip_grad_norm_`, which writes every gradient anew even when nothing is to
+    be clipped.
+    """
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if norm > max_norm:
+        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+
+
+@torch.no_grad()
 def start_bank(method: Method, batches: Iterator[tuple[Tensor, Tensor]], frozen: bool) -> None:
     """Fills the bank by one pass over the pictures ("feature calibrate", arXiv:2404.19289).
 
@@ -170,7 +182,7 @@ def train_step(
     loss = torch.stack(list(terms.values())).sum()
     torch.autograd.backward(loss)
     if plan.clip_norm is not None:
-        nn.utils.clip_grad_norm_(method.parameters(), plan.clip_norm)
+        clip_gradients([p for g in optimizer.param_groups for p in g["params"]], plan.clip_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     method.update_bank(index, z.detach(), candidates, mix)
