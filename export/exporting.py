@@ -5,33 +5,42 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from tinyssl import __version__
-from tinyssl.config import load_recipe
-from tinyssl.console import log
-from tinyssl.data import load_pictures, scan
+from tinyssl.console import log, progress
 from tinyssl.errors import JobError, UsageError
-from tinyssl.picture import to_depth
+from tinyssl.scoring import choose_k, knn_loo_score
 from tinyssl.weights import load_encoder
 
 from .build_engine import trtexec
 from .bundle import BUILD_ENGINE, RUNTIME, refuse_if_used, write_bundle
 from .graph import Deployed, to_onnx
 from .half import to_half
+from .int8 import MIN_CENTRED, STYLES, Calibration, Quantized, quantize_best
 from .parity import Parity, compare
+from .samples import Reader, Samples, draw_samples, read_labeled
 
-TARGETS = ("onnx", "onnx-fp16", "jetson")
-_SAMPLE, _GOLDEN = 64, 8
+FLOAT, HALF, INT8, INT8_TRT = "encoder.onnx", "encoder.fp16.onnx", *STYLES
+TARGETS: Mapping[str, tuple[str, ...]] = {
+    "onnx": (FLOAT,),
+    "onnx-fp16": (FLOAT, HALF),
+    "onnx-int8": (FLOAT, INT8),
+    "jetson": (FLOAT, HALF, INT8_TRT),
+}
+MAX_KNN_LOSS = 0.01
+_INSTEAD = "half as large as float32 and keeps them (--target onnx-fp16)"
+_GOLDEN = 8
 _BATCH = 16
 
 
@@ -48,8 +57,8 @@ class Tolerance:
 
 
 TOLERANCES: Mapping[str, Tolerance] = {
-    "encoder.onnx": Tolerance(1e-4, 0.99999),
-    "encoder.fp16.onnx": Tolerance(0.05, 0.999),
+    FLOAT: Tolerance(1e-4, 0.99999),
+    HALF: Tolerance(0.05, 0.999),
 }
 
 
@@ -68,20 +77,27 @@ def export(
     out: str | Path | None = None,
     *,
     pictures: str | Path | None = None,
+    calibration: str | Path | None = None,
+    labels: str | Path | None = None,
     raw_features: bool = False,
     any_size: bool = False,
+    force: bool = False,
     overwrite: bool = False,
 ) -> Exported:
     """Exports a run's encoder and proves that it gives torch's features on real pictures.
 
     Args:
         run: a run folder.
-        target: `onnx` (float32), `onnx-fp16` (float32 and float16), or `jetson`: both, and the
-            program that makes a TensorRT engine of them on the device.
+        target: `onnx` (float32), `onnx-fp16` (and float16), `onnx-int8` (and int8 for
+            onnxruntime), or `jetson`: float32, float16, int8 for TensorRT, and the program that
+            makes an engine of one of them on the device.
         out: the bundle's folder; `<run>-bundle` when None.
         pictures: what parity is measured on; the run's own training pictures when None.
+        calibration: what int8 is calibrated on; others of the same pictures when None.
+        labels: CSV or class folders: int8 may not lose more than a point of k-NN accuracy there.
         raw_features: leave features as the encoder gives them instead of at unit length.
         any_size: leave height and width of the input open too.
+        force: write int8 even if it changes the features too much.
         overwrite: replace an earlier bundle in `out`.
 
     Raises:
@@ -90,32 +106,42 @@ def export(
     """
     if target not in TARGETS:
         raise UsageError(f"target: got {target!r}, allowed are {', '.join(TARGETS)}")
+    names = TARGETS[target]
     folder = Path(out) if out is not None else Path(run).with_name(f"{Path(run).name}-bundle")
     refuse_if_used(folder, overwrite)
     encoder, description = load_encoder(run)
     dtype = np.dtype(description.get("dtype", "uint8"))
-    sample = _sample(run, description, pictures, dtype)
+    reader = Reader(description, dtype)
+    wants_int8 = bool(set(names) & set(STYLES))
+    samples = draw_samples(reader, run, pictures, calibration, calibrate=wants_int8)
     deployed = Deployed(encoder, getattr(torch, dtype.name), unit=not raw_features)
-    wanted = _torch_features(deployed, sample)
+    wanted = _torch_features(deployed, samples.measured)
     manifest = _manifest(run, description, dtype, wanted.shape[1], raw_features, any_size)
     log.info(f"exporting {encoder.name}; this takes some seconds")
-    model = to_onnx(deployed, torch.from_numpy(sample[:2]), _metadata(manifest), any_size=any_size)
-    models = {"encoder.onnx": model.SerializeToString()}
-    if target != "onnx":
-        models["encoder.fp16.onnx"] = to_half(model).SerializeToString()
-    parity = {name: compare(wanted, _onnx_features(m, sample)) for name, m in models.items()}
-    _refuse_unlike(parity)
-    facts = {
-        name: {"tolerance": asdict(TOLERANCES[name]), "parity": asdict(found)}
-        for name, found in parity.items()
-    }
-    golden = _npz(pictures=sample[:_GOLDEN], features=wanted[:_GOLDEN])
+    example = torch.from_numpy(samples.measured[:2])
+    model = to_onnx(deployed, example, _metadata(manifest), any_size=any_size)
+    models = {FLOAT: model.SerializeToString()}
+    if HALF in names:
+        models[HALF] = to_half(model).SerializeToString()
+    facts: dict[str, dict[str, Any]] = {}
+    if wants_int8:
+        labeled = None if labels is None else read_labeled(reader, labels)
+        chosen = _quantize(names, model, samples, wanted)
+        if not force:
+            chosen = _kept(chosen, models[FLOAT], labeled, strict=target == "onnx-int8")
+        models |= {name: found.model for name, found in chosen.items()}
+        facts = {name: _told_of(found, samples) for name, found in chosen.items()}
+    parity = {n: compare(wanted, onnx_features(m, samples.measured)) for n, m in models.items()}
+    limits = {name: _tolerance(name, found) for name, found in parity.items()}
+    _refuse_unlike(parity, limits)
+    for name, found in parity.items():
+        told = {"tolerance": asdict(limits[name]), "parity": asdict(found)}
+        facts[name] = facts.get(name, {}) | told
+    golden = _npz(pictures=samples.measured[:_GOLDEN], features=wanted[:_GOLDEN])
     programs = [RUNTIME]
     if target == "jetson":
         programs.append(BUILD_ENGINE)
-        manifest["trtexec"] = trtexec(
-            "encoder.fp16.onnx", description["image_size"], description["channels"]
-        )
+        manifest["trtexec"] = trtexec(HALF, description["image_size"], description["channels"])
     write_bundle(folder, models, golden, manifest, facts, programs)
     return Exported(folder, {name: len(m) for name, m in models.items()}, parity)
 
@@ -141,30 +167,87 @@ def table(exported: Exported) -> Table:
             f"{found.worst_cosine:.6f}",
             f"{found.centred_cosine:.5f}",
             f"{100 * found.same_nearest:.0f} %",
-            f"{TOLERANCES[name].max_abs:.0e}",
+            f"{TOLERANCES[name].max_abs:.0e}" if name in TOLERANCES else f"cen. {MIN_CENTRED}",
         )
     return shown
 
 
-def _sample(
-    run: str | Path, description: Mapping[str, Any], pictures: str | Path | None, dtype: Any
-) -> NDArray[Any]:
-    """At most 64 evenly spaced pictures, as the encoder takes them."""
-    try:
-        sources = load_recipe(run).data.sources if pictures is None else [pictures]
-        paths = scan(sources)
-    except UsageError as error:
-        raise UsageError(f"parity needs real pictures: {error}; give --pictures DIR") from None
-    rows = np.unique(np.linspace(0, len(paths) - 1, min(_SAMPLE, len(paths))).astype(int))
-    found = load_pictures(
-        [paths[row] for row in rows],
-        size=description["image_size"],
-        rule=description["resize"],
-        channels=description["channels"],
-    )
-    if len(found.paths) < 2:
-        raise UsageError(f"parity needs at least 2 readable pictures, got {len(found.paths)}")
-    return to_depth(np.array(found.array), dtype)
+def _quantize(
+    names: Sequence[str], model: onnx.ModelProto, samples: Samples, wanted: NDArray[np.float32]
+) -> dict[str, Quantized]:
+    """The int8 variants asked for, each as good as calibration and float layers make it."""
+
+    def judge(content: bytes) -> float:
+        return compare(wanted, onnx_features(content, samples.measured)).centred_cosine
+
+    with progress("calibrating", len(samples.calibrated)) as advance:
+        calibration = Calibration(model, samples.calibrated, advance)
+    styles = {name: style for name, style in STYLES.items() if name in names}
+    log.info("choosing the best int8 by its features; this takes some minutes where layers hurt")
+    return {
+        name: quantize_best(calibration, style, judge, MIN_CENTRED)
+        for name, style in styles.items()
+    }
+
+
+def _kept(
+    chosen: Mapping[str, Quantized],
+    reference: bytes,
+    labeled: tuple[NDArray[Any], NDArray[np.int64]] | None,
+    *,
+    strict: bool,
+) -> dict[str, Quantized]:
+    """The int8 models that keep the features; raises JobError for another one if `strict`."""
+    kept = {}
+    for name, found in chosen.items():
+        faults = _faults(found, reference, labeled)
+        if not faults:
+            kept[name] = found
+            continue
+        told = f"{name} changes the features too much: {'; '.join(faults)}; {HALF} is {_INSTEAD}"
+        if strict:
+            raise JobError(f"{told}; --force writes int8 all the same; no bundle was written")
+        log.warning(f"{told}; it was left out, --force writes it all the same")
+    return kept
+
+
+def _faults(
+    found: Quantized,
+    reference: bytes,
+    labeled: tuple[NDArray[Any], NDArray[np.int64]] | None,
+) -> list[str]:
+    faults = []
+    if found.score < MIN_CENTRED:
+        faults.append(f"centred cosine {found.score:.3f} with float32, {MIN_CENTRED} is wanted")
+    if labeled is not None and (loss := _knn_loss(reference, found.model, *labeled)) > MAX_KNN_LOSS:
+        faults.append(f"k-NN accuracy falls by {100 * loss:.1f} points, 1 is allowed")
+    if faults and found.harm:
+        worst = [f"{layer} ({harm:.3f})" for layer, harm in list(found.harm.items())[:5]]
+        faults.append(f"alone, these layers cost most: {', '.join(worst)}")
+    return faults
+
+
+def _knn_loss(
+    reference: bytes, model: bytes, pictures: NDArray[Any], labels: NDArray[np.int64]
+) -> float:
+    """Balanced leave-one-out k-NN accuracy that int8 loses, in [-1, 1]; k chosen on float32."""
+    before, after = onnx_features(reference, pictures), onnx_features(model, pictures)
+    k = choose_k(before, labels)
+    return knn_loo_score(before, labels, k=k) - knn_loo_score(after, labels, k=k)
+
+
+def _told_of(found: Quantized, samples: Samples) -> dict[str, Any]:
+    return {
+        "calibration": samples.calibration | {"percentile": found.percentile},
+        "float_layers": list(found.float_layers),
+    }
+
+
+def _tolerance(name: str, parity: Parity) -> Tolerance:
+    """Int8 is not the same on all processors, so a device may be a little further off than here."""
+    if name in TOLERANCES:
+        return TOLERANCES[name]
+    return Tolerance(2 * parity.max_abs, parity.worst_cosine - 0.05)
 
 
 @torch.inference_mode()
@@ -174,7 +257,8 @@ def _torch_features(deployed: Deployed, pictures: NDArray[Any]) -> NDArray[np.fl
     return features
 
 
-def _onnx_features(model: bytes, pictures: NDArray[Any]) -> NDArray[np.float32]:
+def onnx_features(model: bytes, pictures: NDArray[Any]) -> NDArray[np.float32]:
+    """Features (n, width) float32 of pictures (n, s, s, c) by onnxruntime on the CPU."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
@@ -183,9 +267,9 @@ def _onnx_features(model: bytes, pictures: NDArray[Any]) -> NDArray[np.float32]:
     return np.concatenate([session.run(None, {name: pictures[s : s + _BATCH]})[0] for s in starts])
 
 
-def _refuse_unlike(parity: Mapping[str, Parity]) -> None:
+def _refuse_unlike(parity: Mapping[str, Parity], limits: Mapping[str, Tolerance]) -> None:
     for name, found in parity.items():
-        allowed = TOLERANCES[name]
+        allowed = limits[name]
         if not allowed.allows(found):
             raise JobError(
                 f"{name} differs from torch: largest difference {found.max_abs:.2g} (allowed "

@@ -1,0 +1,213 @@
+"""Static int8 variants (QDQ): calibrated on pictures, chosen by what they do to the features.
+
+onnxruntime and TensorRT want different files: the first unsigned activations of every layer that it
+can fuse, the second symmetric inputs of convolutions and products, and float biases.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnxruntime.quantization import (
+    CalibrationMethod,
+    QDQQuantizer,
+    QuantType,
+    create_calibrator,
+    quant_pre_process,
+)
+from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
+
+PERCENTILES = (100.0, 99.99, 99.9)  # shares of the activations that must not be clipped
+MIN_CENTRED = 0.95
+_PRODUCTS = ["Conv", "Gemm", "MatMul"]
+_BATCH = 16
+_MOST_FLOAT = 0.25  # share of the layers; beyond, float16 is smaller and faster
+
+Judge = Callable[[bytes], float]
+
+
+@dataclass(frozen=True)
+class Style:
+    """What one engine wants of a QDQ file."""
+
+    activation: QuantType
+    operators: Sequence[str]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+STYLES: Mapping[str, Style] = {
+    "encoder.int8.onnx": Style(QuantType.QUInt8, sorted({*QLinearOpsRegistry, *QDQRegistry})),
+    "encoder.int8.trt.onnx": Style(
+        QuantType.QInt8,
+        _PRODUCTS,
+        {
+            "ActivationSymmetric": True,
+            "WeightSymmetric": True,
+            "QuantizeBias": False,
+            # A layer's output is rounded once, after its activation, as the next one's input.
+            "OpTypesToExcludeOutputQuantization": _PRODUCTS,
+        },
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """An int8 model and how it came about.
+
+    Attributes:
+        model: the ONNX file's content.
+        score: what the judge gave it.
+        percentile: of the calibration that scored best.
+        float_layers: left in float, the most sensitive first.
+        harm: what quantizing one layer alone takes off a perfect score, the worst first; empty
+            where nothing had to be left out.
+    """
+
+    model: bytes
+    score: float
+    percentile: float
+    float_layers: Sequence[str] = ()
+    harm: Mapping[str, float] = field(default_factory=dict)
+
+
+class Calibration:
+    """A float32 model and the histograms of its activations on some pictures.
+
+    Args:
+        model: takes `pictures`.
+        pictures: (n, s, s, c), as the model takes them.
+        advance: told the number of pictures done.
+    """
+
+    def __init__(
+        self, model: onnx.ModelProto, pictures: NDArray[Any], advance: Callable[[int], None]
+    ) -> None:
+        with tempfile.TemporaryDirectory() as folder, _quiet():
+            plain, prepared = Path(folder, "plain.onnx"), Path(folder, "prepared.onnx")
+            onnx.save(model, str(plain))
+            quant_pre_process(str(plain), str(prepared), skip_symbolic_shape=True)
+            self.model = onnx.load(str(prepared))
+            self.calibrator = create_calibrator(
+                prepared,
+                augmented_model_path=str(Path(folder, "augmented.onnx")),
+                calibrate_method=CalibrationMethod.Percentile,
+                extra_options={"symmetric": False, "num_bins": 2048},
+            )
+            name = model.graph.input[0].name
+            # Batch by batch: the calibrator keeps every activation of what it is given at once.
+            for start in range(0, len(pictures), _BATCH):
+                batch = pictures[start : start + _BATCH]
+                self.calibrator.collect_data(_One({name: batch}))
+                advance(len(batch))
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of the convolutions and products, in the order of the graph."""
+        return [node.name for node in self.model.graph.node if node.op_type in _PRODUCTS]
+
+    def quantize(
+        self,
+        style: Style,
+        percentile: float,
+        *,
+        only: Sequence[str] = (),
+        without: Sequence[str] = (),
+    ) -> bytes:
+        """The model in int8: all layers, only those named, or all without those named."""
+        with _quiet():
+            self.calibrator.collector.percentile = percentile
+            quantizer = QDQQuantizer(
+                copy.deepcopy(self.model),
+                per_channel=True,
+                reduce_range=False,
+                weight_qType=QuantType.QInt8,
+                activation_qType=style.activation,
+                tensors_range=self.calibrator.compute_data(),
+                nodes_to_quantize=list(only),
+                nodes_to_exclude=list(without),
+                op_types_to_quantize=list(style.operators),
+                extra_options=dict(style.options),
+            )
+            quantizer.quantize_model()
+        content: bytes = quantizer.model.model.SerializeToString()
+        return content
+
+
+def quantize_best(calibration: Calibration, style: Style, judge: Judge, enough: float) -> Quantized:
+    """The calibration that scores best, and where that is not enough, as few layers in float as do.
+
+    Layers are left out in the order of the harm that each does alone, twice as many each time and
+    at most a quarter of all.
+
+    Args:
+        calibration: of the float32 model.
+        style: of the engine that will run it.
+        judge: model to score, 1 for features like those in float32.
+        enough: score to reach.
+
+    Returns:
+        The first that reaches `enough`, else the best there is, with the harm of each layer.
+    """
+    scored = {p: judge(calibration.quantize(style, p)) for p in PERCENTILES}
+    percentile = max(PERCENTILES, key=lambda p: scored[p])
+    best = Quantized(calibration.quantize(style, percentile), scored[percentile], percentile)
+    if best.score >= enough:
+        return best
+    harm = _harm(calibration, style, percentile, judge)
+    for without in _growing(list(harm)):
+        model = calibration.quantize(style, percentile, without=without)
+        found = Quantized(model, judge(model), percentile, without, harm)
+        if found.score >= enough:
+            return found
+        best = max(best, found, key=lambda q: q.score)
+    return Quantized(best.model, best.score, percentile, best.float_layers, harm)
+
+
+def _harm(
+    calibration: Calibration, style: Style, percentile: float, judge: Judge
+) -> dict[str, float]:
+    alone = {
+        layer: 1 - judge(calibration.quantize(style, percentile, only=[layer]))
+        for layer in calibration.layers
+    }
+    return dict(sorted(alone.items(), key=lambda item: -item[1]))
+
+
+def _growing(layers: Sequence[str]) -> Iterator[list[str]]:
+    count = 1
+    while count <= len(layers) * _MOST_FLOAT:
+        yield list(layers[:count])
+        count *= 2
+
+
+class _One:
+    """Hands over one batch."""
+
+    def __init__(self, feed: dict[str, NDArray[Any]]) -> None:
+        self.feeds = iter([feed])
+
+    def get_next(self) -> dict[str, NDArray[np.generic]] | None:
+        return next(self.feeds, None)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The quantizer prints its progress and warns of what was done before it."""
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(logging.NOTSET)

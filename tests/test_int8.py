@@ -1,0 +1,169 @@
+"""Int8: the choice of calibration and layers, and trained encoders that keep their features."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from tinyssl.export import build_engine, exporting
+from tinyssl.export.exporting import export
+from tinyssl.export.int8 import PERCENTILES, STYLES, Calibration, Style, quantize_best
+
+from tinyssl.encoder import BACKBONES
+from tinyssl.errors import JobError, UsageError
+from tinyssl.pretraining import pretrain
+
+elpv = pytest.importorskip("elpv_dataset")
+Quantize = Callable[[float, Sequence[str], Sequence[str]], float]
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A list of 240 solar cells."""
+    images = sorted(Path(elpv.__file__).parent.rglob("cell*.png"))[::10][:240]
+    assert len(images) == 240
+    file = tmp_path_factory.mktemp("cells") / "cells.txt"
+    file.write_text("\n".join(map(str, images)))
+    return file
+
+
+def trained(name: str, pictures: Path, out: Path, *settings: str) -> Path:
+    overrides = [
+        f"encoder.name={name}", "data.image_size=64", "augment.view_size=48", "run.epochs=4",
+        "optim.batch_size=32", "run.watch_every=0", "augment.preset=industrial", *settings,
+    ]  # fmt: skip
+    return pretrain(pictures, "mobilenetv3-small", out, overrides=overrides)
+
+
+class Table:
+    """Stands for a calibration: a model is the name of its score."""
+
+    layers = ("a", "b", "c", "d", "e", "f", "g", "h")
+
+    def __init__(self, score: Quantize) -> None:
+        self.score = score
+
+    def quantize(
+        self,
+        style: Style,
+        percentile: float,
+        *,
+        only: Sequence[str] = (),
+        without: Sequence[str] = (),
+    ) -> bytes:
+        return str(self.score(percentile, only, without)).encode()
+
+
+def choose(score: Quantize) -> tuple[float, float, list[str]]:
+    table: Calibration = Table(score)  # type: ignore[assignment]
+    found = quantize_best(table, STYLES["encoder.int8.onnx"], float, 0.95)
+    return found.score, found.percentile, list(found.float_layers)
+
+
+def test_the_best_calibration_is_taken() -> None:
+    scores = dict(zip(PERCENTILES, (0.96, 0.99, 0.97), strict=True))
+    assert choose(lambda percentile, only, without: scores[percentile]) == (0.99, 99.99, [])
+
+
+def test_layers_that_hurt_stay_in_float() -> None:
+    harm = {"c": 0.06, "f": 0.05}
+
+    def score(percentile: float, only: Sequence[str], without: Sequence[str]) -> float:
+        quantized = set(only) or set(Table.layers) - set(without)
+        return round(0.98 - sum(harm.get(layer, 0) for layer in quantized), 3)
+
+    assert choose(score) == (0.98, 100.0, ["c", "f"])
+
+
+def test_the_best_there_is_with_a_quarter_in_float() -> None:
+    assert choose(lambda percentile, only, without: 0.5 + len(without) / 100)[2] == ["a", "b"]
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_trained_backbones_keep_their_features_or_are_refused(
+    name: str, cells: Path, tmp_path: Path
+) -> None:
+    """Float16 always; int8 with a centred cosine above 0.95, or not at all and with a reason."""
+    channels = "data.channels=3" if name in ("resnet18", "mobilenetv2") else "data.channels=1"
+    run = trained(name, cells, tmp_path / "run", channels)
+    exported = export(run, "jetson", tmp_path / "bundle")
+    assert exported.parity["encoder.onnx"].max_abs < 1e-4
+    assert exported.parity["encoder.fp16.onnx"].mean_cosine > 0.999
+    if "encoder.int8.trt.onnx" in exported.parity:
+        assert exported.parity["encoder.int8.trt.onnx"].centred_cosine > 0.95
+        build_int8_engine(exported.out / "encoder.int8.trt.onnx")
+    try:
+        small = export(run, "onnx-int8", tmp_path / "int8")
+    except JobError as error:
+        assert "alone, these layers cost most" in str(error)
+        assert not (tmp_path / "int8").exists()
+    else:
+        assert small.parity["encoder.int8.onnx"].centred_cosine > 0.95
+        assert small.sizes["encoder.int8.onnx"] < 0.5 * small.sizes["encoder.onnx"]
+
+
+def build_int8_engine(model: Path) -> None:
+    trt = pytest.importorskip("tensorrt_rtx")
+    assert len(build_engine.build(model, batch=4, targets=("SM86",), trt=trt)) > 100_000
+
+
+@pytest.fixture(scope="module")
+def run(cells: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained("resnet18", cells, tmp_path_factory.mktemp("run") / "run", "encoder.stem=small")
+
+
+def test_each_engine_gets_its_kind_of_file(run: Path, tmp_path: Path) -> None:
+    export(run, "onnx-int8", tmp_path / "ort")
+    export(run, "jetson", tmp_path / "trt")
+    ours = onnx.load(tmp_path / "ort" / "encoder.int8.onnx")
+    zeros = {t.name: onnx.numpy_helper.to_array(t) for t in ours.graph.initializer}
+    assert {z.dtype.name for n, z in zeros.items() if n.endswith("zero_point")} >= {"uint8", "int8"}
+    theirs = onnx.load(tmp_path / "trt" / "encoder.int8.trt.onnx")
+    zeros = {t.name: onnx.numpy_helper.to_array(t) for t in theirs.graph.initializer}
+    points = [z for n, z in zeros.items() if n.endswith("zero_point")]
+    assert points
+    assert all(z.dtype == np.int8 and not z.any() for z in points)
+    manifest = json.loads((tmp_path / "ort" / "manifest.json").read_text())
+    facts = manifest["files"]["encoder.int8.onnx"]
+    assert facts["calibration"]["pictures"] == 128
+    assert facts["calibration"]["percentile"] in PERCENTILES
+    assert len(facts["calibration"]["sha256"]) == 64
+
+
+def test_int8_that_changes_features_is_refused_unless_forced(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(exporting, "MIN_CENTRED", 1.1)
+    with pytest.raises(JobError, match=r"centred cosine 0.9.*1.1 is wanted.*cost most.*onnx-fp16"):
+        export(run, "onnx-int8", tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+    assert "encoder.int8.trt.onnx" not in export(run, "jetson", tmp_path / "jetson").parity
+    assert "was left out" in caplog.text
+    forced = export(run, "onnx-int8", tmp_path / "bundle", force=True)
+    assert "encoder.int8.onnx" in forced.parity
+
+
+def test_int8_that_loses_accuracy_is_refused(
+    run: Path, cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [f"{path},{'even' if i % 2 else 'odd'}" for i, path in enumerate(cells.open())]
+    labels = tmp_path / "labels.csv"
+    labels.write_text("path,label\n" + "\n".join(r.replace("\n", "") for r in rows) + "\n")
+    monkeypatch.setattr(exporting, "MAX_KNN_LOSS", -1.0)
+    with pytest.raises(JobError, match=r"k-NN accuracy falls by .* points"):
+        export(run, "onnx-int8", tmp_path / "bundle", labels=labels)
+    monkeypatch.setattr(exporting, "MAX_KNN_LOSS", 1.0)
+    assert export(run, "onnx-int8", tmp_path / "bundle", labels=labels).out.is_dir()
+
+
+def test_other_pictures_calibrate(run: Path, cells: Path, tmp_path: Path) -> None:
+    few = tmp_path / "few.txt"
+    few.write_text("\n".join(cells.read_text().splitlines()[:20]))
+    bundle = export(run, "onnx-int8", tmp_path / "bundle", calibration=few).out
+    facts = json.loads((bundle / "manifest.json").read_text())["files"]["encoder.int8.onnx"]
+    assert facts["calibration"]["pictures"] == 20
+    few.write_text(cells.read_text().splitlines()[0])
+    with pytest.raises(UsageError, match="as many others; got 1"):
+        export(run, "onnx-int8", tmp_path / "other", calibration=few)
