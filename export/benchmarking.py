@@ -22,7 +22,7 @@ from tinyssl.errors import UsageError
 from tinyssl.files import write_text
 
 from .graph import Deployed
-from .runtime import BundleError, latency, read_manifest
+from .runtime import ENGINE, BundleError, latency, read_manifest
 
 COLUMNS = (
     "model", "provider", "batch", "threads", "median_ms", "p95_ms", "pictures_per_s", "peak_mb",
@@ -60,6 +60,7 @@ def benchmark(
     except BundleError as error:
         raise UsageError(str(error)) from None
     models = [name for name in manifest["files"] if name.endswith(".onnx")]
+    models += [ENGINE] if (folder / ENGINE).exists() else []
     rows = []
     with progress("timing", (len(models) + 1) * len(batches), "models") as advance:
         for row in _rows(folder, manifest, models, batches, threads, seconds):
@@ -97,7 +98,7 @@ def _rows(
         common = {"batch": batch, "threads": threads}
         yield common | _time_torch(manifest, batch, threads, seconds)
         for model in models:
-            file_mb = manifest["files"][model]["bytes"] / 1e6
+            file_mb = (folder / model).stat().st_size / 1e6 if (folder / model).exists() else None
             timed = _time_model(folder, model, batch, threads, seconds)
             yield common | {"model": model, "file_mb": file_mb} | timed
 

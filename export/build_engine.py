@@ -11,7 +11,9 @@ that built it, and on no other.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib
+import json
 import os
 import sys
 from pathlib import Path
@@ -61,7 +63,10 @@ def build(
         BuildError: the model cannot be parsed or built; tells TensorRT's reason.
     """
     trt = trt or load_tensorrt()
-    builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
+    try:
+        builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
+    except (TypeError, RuntimeError):  # a null builder, as the bindings tell it
+        raise BuildError("TensorRT cannot start: no GPU can be used here") from None
     network = builder.create_network(_network_flags(trt))
     parser = trt.OnnxParser(network, trt.Logger(trt.Logger.ERROR))
     if not parser.parse_from_file(str(model)):
@@ -131,6 +136,18 @@ def write(path: Path, data: bytes) -> None:
     temporary.replace(path)
 
 
+def facts(plan: bytes, model: Path, batch: int, trt: Any) -> dict[str, Any]:
+    """What the runtime must know of an engine before it loads it."""
+    return {
+        "model": model.name,
+        "package": trt.__name__,
+        "version": trt.__version__,
+        "batch": batch,
+        "bytes": len(plan),
+        "sha256": hashlib.sha256(plan).hexdigest(),
+    }
+
+
 def trtexec(model: str, size: int, channels: int, batch: int = 8) -> str:
     """The same build by TensorRT's own program."""
     shape = f"{size}x{size}x{channels}"
@@ -155,14 +172,18 @@ def _main() -> None:
         parser.error("--batch and --workspace must be at least 1")
     if not given.model.is_file():
         raise BuildError(f"no model at {given.model}")
+    trt = load_tensorrt()
     plan = build(
         given.model,
         batch=given.batch,
         workspace=given.workspace,
         timing_cache=given.timing_cache,
         targets=tuple(given.target),
+        trt=trt,
     )
+    told = facts(plan, given.model, given.batch, trt)
     write(given.out, plan)
+    write(given.out.with_name(f"{given.out.name}.json"), json.dumps(told, indent=1).encode())
     print(f"wrote {given.out}, {len(plan) / 1e6:.1f} MB, batches of 1 to {given.batch}")
 
 

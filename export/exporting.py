@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import io
+import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,12 +25,14 @@ from tinyssl.errors import JobError, UsageError
 from tinyssl.scoring import choose_k, knn_loo_score
 from tinyssl.weights import load_encoder
 
-from .build_engine import trtexec
+from .build_engine import BuildError, build, load_tensorrt, trtexec
+from .build_engine import facts as engine_facts
 from .bundle import BUILD_ENGINE, RUNTIME, refuse_if_used, write_bundle
 from .graph import Deployed, to_onnx
 from .half import to_half
 from .int8 import MIN_CENTRED, STYLES, Calibration, Quantized, quantize_best
 from .parity import Parity, compare
+from .runtime import ENGINE, ENGINE_FACTS, BundleError, EngineSession
 from .samples import Reader, Samples, draw_samples, read_labeled
 
 FLOAT, HALF, INT8, INT8_TRT = "encoder.onnx", "encoder.fp16.onnx", *STYLES
@@ -36,12 +40,15 @@ TARGETS: Mapping[str, tuple[str, ...]] = {
     "onnx": (FLOAT,),
     "onnx-fp16": (FLOAT, HALF),
     "onnx-int8": (FLOAT, INT8),
+    "tensorrt": (FLOAT, HALF, INT8_TRT),
     "jetson": (FLOAT, HALF, INT8_TRT),
 }
 MAX_KNN_LOSS = 0.01
 _INSTEAD = "half as large as float32 and keeps them (--target onnx-fp16)"
+_ON_DEVICE = "--target jetson writes what a device builds its engine from"
 _GOLDEN = 8
 _BATCH = 16
+_ENGINE_BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,7 @@ class Tolerance:
 TOLERANCES: Mapping[str, Tolerance] = {
     FLOAT: Tolerance(1e-4, 0.99999),
     HALF: Tolerance(0.05, 0.999),
+    ENGINE: Tolerance(0.05, 0.999),
 }
 
 
@@ -82,6 +90,7 @@ def export(
     raw_features: bool = False,
     any_size: bool = False,
     force: bool = False,
+    workspace: int = 1024,
     overwrite: bool = False,
 ) -> Exported:
     """Exports a run's encoder and proves that it gives torch's features on real pictures.
@@ -89,8 +98,9 @@ def export(
     Args:
         run: a run folder.
         target: `onnx` (float32), `onnx-fp16` (and float16), `onnx-int8` (and int8 for
-            onnxruntime), or `jetson`: float32, float16, int8 for TensorRT, and the program that
-            makes an engine of one of them on the device.
+            onnxruntime), `jetson`: float32, float16, int8 for TensorRT, and the program that
+            makes an engine of one of them on the device, or `tensorrt`: the same with the engine
+            of float16, made and measured on this machine's GPU.
         out: the bundle's folder; `<run>-bundle` when None.
         pictures: what parity is measured on; the run's own training pictures when None.
         calibration: what int8 is calibrated on; others of the same pictures when None.
@@ -98,11 +108,13 @@ def export(
         raw_features: leave features as the encoder gives them instead of at unit length.
         any_size: leave height and width of the input open too.
         force: write int8 even if it changes the features too much.
+        workspace: MB of scratch memory for the engine's layers.
         overwrite: replace an earlier bundle in `out`.
 
     Raises:
         UsageError: no encoder at `run`, an unknown target, `out` in use, or no pictures.
-        JobError: features differ by more than the tolerance; nothing is left behind.
+        JobError: features differ by more than the tolerance, or no engine can be built; nothing
+            is left behind.
     """
     if target not in TARGETS:
         raise UsageError(f"target: got {target!r}, allowed are {', '.join(TARGETS)}")
@@ -132,6 +144,9 @@ def export(
         models |= {name: found.model for name, found in chosen.items()}
         facts = {name: _told_of(found, samples) for name, found in chosen.items()}
     parity = {n: compare(wanted, onnx_features(m, samples.measured)) for n, m in models.items()}
+    if target == "tensorrt":
+        models |= _engine(models[HALF], workspace)
+        parity[ENGINE] = compare(wanted, _engine_features(models, samples.measured))
     limits = {name: _tolerance(name, found) for name, found in parity.items()}
     _refuse_unlike(parity, limits)
     for name, found in parity.items():
@@ -139,11 +154,11 @@ def export(
         facts[name] = facts.get(name, {}) | told
     golden = _npz(pictures=samples.measured[:_GOLDEN], features=wanted[:_GOLDEN])
     programs = [RUNTIME]
-    if target == "jetson":
+    if target in ("jetson", "tensorrt"):
         programs.append(BUILD_ENGINE)
         manifest["trtexec"] = trtexec(HALF, description["image_size"], description["channels"])
     write_bundle(folder, models, golden, manifest, facts, programs)
-    return Exported(folder, {name: len(m) for name, m in models.items()}, parity)
+    return Exported(folder, {name: len(models[name]) for name in parity}, parity)
 
 
 def table(exported: Exported) -> Table:
@@ -234,6 +249,30 @@ def _knn_loss(
     before, after = onnx_features(reference, pictures), onnx_features(model, pictures)
     k = choose_k(before, labels)
     return knn_loo_score(before, labels, k=k) - knn_loo_score(after, labels, k=k)
+
+
+def _engine(half: bytes, workspace: int) -> dict[str, bytes]:
+    """The engine of a float16 model for this machine's GPU, and what the runtime needs to know."""
+    log.info("building the TensorRT engine; this takes some minutes")
+    try:
+        trt = load_tensorrt()
+        with tempfile.TemporaryDirectory() as folder:
+            model = Path(folder, HALF)
+            model.write_bytes(half)
+            plan = build(model, batch=_ENGINE_BATCH, workspace=workspace, trt=trt)
+    except BuildError as error:
+        raise JobError(f"{error}; {_ON_DEVICE}") from None
+    told = json.dumps(engine_facts(plan, Path(HALF), _ENGINE_BATCH, trt), indent=1)
+    return {ENGINE: plan, ENGINE_FACTS: told.encode()}
+
+
+def _engine_features(models: Mapping[str, bytes], pictures: NDArray[Any]) -> NDArray[np.float32]:
+    try:
+        session = EngineSession(models[ENGINE], json.loads(models[ENGINE_FACTS]))
+        features: NDArray[np.float32] = session.run(pictures)
+    except BundleError as error:
+        raise JobError(f"the engine does not run here: {error}; {_ON_DEVICE}") from None
+    return features
 
 
 def _told_of(found: Quantized, samples: Samples) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Features of pictures on the device: numpy, Pillow and onnxruntime, nothing else.
+"""Features of pictures on the device: numpy, Pillow, and onnxruntime or TensorRT, nothing else.
 
     python runtime.py pictures/ more.png --out features.npz    (or .csv)
     python runtime.py --check                                  (same features as in training?)
@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import argparse
 import csv
+import ctypes
 import hashlib
+import importlib
 import io
 import json
 import os
@@ -31,6 +33,7 @@ from PIL import Image, ImageOps
 
 FORMAT = 1
 MANIFEST, GOLDEN = "manifest.json", "golden.npz"
+MODEL, ENGINE, ENGINE_FACTS = "encoder.onnx", "encoder.engine", "encoder.engine.json"
 _SIXTEEN_BIT = {"I", "I;16", "I;16B", "I;16L", "I;16N"}
 _GRAY = {"1", "L", "LA", "La"} | _SIXTEEN_BIT
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
@@ -53,13 +56,16 @@ class Extractor:
 
     Args:
         bundle: the folder; the one of this file when None.
-        variant: which of its models, such as `encoder.fp16.onnx`.
-        device: auto (a GPU where onnxruntime has one), cuda or cpu.
+        variant: which of its models, such as `encoder.fp16.onnx`. None takes the TensorRT engine
+            where one was built here and can run, else `encoder.onnx`.
+        device: auto (TensorRT, CUDA, CPU, in this order), tensorrt, cuda or cpu.
         threads: of the CPU; 0 lets onnxruntime choose.
 
     Attributes:
+        variant: the model in use.
+        provider: what computes it.
+        passed_over: why the engine that is there was not taken; empty otherwise.
         width: of the features.
-        provider: what computes, as onnxruntime names it.
 
     Raises:
         BundleError: damaged, incomplete, of another format, or no such device.
@@ -68,18 +74,44 @@ class Extractor:
     def __init__(
         self,
         bundle: str | os.PathLike[str] | None = None,
-        variant: str = "encoder.onnx",
+        variant: str | None = None,
         device: str = "auto",
         threads: int = 0,
     ) -> None:
+        if device not in ("auto", "tensorrt", "cuda", "cpu"):
+            raise BundleError(f"device: got {device!r}, allowed are auto, tensorrt, cuda and cpu")
         self.bundle = Path(__file__).resolve().parent if bundle is None else Path(bundle)
         self.manifest = read_manifest(self.bundle)
-        self.session = _open(verified(self.bundle, self.manifest, variant), device, threads)
-        self.provider = str(self.session.get_providers()[0])
+        self.passed_over = ""
+        self.variant = variant or self._preferred(device)
+        self.session = self._open(device, threads, required=variant is not None)
+        self.provider = self.session.provider
         taken = self.manifest["input"]
         self.size, self.rule = int(taken["size"]), str(taken["resize"])
         self.channels, self.dtype = int(taken["channels"]), np.dtype(taken["dtype"])
         self.width = int(self.manifest["features"]["width"])
+
+    def _preferred(self, device: str) -> str:
+        there = (self.bundle / ENGINE).exists()
+        return ENGINE if device == "tensorrt" or (device == "auto" and there) else MODEL
+
+    def _open(self, device: str, threads: int, required: bool) -> OnnxSession | EngineSession:
+        if self.variant == ENGINE:
+            try:
+                return EngineSession(*read_engine(self.bundle))
+            except BundleError as error:
+                if required or device == "tensorrt":
+                    raise
+                self.passed_over, self.variant = str(error), MODEL
+        if not self.variant.endswith(".onnx"):
+            raise BundleError(f"{self.variant} is not for this program; it runs .onnx and {ENGINE}")
+        return OnnxSession(verified(self.bundle, self.manifest, self.variant), device, threads)
+
+    @property
+    def tolerance(self) -> dict[str, float]:
+        """What features may differ from training's; an engine has that of the model it is of."""
+        model = self.session.model if isinstance(self.session, EngineSession) else self.variant
+        return dict(self.manifest["files"][model]["tolerance"])
 
     def embed(self, pictures: Sequence[Picture], batch_size: int = 32) -> Array:
         """Features (n, width) float32 of paths, Pillow images or arrays.
@@ -113,7 +145,7 @@ class Extractor:
 
     def run(self, pictures: Array) -> Array:
         """Features of prepared pictures (n, size, size, channels) of the input's dtype."""
-        return self.session.run(None, {self.session.get_inputs()[0].name: pictures})[0]
+        return self.session.run(pictures)
 
     def prepare(self, picture: Picture) -> Array:
         """A picture as (size, size, channels), just as training's evaluation saw it."""
@@ -162,20 +194,172 @@ def verified(bundle: Path, manifest: dict[str, Any], name: str) -> bytes:
     return data
 
 
-def _open(model: bytes, device: str, threads: int) -> Any:
-    import onnxruntime
+def read_engine(bundle: Path) -> tuple[bytes, dict[str, Any]]:
+    """The engine that build_engine.py made here, and what it wrote of it."""
+    try:
+        facts = json.loads((bundle / ENGINE_FACTS).read_text(encoding="utf-8"))
+        data = (bundle / ENGINE).read_bytes()
+        checksum = facts["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise BundleError(
+            f"{bundle} has no whole {ENGINE} with its {ENGINE_FACTS}; run build_engine.py here"
+        ) from None
+    if hashlib.sha256(data).hexdigest() != checksum:
+        raise BundleError(f"{bundle / ENGINE} is damaged; run build_engine.py again")
+    return data, facts
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    wanted = {"auto": ["CUDAExecutionProvider"], "cuda": ["CUDAExecutionProvider"], "cpu": []}
-    if device not in wanted:
-        raise BundleError(f"device: got {device!r}, allowed are auto, cuda and cpu")
-    there = [p for p in wanted[device] if p in onnxruntime.get_available_providers()]
-    session = onnxruntime.InferenceSession(model, options, [*there, "CPUExecutionProvider"])
-    # onnxruntime lists CUDA without a GPU too, and then falls back without an error.
-    if device == "cuda" and session.get_providers()[0] != "CUDAExecutionProvider":
-        raise BundleError("device cuda cannot be used here: onnxruntime has no working GPU")
-    return session
+
+class OnnxSession:
+    """A model in onnxruntime.
+
+    Args:
+        model: content of the ONNX file.
+        device: auto or cuda take a GPU.
+        threads: of the CPU; 0 lets onnxruntime choose.
+    """
+
+    def __init__(self, model: bytes, device: str, threads: int) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        wanted = ["CUDAExecutionProvider"] if device != "cpu" else []
+        there = [p for p in wanted if p in onnxruntime.get_available_providers()]
+        self.session = onnxruntime.InferenceSession(
+            model, options, [*there, "CPUExecutionProvider"]
+        )
+        self.provider = str(self.session.get_providers()[0])
+        # onnxruntime lists CUDA without a GPU too, and then falls back without an error.
+        if device == "cuda" and self.provider != "CUDAExecutionProvider":
+            raise BundleError("device cuda cannot be used here: onnxruntime has no working GPU")
+        self.input = self.session.get_inputs()[0].name
+
+    def run(self, pictures: Array) -> Array:
+        """(n, size, size, channels) to features (n, width) float32."""
+        return self.session.run(None, {self.input: pictures})[0]
+
+
+class EngineSession:
+    """A TensorRT engine; batches beyond what it was built for are split.
+
+    Args:
+        engine: content of the engine file.
+        facts: what build_engine.py wrote of it.
+    """
+
+    provider = "TensorRT"
+
+    def __init__(self, engine: bytes, facts: dict[str, Any]) -> None:
+        trt = _tensorrt(facts)
+        self.model = str(facts["model"])
+        self.cuda = Cuda()
+        self.runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+        self.engine = self.runtime.deserialize_cuda_engine(engine)
+        if self.engine is None:
+            raise BundleError(
+                f"TensorRT cannot load {ENGINE} on this GPU; run build_engine.py here"
+            )
+        self.context = self.engine.create_execution_context()
+        names = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
+        modes = [self.engine.get_tensor_mode(name) for name in names]
+        self.input = names[modes.index(trt.TensorIOMode.INPUT)]
+        self.output = names[modes.index(trt.TensorIOMode.OUTPUT)]
+        self.batch = int(self.engine.get_tensor_profile_shape(self.input, 0)[2][0])
+        self.width = int(self.engine.get_tensor_shape(self.output)[1])
+        one = int(np.prod(self.engine.get_tensor_shape(self.input)[1:])) * 2  # uint16 at most
+        self.taken = self.cuda.allocate(self.batch * one)
+        self.given = self.cuda.allocate(self.batch * self.width * 4)
+        self.stream = self.cuda.stream()
+
+    def run(self, pictures: Array) -> Array:
+        """(n, size, size, channels) to features (n, width) float32."""
+        starts = range(0, len(pictures), self.batch)
+        parts = [self._run(pictures[start : start + self.batch]) for start in starts]
+        return np.concatenate(parts) if parts else np.empty((0, self.width), np.float32)
+
+    def _run(self, pictures: Array) -> Array:
+        pictures = np.ascontiguousarray(pictures)
+        features = np.empty((len(pictures), self.width), np.float32)
+        self.cuda.to_device(self.taken, pictures)
+        self.context.set_input_shape(self.input, pictures.shape)
+        self.context.set_tensor_address(self.input, self.taken.value)
+        self.context.set_tensor_address(self.output, self.given.value)
+        if not self.context.execute_async_v3(self.stream.value):
+            raise BundleError(f"TensorRT could not run {ENGINE}")
+        self.cuda.wait(self.stream)
+        self.cuda.to_host(features, self.given)
+        return features
+
+
+def _tensorrt(facts: dict[str, Any]) -> Any:
+    name, built = str(facts["package"]), str(facts["version"])
+    try:
+        trt = importlib.import_module(name)
+    except (ImportError, OSError):
+        raise BundleError(f"{ENGINE} needs {name} {built}, which is not installed here") from None
+    if trt.__version__ != built:
+        raise BundleError(
+            f"{ENGINE} was built by {name} {built}, here is {trt.__version__}; run build_engine.py"
+        )
+    return trt
+
+
+class Cuda:
+    """The few functions of CUDA's runtime library that an engine needs, without a package."""
+
+    _TO_DEVICE, _TO_HOST = 1, 2
+
+    def __init__(self) -> None:
+        self.library = _load_cudart()
+        count = ctypes.c_int()
+        self._call("cudaGetDeviceCount", ctypes.byref(count))
+
+    def allocate(self, size: int) -> ctypes.c_void_p:
+        """`size` bytes of the GPU's memory, kept until the process ends."""
+        pointer = ctypes.c_void_p()
+        self._call("cudaMalloc", ctypes.byref(pointer), ctypes.c_size_t(size))
+        return pointer
+
+    def stream(self) -> ctypes.c_void_p:
+        """A new stream."""
+        handle = ctypes.c_void_p()
+        self._call("cudaStreamCreate", ctypes.byref(handle))
+        return handle
+
+    def wait(self, stream: ctypes.c_void_p) -> None:
+        """Returns when all work on the stream is done."""
+        self._call("cudaStreamSynchronize", stream)
+
+    def to_device(self, there: ctypes.c_void_p, array: Array) -> None:
+        """Copies a contiguous array to the GPU."""
+        self._copy(there, ctypes.c_void_p(array.ctypes.data), array.nbytes, self._TO_DEVICE)
+
+    def to_host(self, array: Array, there: ctypes.c_void_p) -> None:
+        """Fills a contiguous array from the GPU."""
+        self._copy(ctypes.c_void_p(array.ctypes.data), there, array.nbytes, self._TO_HOST)
+
+    def _copy(self, to: ctypes.c_void_p, of: ctypes.c_void_p, size: int, kind: int) -> None:
+        self._call("cudaMemcpy", to, of, ctypes.c_size_t(size), ctypes.c_int(kind))
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        status = getattr(self.library, name)(*arguments)
+        if status != 0:
+            self.library.cudaGetErrorString.restype = ctypes.c_char_p
+            reason = self.library.cudaGetErrorString(status).decode()
+            raise BundleError(f"no GPU can be used here: {name} says {reason!r}")
+
+
+def _load_cudart() -> Any:
+    """From the system's paths, or from the packages that pip's TensorRT brings along."""
+    beside = Path(np.__file__).parents[1]
+    packaged = sorted(map(str, beside.glob("nvidia/*/lib/libcudart.so.*")), reverse=True)
+    plain = ["libcudart.so", "libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0"]
+    for name in [*plain, *packaged]:
+        try:
+            return ctypes.CDLL(name)
+        except OSError:
+            continue
+    raise BundleError(f"{ENGINE} needs CUDA's runtime library (libcudart), which is not here")
 
 
 def decode(source: Picture, channels: int) -> Array:
@@ -312,7 +496,7 @@ def find_pictures(names: Sequence[str]) -> list[Path]:
     return found
 
 
-def check(extractor: Extractor, variant: str) -> tuple[bool, str]:
+def check(extractor: Extractor) -> tuple[bool, str]:
     """Compares this device's features with those of training: (passed, one line)."""
     data = verified(extractor.bundle, extractor.manifest, GOLDEN)
     with np.load(io.BytesIO(data), allow_pickle=False) as golden:
@@ -321,12 +505,12 @@ def check(extractor: Extractor, variant: str) -> tuple[bool, str]:
     worst = float(np.abs(found - wanted).max())
     lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(wanted, axis=1)
     cosine = float(((found * wanted).sum(axis=1) / np.maximum(lengths, 1e-30)).min())
-    limits = extractor.manifest["files"][variant]["tolerance"]
+    limits = extractor.tolerance
     passed = worst <= limits["max_abs"] and cosine >= limits["cosine"]
     return passed, (
         f"{'passed' if passed else 'FAILED'}: {len(pictures)} pictures, largest difference "
         f"{worst:.2g} (allowed {limits['max_abs']:.2g}), worst cosine {cosine:.6f} "
-        f"(allowed {limits['cosine']}), {variant} on {extractor.provider}"
+        f"(allowed {limits['cosine']:.5f}), {extractor.variant} on {extractor.provider}"
     )
 
 
@@ -394,7 +578,9 @@ def _extract(extractor: Extractor, names: Sequence[str], out: Path, batch: int) 
             print(f"runtime: {path}: {reason}", file=sys.stderr)
     if good:
         _write(out, good, np.concatenate(blocks))
-    print(f"{len(good)} of {len(paths)} pictures, {extractor.provider}", end="")
+    print(
+        f"{len(good)} of {len(paths)} pictures, {extractor.variant} on {extractor.provider}", end=""
+    )
     print(f": wrote {out}" if good else "; nothing written")
     return 1 if failed else 0
 
@@ -407,8 +593,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("pictures", nargs="*", help="picture files or folders")
     parser.add_argument("--out", type=Path, help="features.npz or features.csv")
     parser.add_argument("--bundle", type=Path, help="folder of the bundle (this file's)")
-    parser.add_argument("--variant", default="encoder.onnx", help="model file of the bundle")
-    parser.add_argument("--device", default="auto", help="auto, cuda or cpu")
+    parser.add_argument("--variant", help="model file of the bundle (the engine, or encoder.onnx)")
+    parser.add_argument("--device", default="auto", help="auto, tensorrt, cuda or cpu")
     parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0: all")
     parser.add_argument("--batch", type=int, default=32, help="pictures at a time")
     parser.add_argument("--check", action="store_true", help="compare with training's features")
@@ -429,8 +615,10 @@ def _main(arguments: Sequence[str] | None = None) -> int:
     if given.batch < 1:
         parser.error("--batch must be at least 1")
     extractor = Extractor(given.bundle, given.variant, given.device, given.threads)
+    if extractor.passed_over:
+        print(f"runtime: {extractor.passed_over}; using {extractor.variant}", file=sys.stderr)
     if given.check:
-        passed, told = check(extractor, given.variant)
+        passed, told = check(extractor)
         print(told)
         return 0 if passed else 1
     if given.benchmark:
@@ -441,7 +629,7 @@ def _main(arguments: Sequence[str] | None = None) -> int:
         print(
             f"batch {given.batch}: median {found['median_ms']:.2f} ms, p95 "
             f"{found['p95_ms']:.2f} ms, {found['pictures_per_s']:,.0f} pictures/s, "
-            f"{given.variant} on {extractor.provider}"
+            f"{extractor.variant} on {extractor.provider}"
         )
         return 0
     return _extract(extractor, given.pictures, given.out, given.batch)

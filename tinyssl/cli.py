@@ -181,7 +181,10 @@ def evaluate(run: str, **options: Any) -> None:
 @cli.command(short_help="Write a bundle that runs without torch.")
 @click.argument("run")
 @click.option(
-    "--target", default="onnx", show_default=True, help="onnx, onnx-fp16, onnx-int8 or jetson."
+    "--target",
+    default="onnx",
+    show_default=True,
+    help="onnx, onnx-fp16, onnx-int8, tensorrt or jetson.",
 )
 @click.option("--out", type=click.Path(), help="The bundle's folder.  [default: RUN-bundle]")
 @click.option("--pictures", help="Measure parity on these.  [default: those of the run]")
@@ -189,6 +192,7 @@ def evaluate(run: str, **options: Any) -> None:
 @click.option("--labels", help="Class folders or CSV: int8 may lose 1 point of k-NN there.")
 @click.option("--raw-features", is_flag=True, help="Do not scale features to unit length.")
 @click.option("--any-size", is_flag=True, help="Leave height and width of the input open.")
+@click.option("--workspace", default=1024, show_default=True, help="MB, of --target tensorrt.")
 @click.option("--force", is_flag=True, help="Write int8 even if it changes features too much.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier bundle in --out.")
 def export(run: str, **options: Any) -> None:
@@ -203,6 +207,7 @@ def export(run: str, **options: Any) -> None:
     tinyssl export runs/mine --target onnx-fp16 --out bundle
     tinyssl export runs/mine --target onnx-int8 --labels labels.csv --out bundle
     tinyssl export runs/mine --target jetson --out bundle
+    tinyssl export runs/mine --target tensorrt --out bundle    (needs a GPU)
     python bundle/runtime.py --check
     """
     _need("onnx", "onnxscript", "onnxruntime", extra="export")

@@ -1,0 +1,243 @@
+"""TensorRT in the runtime: real engines are refused without a GPU; a stand-in proves the calls.
+
+The stand-in computes with onnxruntime on memory that a pretended CUDA library hands out: it proves
+which bytes go where and how batches are split, not what TensorRT computes.
+"""
+
+import ctypes
+import json
+import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from PIL import Image
+from tinyssl.export import build_engine, runtime
+from tinyssl.export.exporting import export
+
+from tests.test_export import make_run
+from tinyssl.cli import main
+from tinyssl.data import scan
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Pictures and a bundle, for tests that change neither."""
+    folder = tmp_path_factory.mktemp("engine")
+    noise = np.random.default_rng(0).integers(0, 256, (8, 50, 50, 3), dtype=np.uint8)
+    (folder / "pictures").mkdir()
+    for number, picture in enumerate(noise):
+        Image.fromarray(picture).save(folder / "pictures" / f"{number}.png")
+    run = make_run(folder / "run", "mobilenetv3-small")
+    bundle = export(run, "onnx", folder / "bundle", pictures=folder / "pictures").out
+    return folder / "pictures", bundle
+
+
+@pytest.fixture
+def pictures(exported: tuple[Path, Path]) -> Path:
+    return exported[0]
+
+
+@pytest.fixture
+def bundle(exported: tuple[Path, Path], tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(exported[1], tmp_path / "bundle"))
+
+
+def write_engine(bundle: Path, plan: bytes, trt: Any) -> None:
+    told = build_engine.facts(plan, Path("encoder.onnx"), 3, trt)
+    (bundle / "encoder.engine").write_bytes(plan)
+    (bundle / "encoder.engine.json").write_text(json.dumps(told))
+
+
+def real_engine(bundle: Path) -> None:
+    trt = pytest.importorskip("tensorrt_rtx")
+    plan = build_engine.build(bundle / "encoder.onnx", batch=3, targets=("SM86",), trt=trt)
+    write_engine(bundle, plan, trt)
+
+
+def told(bundle: Path, **arguments: Any) -> str:
+    with pytest.raises(runtime.BundleError) as error:
+        runtime.Extractor(bundle, **arguments)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+class Memory:
+    # Named as in the library.
+    # ruff: noqa: N802
+    """CUDA's runtime library, on the CPU's memory."""
+
+    def __init__(self) -> None:
+        self.kept: list[Any] = []
+
+    def cudaGetDeviceCount(self, count: Any) -> int:
+        count._obj.value = 1
+        return 0
+
+    def cudaMalloc(self, pointer: Any, size: ctypes.c_size_t) -> int:
+        self.kept.append(ctypes.create_string_buffer(size.value))
+        pointer._obj.value = ctypes.addressof(self.kept[-1])
+        return 0
+
+    def cudaStreamCreate(self, handle: Any) -> int:
+        handle._obj.value = 7
+        return 0
+
+    def cudaStreamSynchronize(self, stream: ctypes.c_void_p) -> int:
+        return 0 if stream.value == 7 else 1
+
+    def cudaMemcpy(self, to: Any, of: Any, size: Any, kind: Any) -> int:
+        ctypes.memmove(to, of, size.value)
+        return 0
+
+
+class Engine:
+    """An engine and its context, for batches of 1 to 3."""
+
+    num_io_tensors = 2
+
+    def __init__(self, model: bytes) -> None:
+        self.session = onnxruntime.InferenceSession(model)
+        self.batches: list[int] = []
+        self.address: dict[str, int] = {}
+
+    def get_tensor_name(self, number: int) -> str:
+        return ("pictures", "features")[number]
+
+    def get_tensor_mode(self, name: str) -> str:
+        return {"pictures": "in", "features": "out"}[name]
+
+    def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
+        return [(1, 48, 48, 3), (1, 48, 48, 3), (3, 48, 48, 3)]
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return (-1, 48, 48, 3) if name == "pictures" else (-1, 1024)
+
+    def create_execution_context(self) -> "Engine":
+        return self
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> None:
+        self.shape = shape
+        self.batches.append(shape[0])
+
+    def set_tensor_address(self, name: str, address: int) -> None:
+        self.address[name] = address
+
+    def execute_async_v3(self, stream: int) -> bool:
+        size = int(np.prod(self.shape))
+        taken = (ctypes.c_uint8 * size).from_address(self.address["pictures"])
+        pictures = np.frombuffer(taken, np.uint8).reshape(self.shape)
+        features = self.session.run(None, {"pictures": pictures})[0]
+        ctypes.memmove(self.address["features"], features.ctypes.data, features.nbytes)
+        return True
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A module like TensorRT; its engine file is the ONNX file."""
+    engines: list[Engine] = []
+
+    def deserialize(plan: bytes) -> Engine | None:
+        engines.append(Engine(plan))
+        return engines[-1]
+
+    trt = SimpleNamespace(
+        __name__="pretended_trt",
+        __version__="11.2",
+        Logger=SimpleNamespace(ERROR=1, __call__=None),
+        Runtime=lambda logger: SimpleNamespace(deserialize_cuda_engine=deserialize),
+        TensorIOMode=SimpleNamespace(INPUT="in", OUTPUT="out"),
+        engines=engines,
+    )
+    trt.Logger = type("Logger", (), {"ERROR": 1, "__init__": lambda self, level: None})
+    monkeypatch.setitem(sys.modules, "pretended_trt", trt)
+    monkeypatch.setattr(runtime, "_load_cudart", Memory)
+    return trt
+
+
+def test_an_engine_is_preferred_and_splits_batches(
+    bundle: Path, pictures: Path, stand_in: SimpleNamespace
+) -> None:
+    write_engine(bundle, (bundle / "encoder.onnx").read_bytes(), stand_in)
+    some = scan([pictures])[:5]
+    extractor = runtime.Extractor(bundle)
+    assert (extractor.variant, extractor.provider) == ("encoder.engine", "TensorRT")
+    found = extractor.embed(some)
+    assert stand_in.engines[0].batches == [3, 2]
+    plain = runtime.Extractor(bundle, device="cpu")
+    assert plain.variant == "encoder.onnx"
+    np.testing.assert_allclose(found, plain.embed(some), atol=1e-6)
+    passed, line = runtime.check(extractor)
+    assert passed
+    assert "encoder.engine on TensorRT" in line
+    assert extractor.run(np.empty((0, 48, 48, 3), np.uint8)).shape == (0, 1024)
+
+
+def test_another_version_of_tensorrt(bundle: Path, stand_in: SimpleNamespace) -> None:
+    write_engine(bundle, b"plan", stand_in)
+    stand_in.__version__ = "12.0"
+    line = "built by pretended_trt 11.2, here is 12.0; run build_engine.py"
+    assert line in told(bundle, variant="encoder.engine")
+    assert line in told(bundle, device="tensorrt")
+    extractor = runtime.Extractor(bundle)
+    assert extractor.variant == "encoder.onnx"
+    assert line in extractor.passed_over
+
+
+@pytest.mark.parametrize("damage", ["no engine", "no facts", "bad facts", "changed", "no package"])
+def test_damaged_engines(bundle: Path, stand_in: SimpleNamespace, damage: str) -> None:
+    write_engine(bundle, b"plan", stand_in)
+    if damage == "no engine":
+        (bundle / "encoder.engine").unlink()
+    elif damage == "no facts":
+        (bundle / "encoder.engine.json").unlink()
+    elif damage == "bad facts":
+        (bundle / "encoder.engine.json").write_text("[]")
+    elif damage == "changed":
+        (bundle / "encoder.engine").write_bytes(b"plam")
+    else:
+        del sys.modules["pretended_trt"]
+    line = told(bundle, variant="encoder.engine")
+    wanted = {"changed": "is damaged", "no package": "not installed here"}
+    assert wanted.get(damage, "no whole encoder.engine") in line
+    assert runtime.Extractor(bundle).variant == "encoder.onnx"
+
+
+def test_an_engine_that_tensorrt_does_not_load(bundle: Path, stand_in: SimpleNamespace) -> None:
+    write_engine(bundle, b"plan", stand_in)
+    stand_in.Runtime = lambda logger: SimpleNamespace(deserialize_cuda_engine=lambda plan: None)
+    assert "TensorRT cannot load" in told(bundle, variant="encoder.engine")
+
+
+def test_a_real_engine_without_a_gpu(
+    bundle: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if any(Path("/dev").glob("nvidia[0-9]*")):
+        pytest.skip("there is a GPU here")
+    real_engine(bundle)
+    assert "cudart" in (line := told(bundle, variant="encoder.engine")) or "no GPU" in line
+    arguments = ["--bundle", str(bundle), str(pictures)]
+    status = runtime._main([*arguments, "--out", str(tmp_path / "features.csv")])
+    said = capsys.readouterr()
+    assert status == 0
+    assert "using encoder.onnx" in said.err
+    assert "encoder.onnx on CPUExecutionProvider" in said.out
+
+
+def test_no_engine_is_made_without_a_gpu(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if any(Path("/dev").glob("nvidia[0-9]*")):
+        pytest.skip("there is a GPU here")
+    run = make_run(tmp_path / "other", "resnet18", channels=1)
+    with pytest.raises(SystemExit) as stop:
+        main(["export", str(run), "--target", "tensorrt", "--pictures", str(pictures)])
+    assert stop.value.code == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "--target jetson writes what a device builds its engine from" in line
+    assert not (tmp_path / "other-bundle").exists()
