@@ -118,7 +118,8 @@ def _distances(rows: Rows, number: int) -> NDArray[np.float32]:
     """(n,) Euclidean distances of unit rows to one of them."""
     squares = 2 - 2 * (rows @ rows[number])
     squares[number] = 0
-    return np.sqrt(np.maximum(squares, 0))
+    distances: NDArray[np.float32] = np.sqrt(np.maximum(squares, 0))
+    return distances
 
 
 def _typicality(rows: Rows) -> NDArray[np.float32]:

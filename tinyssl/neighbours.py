@@ -22,12 +22,14 @@ def unit_rows(features: NDArray[Any]) -> Rows:
     """(n, d) scaled to length 1 in float32; a zero row stays zero."""
     features = np.asarray(features, np.float32)
     lengths = np.sqrt(np.einsum("nd,nd->n", features, features))
-    return features / np.maximum(lengths, 1e-12)[:, None]
+    units: Rows = features / np.maximum(lengths, 1e-12)[:, None]
+    return units
 
 
 def mean_row(features: NDArray[Any]) -> Rows:
     """(d,) mean of the unit rows of (n, d)."""
-    return unit_rows(features).mean(axis=0, dtype=np.float64).astype(np.float32)
+    mean: Rows = unit_rows(features).mean(axis=0, dtype=np.float64).astype(np.float32)
+    return mean
 
 
 def centred(features: NDArray[Any], mean: Rows) -> Rows:
@@ -84,7 +86,8 @@ def isolation(
         (n,) from 0 (copies of others) to 2.
     """
     _, products = nearest(rows, rows, k, without=np.arange(len(rows)), progress=progress)
-    return 1 - products.mean(axis=1)
+    distances: NDArray[np.float32] = 1 - products.mean(axis=1)
+    return distances
 
 
 def alike(
