@@ -132,7 +132,7 @@ def embed_paths(
         return Embedded(out, int(count), len(paths) - int(count), extractor)
     if out.exists() and not overwrite:
         raise UsageError(
-            f"{out} exists and holds something else; name another file, or give --overwrite"
+            f"{out} exists; name another file, or give --overwrite"
         )
     folder, skipped_csv = (
         (beside or out).with_name((beside or out).name + end) for end in (".parts", ".skipped.csv")

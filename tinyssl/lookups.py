@@ -79,7 +79,7 @@ def find_nearest(
     return Lookup(path, rows, f"pictures nearest to {len(asked):,} queries")
 
 
-def find_duplicates(features: Features, out: str | Path, threshold: float = 0.98) -> Lookup:
+def find_duplicates(features: Features, out: str | Path, threshold: float = 0.95) -> Lookup:
     """Writes `<stem>.duplicates.csv`: group,path,cosine,exact of near copies.
 
     The cosine is that with the most similar other picture; groups chain, so two of one group may
