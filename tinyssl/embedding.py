@@ -118,25 +118,15 @@ def embed_paths(
         workers: as in `embed`.
         overwrite: as in `embed`.
     """
-    check_format(out)
-    if dtype not in DTYPES:
-        raise UsageError(f"dtype: got {dtype!r}, allowed are {', '.join(DTYPES)}")
-    if batch_size < 1:
-        raise UsageError(f"batch_size: got {batch_size}; give 1 or more")
-    if out.suffix == ".parquet":
-        _refuse_odd_names(paths)
+    _refuse(out, paths, dtype, batch_size)
     key = fingerprint(paths, f"{_FORMAT} {extractor.identity} {dtype} {CHUNK}")
     there, _, count = (read_key(out) or "").partition(" ")
     if there == key:
         log.info(f"{out} is up to date")
         return Embedded(out, int(count), len(paths) - int(count), extractor)
     if out.exists() and not overwrite:
-        raise UsageError(
-            f"{out} exists; name another file, or give --overwrite"
-        )
-    folder, skipped_csv = (
-        (beside or out).with_name((beside or out).name + end) for end in (".parts", ".skipped.csv")
-    )
+        raise UsageError(f"{out} exists; name another file, or give --overwrite")
+    folder = _named_after(beside or out, ".parts")
     _start_parts(folder, key)
     parts = _compute(extractor, paths, folder, dtype, batch_size, workers or os.cpu_count() or 1)
     skipped = [(str(paths[i]), reason) for part in parts for i, reason in _skipped(part)]
@@ -147,7 +137,7 @@ def embed_paths(
     shape = (len(paths) - len(skipped), extractor.width)
     blocks = (_features(part, paths) for part in parts)
     write_features(out, blocks, shape, dtype, f"{key} {shape[0]}")
-    _tell_skipped(skipped_csv, skipped)
+    _tell_skipped(_named_after(beside or out, ".skipped.csv"), skipped)
     shutil.rmtree(folder)
     return Embedded(out, shape[0], len(skipped), extractor)
 
@@ -164,14 +154,23 @@ def embed_some(extractor: Extractor, paths: Sequence[Path]) -> NDArray[np.float3
     return extractor.features(np.stack(pictures))
 
 
-def _refuse_odd_names(paths: Sequence[Path]) -> None:
-    for path in paths:
-        try:
-            str(path).encode()
-        except UnicodeEncodeError:
-            raise UsageError(
-                f"parquet holds names in UTF-8 only, {str(path)!r} is not; use .npz or .csv"
-            ) from None
+def _named_after(path: Path, ending: str) -> Path:
+    return path.with_name(path.name + ending)
+
+
+def _refuse(out: Path, paths: Sequence[Path], dtype: str, batch_size: int) -> None:
+    check_format(out)
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype: got {dtype!r}, allowed are {', '.join(DTYPES)}")
+    if batch_size < 1:
+        raise UsageError(f"batch_size: got {batch_size}; give 1 or more")
+    odd = [str(path) for path in paths if not _is_unicode(str(path))]
+    if out.suffix == ".parquet" and odd:
+        raise UsageError(f"parquet holds names in UTF-8 only, {odd[0]!r} is not; use .npz or .csv")
+
+
+def _is_unicode(name: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def _start_parts(folder: Path, key: str) -> None:

@@ -21,6 +21,9 @@ from numpy.typing import NDArray
 from tinyssl.errors import UsageError
 from tinyssl.files import atomic
 
+# What the three readers raise for files that are something else.
+_DAMAGED = (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile)
+
 
 @dataclass(frozen=True)
 class Features:
@@ -80,7 +83,7 @@ def read_features(path: str | Path) -> Features:
         return _FORMATS[Path(path).suffix].read(Path(path))
     except FileNotFoundError:
         raise UsageError(f"no features at {path}; make them with tinyssl embed") from None
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except _DAMAGED as error:
         reason = str(error).partition("\n")[0]
         raise UsageError(f"{path} is not a file of features: {reason}") from None
 
@@ -89,7 +92,7 @@ def read_key(path: Path) -> str | None:
     """The key a file was written with; None where there is none: csv has no place for it."""
     try:
         return _FORMATS[path.suffix].key(path)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    except _DAMAGED:
         return None
 
 
