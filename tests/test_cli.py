@@ -96,7 +96,8 @@ def test_select_and_embed(
     data, model = picture_folder(), tmp_path / "run"
     model.mkdir()
     save_encoder(create_encoder("test_resnet", seed=0), model, image_size=32, resize="crop")
-    status, told, _ = run(capsys, "select", model, data, "--budget", 4, "--out", tmp_path / "l.csv")
+    given = [model, data, "--budget", 4, "--out", tmp_path / "l.csv"]
+    status, told, _ = run(capsys, "select", *given)
     assert status == 0
     assert (
         told.splitlines()[0] == f"wrote {tmp_path / 'l.csv'} and {tmp_path / 'l.png'}: 4 pictures"
@@ -106,7 +107,7 @@ def test_select_and_embed(
     status, told, _ = run(capsys, "embed", model, data, "--out", tmp_path / "f.npz", *wishes)
     assert status == 0
     lines = told.splitlines()
-    assert lines[:2] == [f"wrote {tmp_path / 'f.npz'}: 16 x 96 features", f"nearest to {query}"]
+    assert lines[:2] == [f"{tmp_path / 'f.npz'}: 16 x 96 features", f"nearest to {query}"]
     assert [line.split()[0] for line in lines[2:5]] == ["1", "2", "3"]
     for name in ("nearest", "duplicates", "outliers"):
         assert f"wrote {tmp_path / f'f.{name}.csv'}: " in told

@@ -161,7 +161,7 @@ def test_the_contact_sheet_shows_the_choice(
     chosen = select(run, tmp_path / "pictures", 8, tmp_path / "a.csv")
     with Image.open(chosen.sheet) as sheet:
         assert sheet.width == 6 + 8 * 118
-        assert np.asarray(sheet)[6:118, 6:118].max() < 140  # dark noise
+        assert np.asarray(sheet)[6:118, 6:118].mean() < 100  # dark noise
 
 
 def test_labels_are_not_overwritten(run: Path, picture_folder: Folder, tmp_path: Path) -> None:

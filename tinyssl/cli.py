@@ -36,6 +36,7 @@ def cli(debug: bool) -> None:
     tinyssl checks pictures/                   what is in the folder
     tinyssl pretrain pictures/ --out runs/mine
     tinyssl eval runs/mine --labels labels.csv
+    tinyssl select runs/mine pictures/ --budget 50 --out to_label.csv
     """
 
 
@@ -212,7 +213,7 @@ def select(run: str, data: tuple[str, ...], budget: int, out: str, **options: An
 
     chosen = choose(run, data, budget, out, **options)
     click.echo(f"wrote {chosen.out} and {chosen.sheet}: {len(chosen.paths):,} pictures")
-    click.echo(f"next: fill in its labels, then tinyssl eval {run} --labels {chosen.out}")
+    click.echo(f"next: fill in the labels, then tinyssl finetune {run} --labels {chosen.out}")
 
 
 @cli.command(short_help="Write the features of pictures to a file.")
@@ -261,7 +262,7 @@ def embed(
 
     check_wishes(nearest, k, threshold)
     embedded = write(run, data, out, **options)
-    click.echo(f"wrote {out}: {embedded.pictures:,} x {embedded.extractor.width:,} features")
+    click.echo(f"{out}: {embedded.pictures:,} x {embedded.extractor.width:,} features")
     if not (nearest or duplicates or outliers):
         return
     features = embedded.read()

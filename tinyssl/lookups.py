@@ -76,7 +76,7 @@ def find_nearest(
     ]
     path = _beside(out, "nearest")
     _write(path, ("query", "rank", "path", "cosine"), rows)
-    return Lookup(path, rows, f"pictures nearest to {len(asked):,} queries")
+    return Lookup(path, rows, f"the {numbers.shape[1]:,} pictures nearest to each query")
 
 
 def find_duplicates(features: Features, out: str | Path, threshold: float = 0.95) -> Lookup:
