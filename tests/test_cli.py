@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 from tinyssl.cli import cli, main
+from tinyssl.encoder import create_encoder
+from tinyssl.weights import save_encoder
 
 Folder = Callable[..., Path]
 TINY = ["data.image_size=32", "augment.view_size=32", "head.hidden=16", "head.width=8"]
@@ -86,6 +88,32 @@ def test_recipes_lists_and_prints(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = run(capsys, "recipes", "resnet18-small")
     assert out.startswith("# ")
     assert "stem: small" in out
+
+
+def test_select_and_embed(
+    capsys: pytest.CaptureFixture[str], picture_folder: Folder, tmp_path: Path
+) -> None:
+    data, model = picture_folder(), tmp_path / "run"
+    model.mkdir()
+    save_encoder(create_encoder("test_resnet", seed=0), model, image_size=32, resize="crop")
+    given = [model, data, "--budget", 4, "--out", tmp_path / "l.csv"]
+    status, told, _ = run(capsys, "select", *given)
+    assert status == 0
+    assert (
+        told.splitlines()[0] == f"wrote {tmp_path / 'l.csv'} and {tmp_path / 'l.png'}: 4 pictures"
+    )
+    query = data / "dark" / "000.png"
+    wishes = ["--nearest", query, "--k", 3, "--duplicates", "--outliers"]
+    status, told, _ = run(capsys, "embed", model, data, "--out", tmp_path / "f.npz", *wishes)
+    assert status == 0
+    lines = told.splitlines()
+    assert lines[:2] == [f"{tmp_path / 'f.npz'}: 16 x 96 features", f"nearest to {query}"]
+    assert [line.split()[0] for line in lines[2:5]] == ["1", "2", "3"]
+    for name in ("nearest", "duplicates", "outliers"):
+        assert f"wrote {tmp_path / f'f.{name}.csv'}: " in told
+    status, _, err = run(capsys, "embed", model, data, "--out", tmp_path / "f.txt")
+    assert (status, len(err.splitlines())) == (2, 1)
+    assert "must end in" in err
 
 
 def wrong_uses(good: Path, tmp: Path) -> dict[str, tuple[list[object], str]]:

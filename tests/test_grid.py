@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tinyssl.grid import picture_grid
+from tinyssl.grid import contact_sheet, picture_grid
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
@@ -29,3 +29,15 @@ def test_originals_and_views_stand_in_their_places(channels: int, dtype: Any) ->
             assert sheet[middle, left].tolist() == [10 + 100 * row + 30 * column] * 3
     assert (sheet[:gap] == 255).all()
     assert (sheet[:, gap + side : gap + side + 2 * gap] == 255).all()
+
+
+def test_contact_sheet_has_each_picture_above_its_caption() -> None:
+    shades = [np.full((20, 20, c), 20 * n, np.uint8) for n, c in enumerate((1, 3, 4, 2, 1), 1)]
+    sheet = np.asarray(contact_sheet(shades, list("12345"), columns=3, gap=5))
+    assert sheet.shape == (5 + 2 * 39, 5 + 3 * 25, 3)
+    for number in range(5):
+        row, column = divmod(number, 3)
+        top, left = 5 + row * 39, 5 + column * 25
+        assert (sheet[top : top + 20, left : left + 20] == 20 * (number + 1)).all()
+        assert sheet[top + 20 : top + 34, left : left + 20].min() < 128  # its number
+    assert (sheet[44:64, 55:] == 255).all()

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 from tinyssl.errors import JobError, TinysslError, UsageError
 
 if TYPE_CHECKING:
+    from tinyssl.embedding import embed
     from tinyssl.evaluation import evaluate
     from tinyssl.model import load
     from tinyssl.pretraining import pretrain
+    from tinyssl.selection import select
     from tinyssl.transformer import EmbeddingTransformer
 
 __version__ = "0.1.0"
@@ -22,16 +24,20 @@ __all__ = [
     "TinysslError",
     "UsageError",
     "__version__",
+    "embed",
     "evaluate",
     "load",
     "pretrain",
+    "select",
 ]
 
 _HOMES = {
     "EmbeddingTransformer": "transformer",
+    "embed": "embedding",
     "evaluate": "evaluation",
     "load": "model",
     "pretrain": "pretraining",
+    "select": "selection",
 }
 
 

@@ -36,6 +36,7 @@ def cli(debug: bool) -> None:
     tinyssl checks pictures/                   what is in the folder
     tinyssl pretrain pictures/ --out runs/mine
     tinyssl eval runs/mine --labels labels.csv
+    tinyssl select runs/mine pictures/ --budget 50 --out to_label.csv
     """
 
 
@@ -176,6 +177,117 @@ def evaluate(run: str, **options: Any) -> None:
     from tinyssl.evaluation import table
 
     print_result(table(judge(run, **options)))
+
+
+@cli.command(short_help="Choose the pictures to label first.")
+@click.argument("run")
+@click.argument("data", nargs=-1, required=True)
+@click.option("--budget", type=int, required=True, help="How many pictures.")
+@click.option("--out", type=click.Path(), required=True, help="The list to fill in, a .csv.")
+@click.option(
+    "--method", default="typiclust", show_default=True, help="typiclust, kcenter, kmeans or random."
+)
+@click.option("--labeled", help="CSV path,label of earlier rounds.")
+@click.option("--features", help="Keep features here for the next round; used if it is there.")
+@click.option("--seed", default=0, show_default=True, help="Of everything random.")
+@click.option("--workers", default=0, help="Threads that decode.  [default: one a core]")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N.")
+@click.option("--overwrite", is_flag=True, help="Replace the list in --out.")
+def select(run: str, data: tuple[str, ...], budget: int, out: str, **options: Any) -> None:
+    """Choose the pictures in DATA whose labels will teach most, by the encoder in RUN (or in a
+    bundle). Writes a CSV path,label,order to fill in, and a PNG that shows the choice. Exact
+    copies are never both chosen.
+
+    \b
+    typiclust  typical pictures of as many clusters (arXiv:2202.02794)
+    kcenter    farthest from all that are chosen (arXiv:1708.00489)
+    kmeans     the picture nearest to each k-means centre
+    random     any
+
+    \b
+    tinyssl select runs/mine pictures/ --budget 50 --out to_label.csv
+    tinyssl select runs/mine pictures/ --budget 50 --labeled to_label.csv \\
+        --out round2.csv
+    """
+    from tinyssl.selection import select as choose
+
+    chosen = choose(run, data, budget, out, **options)
+    click.echo(f"wrote {chosen.out} and {chosen.sheet}: {len(chosen.paths):,} pictures")
+    click.echo(f"next: fill in the labels, then tinyssl finetune {run} --labels {chosen.out}")
+
+
+@cli.command(short_help="Write the features of pictures to a file.")
+@click.argument("run")
+@click.argument("data", nargs=-1, required=True)
+@click.option("--out", type=click.Path(), required=True, help="A .parquet, .npz or .csv file.")
+@click.option("--raw", is_flag=True, help="Do not scale features to unit length.")
+@click.option("--dtype", default="float32", show_default=True, help="float32 or float16.")
+@click.option("--nearest", multiple=True, metavar="QUERY", help="Find pictures like this one.")
+@click.option("--k", default=10, show_default=True, help="How many --nearest finds.")
+@click.option("--duplicates", is_flag=True, help="List near copies, in groups.")
+@click.option("--threshold", default=0.95, show_default=True, help="Cosine of near copies.")
+@click.option("--outliers", is_flag=True, help="List pictures by how little they fit.")
+@click.option("--batch-size", default=64, show_default=True, help="Pictures at a time.")
+@click.option("--workers", default=0, help="Threads that decode.  [default: one a core]")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N.")
+@click.option("--overwrite", is_flag=True, help="Replace another file in --out.")
+def embed(
+    run: str,
+    data: tuple[str, ...],
+    out: str,
+    nearest: tuple[str, ...],
+    k: int,
+    duplicates: bool,
+    threshold: float,
+    outliers: bool,
+    **options: Any,
+) -> None:
+    """Write path, digest and features of the pictures in DATA, by the encoder in RUN: a run
+    folder or a bundle, with the same numbers. The features of a picture have length 1, except
+    with --raw (which a bundle allows if it was exported with --raw-features).
+
+    Any number of pictures: Ctrl-C keeps finished chunks in OUT.parts/, the same command goes on.
+    What cannot be read is listed in OUT.skipped.csv.
+
+    --nearest, --duplicates and --outliers write a CSV beside OUT. Their cosines are of features
+    less their mean: pictures of one domain share so much that all plain cosines look high.
+
+    \b
+    tinyssl embed runs/mine pictures/ --out features.parquet
+    tinyssl embed bundle pictures/ --out features.npz --nearest odd.png
+    tinyssl embed runs/mine pictures/ --out features.npz --duplicates --outliers
+    """
+    from tinyssl.embedding import embed as write
+    from tinyssl.lookups import check_wishes, find_duplicates, find_nearest, find_outliers
+
+    check_wishes(nearest, k, threshold)
+    embedded = write(run, data, out, **options)
+    click.echo(f"{out}: {embedded.pictures:,} x {embedded.extractor.width:,} features")
+    if not (nearest or duplicates or outliers):
+        return
+    features = embedded.read()
+    if nearest:
+        found = find_nearest(features, out, embedded.extractor, nearest, k)
+        _print_nearest(found.rows)
+        click.echo(f"wrote {found.out}: {found.told}")
+    if duplicates:
+        found = find_duplicates(features, out, threshold)
+        click.echo(f"wrote {found.out}: {found.told}")
+    if outliers:
+        found = find_outliers(features, out)
+        click.echo(f"wrote {found.out}: {found.told}")
+
+
+def _print_nearest(rows: Sequence[tuple[Any, ...]]) -> None:
+    for query, rank, path, cosine in rows:
+        if rank == 1:
+            click.echo(f"nearest to {_from_here(query)}")
+        click.echo(f"{rank:4}  {cosine:7.4f}  {_from_here(path)}")
+
+
+def _from_here(path: str) -> str:
+    here = Path.cwd()
+    return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path
 
 
 @cli.command(short_help="Write a bundle that runs without torch.")

@@ -158,7 +158,7 @@ def load_pictures(
         JobError: no picture can be read, or the cache cannot be written.
     """
     root = cache_dir if cache_dir is not None else default_cache_dir()
-    folder = root / _key(files, size, rule, channels)
+    folder = root / fingerprint(files, f"{CACHE_FORMAT} {size} {rule} {channels}")
     found = _open(folder)
     if found is not None:
         if progress is not None:
@@ -173,6 +173,48 @@ def load_pictures(
     if built is None:
         raise JobError(f"the cache {folder} was damaged while it was made; try again")
     return built
+
+
+def read_picture(
+    path: Path, size: int, rule: ResizeRule, channels: int, dtype: Any
+) -> tuple[str, NDArray[Any]] | str:
+    """The digest of a file's bytes and its picture (size, size, channels), or why there is none."""
+    try:
+        data = path.read_bytes()
+        picture = to_depth(to_channels(decode(data, channels), channels), dtype)
+        return hashlib.blake2b(data, digest_size=16).hexdigest(), resize(picture, size, rule)
+    except OSError as error:
+        return error.strerror or str(error)
+    except TinysslError as error:
+        return str(error)
+
+
+def in_order(
+    pool: ThreadPoolExecutor,
+    work: Callable[[Path], Any],
+    items: Sequence[Path],
+    in_flight: int = _IN_FLIGHT,
+) -> Iterator[Any]:
+    """Results in order, with few items in flight: memory does not grow with their number."""
+    waiting = iter(items)
+    futures = deque(pool.submit(work, item) for item in islice(waiting, in_flight))
+    while futures:
+        result = futures.popleft().result()
+        futures.extend(pool.submit(work, item) for item in islice(waiting, 1))
+        yield result
+
+
+def fingerprint(files: Sequence[Path], settings: str) -> str:
+    """A key that changes with the list of files, any file's size or time, and the settings."""
+    digest = hashlib.blake2b(settings.encode(), digest_size=10)
+    for path in files:
+        try:
+            status = path.stat()
+            stamp = f"{status.st_size} {status.st_mtime_ns}"
+        except OSError:
+            stamp = "missing"
+        digest.update(f"\0{path}\0{stamp}".encode(errors="surrogateescape"))
+    return digest.hexdigest()
 
 
 def write_skipped(path: Path, skipped: Iterable[tuple[str, str]]) -> None:
@@ -221,18 +263,6 @@ def _listed(path: Path) -> Iterator[str]:
         yield os.path.abspath(here if not beside.exists() and here.exists() else beside)
 
 
-def _key(files: Sequence[Path], size: int, rule: str, channels: int | str) -> str:
-    digest = hashlib.blake2b(f"{CACHE_FORMAT} {size} {rule} {channels}".encode(), digest_size=10)
-    for path in files:
-        try:
-            status = path.stat()
-            stamp = f"{status.st_size} {status.st_mtime_ns}"
-        except OSError:
-            stamp = "missing"
-        digest.update(f"\0{path}\0{stamp}".encode(errors="surrogateescape"))
-    return digest.hexdigest()
-
-
 def _build(
     files: Sequence[Path],
     size: int,
@@ -277,7 +307,7 @@ def _survey(
     files: Sequence[Path], channels: int | Literal["auto"], pool: ThreadPoolExecutor
 ) -> tuple[Any, int]:
     """Reads headers to settle the array's dtype and channels before it is allocated."""
-    kinds = {kind for kind in _bounded(pool, _header, files) if kind is not None}
+    kinds = {kind for kind in in_order(pool, _header, files) if kind is not None}
     dtype = np.uint16 if any(deep for deep, _ in kinds) else np.uint8
     if channels == "auto":
         channels = 1 if all(gray for _, gray in kinds) else 3
@@ -303,11 +333,11 @@ def _decode_all(
     progress: Callable[[int], None] | None,
 ) -> dict[str, Any]:
     def work(path: Path) -> tuple[str, NDArray[Any]] | str:
-        return _decode_one(path, size, rule, channels, dtype)
+        return read_picture(path, size, rule, channels, dtype)
 
     index: dict[str, Any] = {"paths": [], "hashes": [], "skipped": []}
     with (folder / "pictures.bin").open("wb") as file:
-        for path, result in zip(files, _bounded(pool, work, files), strict=True):
+        for path, result in zip(files, in_order(pool, work, files), strict=True):
             if isinstance(result, str):
                 index["skipped"].append([str(path), result])
             else:
@@ -320,32 +350,6 @@ def _decode_all(
         os.fsync(file.fileno())
     shape = [len(index["paths"]), size, size, channels]
     return index | {"shape": shape, "dtype": np.dtype(dtype).name}
-
-
-def _decode_one(
-    path: Path, size: int, rule: ResizeRule, channels: int, dtype: Any
-) -> tuple[str, NDArray[Any]] | str:
-    """The digest of the file's bytes and the picture for the cache, or why there is none."""
-    try:
-        data = path.read_bytes()
-        picture = to_depth(to_channels(decode(data, channels), channels), dtype)
-        return hashlib.blake2b(data, digest_size=16).hexdigest(), resize(picture, size, rule)
-    except OSError as error:
-        return error.strerror or str(error)
-    except TinysslError as error:
-        return str(error)
-
-
-def _bounded(
-    pool: ThreadPoolExecutor, work: Callable[[Path], Any], items: Sequence[Path]
-) -> Iterator[Any]:
-    """Results in order, with few items in flight: memory does not grow with their number."""
-    waiting = iter(items)
-    futures = deque(pool.submit(work, item) for item in islice(waiting, _IN_FLIGHT))
-    while futures:
-        result = futures.popleft().result()
-        futures.extend(pool.submit(work, item) for item in islice(waiting, 1))
-        yield result
 
 
 def _open(folder: Path) -> Pictures | None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from tinyssl.picture import resize, to_depth
 
@@ -31,6 +32,32 @@ def picture_grid(originals: NDArray[Any], views: NDArray[Any], gap: int = 4) -> 
             view = np.rint(views[row, column].clip(0, 1) * 255).astype(np.uint8)
             sheet[top : top + side, left : left + side] = _rgb(view.transpose(1, 2, 0))
     return Image.fromarray(sheet)
+
+
+def contact_sheet(
+    pictures: Sequence[NDArray[Any]], captions: Sequence[str], columns: int = 8, gap: int = 6
+) -> Image.Image:
+    """Pictures side by side, row by row, each with its caption below.
+
+    Args:
+        pictures: one or more (s, s, c) uint8 of one size, 1 to 4 channels shown as by
+            `picture_grid`.
+        captions: one short text each.
+        columns: at most.
+        gap: pixels between pictures, on white.
+    """
+    side, line = len(pictures[0]), 14
+    columns = min(columns, len(pictures))
+    rows = -(-len(pictures) // columns)
+    size = (gap + columns * (side + gap), gap + rows * (side + line + gap))
+    sheet = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+        row, column = divmod(number, columns)
+        left, top = gap + column * (side + gap), gap + row * (side + line + gap)
+        sheet.paste(Image.fromarray(np.ascontiguousarray(_rgb(picture))), (left, top))
+        draw.text((left + side / 2, top + side + 2), caption, fill="black", anchor="ma")
+    return sheet
 
 
 def _rgb(picture: NDArray[Any]) -> NDArray[Any]:

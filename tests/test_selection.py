@@ -1,0 +1,199 @@
+"""From a folder to a list to label, round by round."""
+
+import csv
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import tinyssl
+from tinyssl import embedding
+from tinyssl.choosing import METHODS
+from tinyssl.encoder import create_encoder
+from tinyssl.errors import UsageError
+from tinyssl.labels import from_csv
+from tinyssl.selection import select
+from tinyssl.weights import save_encoder
+
+Folder = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    (tmp_path / "run").mkdir()
+    save_encoder(
+        create_encoder("test_resnet", seed=0), tmp_path / "run", image_size=32, resize="crop"
+    )
+    return tmp_path / "run"
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+
+
+def fill_in(path: Path, count: int | None = None) -> None:
+    """Labels the first rows by their folder, as a person would."""
+    rows = rows_of(path)
+    for row in rows[:count]:
+        row["label"] = Path(row["path"]).parent.name
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, ["path", "label", "order"])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_list_to_fill_in(method: str, run: Path, picture_folder: Folder, tmp_path: Path) -> None:
+    data, out = picture_folder(), tmp_path / "to_label.csv"
+    chosen = tinyssl.select(run, data, 6, out, method=method)
+    rows = rows_of(out)
+    assert [row["path"] for row in rows] == chosen.paths
+    assert [(row["label"], row["order"]) for row in rows] == [("", str(i)) for i in range(1, 7)]
+    assert len(set(chosen.paths)) == 6
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "run", "pictures", "to_label.csv", "to_label.png",
+    }  # fmt: skip
+    again = select(run, data, 6, tmp_path / "again.csv", method=method)
+    assert again.paths == chosen.paths
+    fill_in(out)
+    table = from_csv(out)
+    assert [str(path) for path in table.paths] == chosen.paths
+    assert table.unlabeled == 0
+
+
+def test_both_kinds_are_among_the_first_two(
+    run: Path, picture_folder: Folder, tmp_path: Path
+) -> None:
+    chosen = select(run, picture_folder(per_class=12), 2, tmp_path / "a.csv")
+    assert {Path(path).parent.name for path in chosen.paths} == {"dark", "bright"}
+
+
+def test_rounds_never_repeat(run: Path, picture_folder: Folder, tmp_path: Path) -> None:
+    data, features = picture_folder(), tmp_path / "features.npz"
+    first = select(run, data, 5, tmp_path / "1.csv", features=features)
+    fill_in(tmp_path / "1.csv", 3)
+    second = select(
+        run, data, 13, tmp_path / "2.csv", labeled=tmp_path / "1.csv", features=features
+    )
+    assert not set(first.paths[:3]) & set(second.paths)
+    assert set(first.paths) | set(second.paths) == {str(p) for p in data.rglob("*.png")}
+    fill_in(tmp_path / "2.csv")
+    both = rows_of(tmp_path / "1.csv")[:3] + rows_of(tmp_path / "2.csv")
+    text = "path,label\n" + "\n".join(f"{row['path']},{row['label']}" for row in both)
+    (tmp_path / "all.csv").write_text(text)
+    with pytest.raises(UsageError, match=r"no picture is left .* 16 labeled already"):
+        select(run, data, 1, tmp_path / "3.csv", labeled=tmp_path / "all.csv")
+
+
+def test_features_are_kept_for_the_next_round(
+    run: Path, picture_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, features = picture_folder(), tmp_path / "features.parquet"
+    first = select(run, data, 3, tmp_path / "1.csv", features=features)
+
+    def never(*given: object) -> None:
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(embedding, "_embed", never)
+    again = select(run, data, 3, tmp_path / "2.csv", features=features)
+    assert again.paths == first.paths
+    assert tinyssl.embed(run, data, features).pictures == 16
+    (data / "dark" / "000.png").unlink()
+    with pytest.raises(UsageError, match=r"features\.parquet exists"):
+        select(run, data, 3, tmp_path / "3.csv", features=features)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_copies_are_never_both_chosen(
+    method: str, run: Path, picture_folder: Folder, tmp_path: Path
+) -> None:
+    data = picture_folder(per_class=3)
+    for path in list(data.rglob("*.png")):
+        shutil.copy(path, path.with_stem(path.stem + "copy"))
+    chosen = select(run, data, 6, tmp_path / "a.csv", method=method)
+    assert len({Path(path).read_bytes() for path in chosen.paths}) == 6
+    with pytest.raises(UsageError, match=r"6 pictures are left .* 6 copies of others"):
+        select(run, data, 7, tmp_path / "b.csv", method=method)
+    (tmp_path / "known.csv").write_text(f"path,label\n{data}/dark/000copy.png,dark\n")
+    later = select(run, data, 5, tmp_path / "c.csv", method=method, labeled=tmp_path / "known.csv")
+    assert str(data / "dark" / "000.png") not in later.paths
+
+
+def test_labeled_pictures_elsewhere_count(
+    run: Path, picture_folder: Folder, tmp_path: Path
+) -> None:
+    data, other = picture_folder("a", per_class=8), picture_folder("b", per_class=5)
+    (tmp_path / "known.csv").write_text(f"path,label\n{other}/dark/000.png,dark\n")
+    chosen = select(run, data, 1, tmp_path / "o.csv", labeled=tmp_path / "known.csv")
+    assert Path(chosen.paths[0]).parent.name == "bright"
+    assert Path(chosen.paths[0]).is_relative_to(data)
+
+
+def test_unreadable_pictures_are_told_and_never_chosen(
+    run: Path, picture_folder: Folder, tmp_path: Path
+) -> None:
+    data = picture_folder(per_class=2)
+    (data / "broken.png").touch()
+    chosen = select(run, data, 4, tmp_path / "a.csv")
+    assert str(data / "broken.png") not in chosen.paths
+    assert "broken.png,empty file" in (tmp_path / "a.csv.skipped.csv").read_text()
+    with pytest.raises(UsageError, match="give at most 4"):
+        select(run, data, 5, tmp_path / "b.csv")
+
+
+def test_the_contact_sheet_shows_the_choice(
+    run: Path, picture_folder: Folder, tmp_path: Path
+) -> None:
+    for path in (picture_folder() / "bright").iterdir():
+        path.unlink()
+    chosen = select(run, tmp_path / "pictures", 8, tmp_path / "a.csv")
+    with Image.open(chosen.sheet) as sheet:
+        assert sheet.width == 6 + 8 * 118
+        assert np.asarray(sheet)[6:118, 6:118].mean() < 100  # dark noise
+
+
+def test_labels_are_not_overwritten(run: Path, picture_folder: Folder, tmp_path: Path) -> None:
+    data, out = picture_folder(), tmp_path / "a.csv"
+    select(run, data, 2, out)
+    fill_in(out)
+    before = out.read_text()
+    with pytest.raises(UsageError, match="maybe with labels in it"):
+        select(run, data, 3, out)
+    assert out.read_text() == before
+    assert len(select(run, data, 3, out, overwrite=True).paths) == 3
+
+
+@pytest.mark.parametrize(
+    ("budget", "options", "told"),
+    [
+        (0, {}, "budget: got 0; give 1 or more"),
+        (17, {}, "give at most 16"),
+        (3, {"method": "best"}, "allowed are typiclust, kcenter, kmeans, random"),
+        (3, {"labeled": "nope.csv"}, "cannot read labels"),
+        (3, {"features": "f.txt"}, "must end in"),
+    ],
+)
+def test_wrong_use_leaves_nothing(
+    budget: int,
+    options: dict[str, str],
+    told: str,
+    run: Path,
+    picture_folder: Folder,
+    tmp_path: Path,
+) -> None:
+    data = picture_folder()
+    with pytest.raises(UsageError, match=told):
+        select(run, data, budget, tmp_path / "a.csv", **options)  # type: ignore[arg-type]
+    assert {p.name for p in tmp_path.iterdir()} == {"run", "pictures"}

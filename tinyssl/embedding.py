@@ -1,0 +1,294 @@
+"""`tinyssl embed`: features of any number of pictures, in one file.
+
+Pictures are decoded in threads while the encoder works, and finished chunks are kept in a folder
+beside the result until it is whole, so that a stopped job can go on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyssl.console import log, progress
+from tinyssl.data import fingerprint, in_order, scan, write_skipped
+from tinyssl.errors import Interrupted, JobError, UsageError
+from tinyssl.extraction import Extractor, open_extractor
+from tinyssl.feature_file import Features, check_format, read_features, read_key, write_features
+from tinyssl.files import atomic, write_text
+from tinyssl.picture import quiet
+from tinyssl.signals import stop_signal
+
+CHUNK = 512  # pictures that an interruption can cost at most
+DTYPES = ("float32", "float16")
+_FORMAT, _KEY = 1, "key.txt"
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What `embed` wrote: the file, how many pictures are in it, how many were skipped."""
+
+    out: Path
+    pictures: int
+    skipped: int
+    extractor: Extractor = field(repr=False)
+
+    def read(self) -> Features:
+        """Paths, digests and features; (n, width) of them in memory."""
+        return read_features(self.out)
+
+
+def embed(
+    run: str | Path,
+    data: str | Path | Sequence[str | Path],
+    out: str | Path,
+    *,
+    raw: bool = False,
+    dtype: str = "float32",
+    batch_size: int = 64,
+    workers: int = 0,
+    device: str = "auto",
+    overwrite: bool = False,
+) -> Embedded:
+    """Writes the features of pictures, the same ones from a run and from its bundle.
+
+    Pictures that cannot be read are listed in `<out>.skipped.csv`. Finished chunks are kept in
+    `<out>.parts/` until the file is whole; the same call goes on with them. A file that holds
+    just what is asked for is left as it is.
+
+    Args:
+        run: a run folder or a bundle.
+        data: folders, picture files, .txt or .csv lists.
+        out: ends in .parquet, .npz or .csv.
+        raw: leave features as the encoder gives them; else each has length 1.
+        dtype: float32 or float16.
+        batch_size: pictures at a time.
+        workers: threads that decode; 0 is one a CPU core.
+        device: auto, cpu, cuda or cuda:N.
+        overwrite: replace another file at `out`.
+
+    Raises:
+        UsageError: no encoder, no pictures, an unknown format or dtype, or `out` is in use.
+        JobError: no picture can be read, or a file cannot be written.
+        Interrupted: SIGINT or SIGTERM; the same call goes on.
+    """
+    check_format(Path(out))
+    extractor = open_extractor(run, raw=raw, device=device)
+    paths = scan([data] if isinstance(data, str | Path) else data)
+    return embed_paths(
+        extractor,
+        paths,
+        Path(out),
+        dtype=dtype,
+        batch_size=batch_size,
+        workers=workers,
+        overwrite=overwrite,
+    )
+
+
+def embed_paths(
+    extractor: Extractor,
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    beside: Path | None = None,
+    dtype: str = "float32",
+    batch_size: int = 64,
+    workers: int = 0,
+    overwrite: bool = False,
+) -> Embedded:
+    """As `embed`, with an opened encoder and the list of pictures.
+
+    Args:
+        extractor: from `open_extractor`.
+        paths: of the pictures, none twice.
+        out: as in `embed`.
+        beside: the file that parts and skipped pictures are named after; `out` when None.
+        dtype: as in `embed`.
+        batch_size: as in `embed`.
+        workers: as in `embed`.
+        overwrite: as in `embed`.
+    """
+    _refuse(out, paths, dtype, batch_size)
+    key = fingerprint(paths, f"{_FORMAT} {extractor.identity} {dtype} {CHUNK}")
+    there, _, count = (read_key(out) or "").partition(" ")
+    if there == key:
+        log.info(f"{out} is up to date")
+        return Embedded(out, int(count), len(paths) - int(count), extractor)
+    if out.exists() and not overwrite:
+        raise UsageError(f"{out} exists; name another file, or give --overwrite")
+    folder = _named_after(beside or out, ".parts")
+    _start_parts(folder, key)
+    parts = _compute(extractor, paths, folder, dtype, batch_size, workers or os.cpu_count() or 1)
+    skipped = [(str(paths[i]), reason) for part in parts for i, reason in _skipped(part)]
+    if len(skipped) == len(paths):
+        shutil.rmtree(folder)
+        path, reason = skipped[0]
+        raise JobError(f"none of the {len(paths):,} pictures can be read; first: {path}: {reason}")
+    shape = (len(paths) - len(skipped), extractor.width)
+    blocks = (_features(part, paths) for part in parts)
+    write_features(out, blocks, shape, dtype, f"{key} {shape[0]}")
+    _tell_skipped(_named_after(beside or out, ".skipped.csv"), skipped)
+    shutil.rmtree(folder)
+    return Embedded(out, shape[0], len(skipped), extractor)
+
+
+def embed_some(extractor: Extractor, paths: Sequence[Path]) -> NDArray[np.float32]:
+    """(n, width) features of a few pictures; raises UsageError if one cannot be read."""
+    pictures = []
+    for path in paths:
+        with quiet():
+            read = extractor.read(path)
+        if isinstance(read, str):
+            raise UsageError(f"picture {path} cannot be used: {read}")
+        pictures.append(read[1])
+    return extractor.features(np.stack(pictures))
+
+
+def _named_after(path: Path, ending: str) -> Path:
+    return path.with_name(path.name + ending)
+
+
+def _refuse(out: Path, paths: Sequence[Path], dtype: str, batch_size: int) -> None:
+    check_format(out)
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype: got {dtype!r}, allowed are {', '.join(DTYPES)}")
+    if batch_size < 1:
+        raise UsageError(f"batch_size: got {batch_size}; give 1 or more")
+    odd = [str(path) for path in paths if not _is_unicode(str(path))]
+    if out.suffix == ".parquet" and odd:
+        raise UsageError(f"parquet holds names in UTF-8 only, {odd[0]!r} is not; use .npz or .csv")
+
+
+def _is_unicode(name: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
+def _start_parts(folder: Path, key: str) -> None:
+    """Makes the folder of parts; what belongs to another job in it is removed."""
+    try:
+        if folder.exists() and (folder / _KEY).is_file():
+            if (folder / _KEY).read_text(encoding="utf-8") == key:
+                return
+            log.info(f"{folder} is of another encoder, list or option: starting afresh")
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise UsageError(f"{folder} is not empty, and not of tinyssl; move it, or change --out")
+    except OSError as error:
+        raise JobError(f"cannot make {folder}: {error.strerror or error}") from error
+    write_text(folder / _KEY, key)
+
+
+def _compute(
+    extractor: Extractor,
+    paths: Sequence[Path],
+    folder: Path,
+    dtype: str,
+    batch_size: int,
+    workers: int,
+) -> list[Path]:
+    """Computes the chunks that are missing and writes each to its part; the parts in order."""
+    chunks = [range(i, min(i + CHUNK, len(paths))) for i in range(0, len(paths), CHUNK)]
+    left = [chunk for chunk in chunks if not _part(folder, chunk).exists()]
+    numbers = [i for chunk in left for i in chunk]
+    if len(numbers) < len(paths):
+        log.info(f"{len(paths) - len(numbers):,} of {len(paths):,} pictures are there already")
+    with (
+        stop_signal() as stopped,
+        ThreadPoolExecutor(workers) as pool,
+        quiet(),
+        progress("embedding", len(numbers)) as advance,
+    ):
+        # While the encoder works on one batch, the threads are at the next.
+        read = in_order(pool, extractor.read, [paths[i] for i in numbers], 2 * batch_size)
+        while left:
+            blocks = []
+            for batch in _batches(left[0], batch_size):
+                blocks.append(_embed(extractor, batch, list(islice(read, len(batch)))))
+                advance(len(batch))
+                if batch.stop < left[0].stop:
+                    _stop_if(stopped(), folder, len(paths), left)
+            _write_part(_part(folder, left.pop(0)), blocks, dtype)
+            if left:
+                _stop_if(stopped(), folder, len(paths), left)
+    return [_part(folder, chunk) for chunk in chunks]
+
+
+def _batches(chunk: range, size: int) -> list[range]:
+    return [range(i, min(i + size, chunk.stop)) for i in range(chunk.start, chunk.stop, size)]
+
+
+def _stop_if(signum: int | None, folder: Path, total: int, left: Sequence[range]) -> None:
+    if signum is None:
+        return
+    kept = total - sum(map(len, left))
+    raise Interrupted(
+        f"stopped; {kept:,} of {total:,} pictures are kept in {folder}; "
+        "the same command goes on from there",
+        signum,
+    )
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Pictures of a batch: numbers and digests of the m read, (m, width); the others' reasons."""
+
+    numbers: list[int]
+    digests: list[str]
+    features: NDArray[np.float32]
+    skipped: list[tuple[int, str]]
+
+
+def _embed(extractor: Extractor, batch: range, read: Sequence[Any]) -> _Block:
+    good = [(i, *r) for i, r in zip(batch, read, strict=True) if not isinstance(r, str)]
+    skipped = [(i, r) for i, r in zip(batch, read, strict=True) if isinstance(r, str)]
+    if good:
+        features = extractor.features(np.stack([picture for _, _, picture in good]))
+    else:
+        features = np.empty((0, extractor.width), np.float32)
+    return _Block([i for i, _, _ in good], [digest for _, digest, _ in good], features, skipped)
+
+
+def _part(folder: Path, chunk: range) -> Path:
+    return folder / f"{chunk.start:09}.npz"
+
+
+def _write_part(path: Path, blocks: Sequence[_Block], dtype: str) -> None:
+    with atomic(path) as file:
+        np.savez(
+            file,
+            features=np.concatenate([b.features for b in blocks]).astype(dtype),
+            numbers=np.array([i for b in blocks for i in b.numbers], np.int64),
+            digests=np.array([digest for b in blocks for digest in b.digests], str),
+            skipped=np.array(json.dumps([s for b in blocks for s in b.skipped])),
+        )
+
+
+def _features(part: Path, paths: Sequence[Path]) -> Features:
+    with np.load(part, allow_pickle=False) as found:
+        names = [str(paths[i]) for i in found["numbers"]]
+        return Features(names, found["digests"].tolist(), found["features"])
+
+
+def _skipped(part: Path) -> Iterator[tuple[int, str]]:
+    with np.load(part, allow_pickle=False) as found:
+        yield from json.loads(str(found["skipped"]))
+
+
+def _tell_skipped(path: Path, skipped: Sequence[tuple[str, str]]) -> None:
+    if not skipped:
+        path.unlink(missing_ok=True)  # of an earlier job
+        return
+    write_skipped(path, skipped)
+    first, reason = skipped[0]
+    log.warning(f"{len(skipped):,} pictures skipped, see {path}; first: {first}: {reason}")

@@ -1,0 +1,130 @@
+"""A run folder or a bundle as one thing: picture files in, features out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyssl.data import read_picture
+from tinyssl.device import keep_freed_memory, pick_device
+from tinyssl.encoder import embed_pictures
+from tinyssl.errors import UsageError
+from tinyssl.neighbours import unit_rows
+from tinyssl.picture import ResizeRule
+from tinyssl.weights import DESCRIPTION, WEIGHTS, load_encoder
+
+_MANIFEST, _MODEL = "manifest.json", "encoder.onnx"
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """An encoder and how files become its input.
+
+    Attributes:
+        size: pixels a side.
+        rule: how a picture becomes square.
+        channels: that it takes.
+        dtype: of its input, uint8 or uint16.
+        width: of the features.
+        identity: changes with the encoder and with what is done to its features.
+        features: (b, size, size, channels) of `dtype` to (b, width) float32.
+    """
+
+    size: int
+    rule: ResizeRule
+    channels: int
+    dtype: np.dtype[Any]
+    width: int
+    identity: str
+    features: Callable[[NDArray[Any]], NDArray[np.float32]]
+
+    def read(self, path: Path) -> tuple[str, NDArray[Any]] | str:
+        """The digest of a file and its picture as the encoder takes it, or why there is none."""
+        return read_picture(path, self.size, self.rule, self.channels, self.dtype)
+
+
+def open_extractor(path: str | Path, *, raw: bool = False, device: str = "auto") -> Extractor:
+    """Opens the encoder of a run folder or of a bundle.
+
+    Args:
+        path: a folder made by `tinyssl pretrain` or by `tinyssl export`.
+        raw: leave features as the encoder gives them; else they are scaled to unit length.
+        device: auto, cpu, cuda or cuda:N.
+
+    Raises:
+        UsageError: neither is there, or damaged; no such device; a bundle whose features are of
+            unit length when `raw` is asked for; a bundle without onnxruntime.
+    """
+    if (Path(path) / _MANIFEST).is_file():
+        return _of_bundle(Path(path), raw, device)
+    if Path(path).is_dir() and not (Path(path) / DESCRIPTION).is_file():
+        raise UsageError(
+            f"no encoder in {path}; name a run folder (it holds {DESCRIPTION}) or a bundle "
+            f"(it holds {_MANIFEST})"
+        )
+    return _of_run(Path(path), raw, device)
+
+
+def _of_run(run: Path, raw: bool, device: str) -> Extractor:
+    encoder, description = load_encoder(run)
+    chosen = pick_device(device)
+    keep_freed_memory()
+
+    def features(pictures: NDArray[Any]) -> NDArray[np.float32]:
+        found = embed_pictures(encoder, pictures, batch_size=len(pictures), device=chosen)
+        return found if raw else unit_rows(found)
+
+    files = [(run / name).read_bytes() for name in (WEIGHTS, DESCRIPTION)]
+    return Extractor(
+        size=int(description["image_size"]),
+        rule=description["resize"],
+        channels=encoder.channels,
+        dtype=np.dtype(description.get("dtype", "uint8")),
+        width=encoder.width,
+        identity=_identity(*files, str(raw).encode()),
+        features=features,
+    )
+
+
+def _of_bundle(bundle: Path, raw: bool, device: str) -> Extractor:
+    if find_spec("onnxruntime") is None:
+        raise UsageError("a bundle needs onnxruntime; install with: pip install 'tinyssl[export]'")
+    from tinyssl.export import runtime
+
+    try:
+        opened = runtime.Extractor(bundle, _MODEL, device)
+    except runtime.BundleError as error:
+        raise UsageError(str(error)) from None
+    if raw and opened.manifest["features"]["normalized"]:
+        raise UsageError(
+            f"{bundle} scales features to unit length, so there are no raw ones; leave --raw out, "
+            "or export with --raw-features"
+        )
+
+    def features(pictures: NDArray[Any]) -> NDArray[np.float32]:
+        found: NDArray[np.float32] = opened.run(pictures)
+        return found if raw else unit_rows(found)
+
+    return Extractor(
+        size=opened.size,
+        rule=opened.rule,
+        channels=opened.channels,
+        dtype=opened.dtype,
+        width=opened.width,
+        identity=_identity((bundle / _MANIFEST).read_bytes(), str(raw).encode()),
+        features=features,
+    )
+
+
+def _identity(*parts: bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(hashlib.sha256(part).digest())
+    return digest.hexdigest()

@@ -1,0 +1,219 @@
+"""Features in a file: parquet, npz or csv, written row block by row block.
+
+n = pictures, d = width. The columns are `path`, `digest` (of the picture file's bytes) and
+`features`; csv has `feature0`, `feature1`, ... in place of the last.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyssl.errors import UsageError
+from tinyssl.files import atomic
+
+# What the three readers raise for files that are something else.
+_DAMAGED = (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile)
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of n pictures.
+
+    Attributes:
+        paths: n absolute paths.
+        digests: n digests of the files' bytes.
+        features: (n, d) float32 or float16.
+    """
+
+    paths: list[str]
+    digests: list[str]
+    features: NDArray[Any]
+
+
+def check_format(out: Path) -> None:
+    """Raises UsageError for a name that does not end in a known way, or if pyarrow is missing."""
+    if out.suffix not in _FORMATS:
+        raise UsageError(f"--out: got {out}; its name must end in {', '.join(_FORMATS)}")
+    if out.suffix == ".parquet" and find_spec("pyarrow") is None:
+        raise UsageError(
+            "parquet needs pyarrow; install with: pip install 'tinyssl[parquet]', or name a file "
+            "that ends in .npz or .csv"
+        )
+    if out.is_dir():
+        raise UsageError(f"--out {out} is a folder; name a file")
+
+
+def write_features(
+    out: Path, blocks: Iterable[Features], shape: tuple[int, int], dtype: Any, key: str
+) -> None:
+    """Writes blocks of features one after the other; atomic.
+
+    Args:
+        out: its suffix is the format.
+        blocks: n rows in all.
+        shape: (n, d).
+        dtype: float32 or float16.
+        key: says what these are features of; `read_key` finds it again.
+
+    Raises:
+        JobError: the file cannot be written.
+    """
+    with atomic(out) as file:
+        _FORMATS[out.suffix].write(file, blocks, shape, np.dtype(dtype), key)
+
+
+def read_features(path: str | Path) -> Features:
+    """What `write_features` wrote; csv comes back as float32.
+
+    Raises:
+        UsageError: no such file, or not one of features.
+    """
+    check_format(Path(path))
+    try:
+        return _FORMATS[Path(path).suffix].read(Path(path))
+    except FileNotFoundError:
+        raise UsageError(f"no features at {path}; make them with tinyssl embed") from None
+    except _DAMAGED as error:
+        reason = str(error).partition("\n")[0]
+        raise UsageError(f"{path} is not a file of features: {reason}") from None
+
+
+def read_key(path: Path) -> str | None:
+    """The key a file was written with; None where there is none: csv has no place for it."""
+    try:
+        return _FORMATS[path.suffix].key(path)
+    except _DAMAGED:
+        return None
+
+
+def _write_npz(
+    file: IO[bytes],
+    blocks: Iterable[Features],
+    shape: tuple[int, int],
+    dtype: np.dtype[Any],
+    key: str,
+) -> None:
+    paths: list[str] = []
+    digests: list[str] = []
+    with zipfile.ZipFile(file, "w") as archive:
+        with archive.open("features.npy", "w", force_zip64=True) as member:
+            header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(member, header)
+            for block in blocks:
+                member.write(np.ascontiguousarray(block.features, dtype).tobytes())
+                paths += block.paths
+                digests += block.digests
+        for name, values in (("path", paths), ("digest", digests), ("key", key)):
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.array(values, str), allow_pickle=False)
+
+
+def _read_npz(path: Path) -> Features:
+    with np.load(path, allow_pickle=False) as found:
+        return Features(found["path"].tolist(), found["digest"].tolist(), found["features"])
+
+
+def _npz_key(path: Path) -> str | None:
+    with np.load(path, allow_pickle=False) as found:
+        return str(found["key"])
+
+
+def _write_csv(
+    file: IO[bytes],
+    blocks: Iterable[Features],
+    shape: tuple[int, int],
+    dtype: np.dtype[Any],
+    key: str,
+) -> None:
+    text = io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="")
+    writer = csv.writer(text)
+    writer.writerow(["path", "digest", *(f"feature{i}" for i in range(shape[1]))])
+    digits = ".5g" if dtype == np.float16 else ".9g"  # enough to come back to the bit
+    for block in blocks:
+        for path, digest, row in zip(block.paths, block.digests, block.features, strict=True):
+            writer.writerow([path, digest, *(format(value, digits) for value in row.tolist())])
+    text.flush()
+    text.detach()
+
+
+def _read_csv(path: Path) -> Features:
+    paths, digests, rows = [], [], []
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        reader = csv.reader(file)
+        header = next(reader, [])
+        if header[:2] != ["path", "digest"]:
+            raise ValueError(f"its first columns are {', '.join(header[:2])}, not path, digest")
+        for row in reader:
+            paths.append(row[0])
+            digests.append(row[1])
+            rows.append(np.array(row[2:], np.float32))
+    return Features(paths, digests, np.stack(rows))
+
+
+def _no_key(path: Path) -> None:
+    return None
+
+
+def _write_parquet(
+    file: IO[bytes],
+    blocks: Iterable[Features],
+    shape: tuple[int, int],
+    dtype: np.dtype[Any],
+    key: str,
+) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    kind = pa.list_(pa.from_numpy_dtype(dtype), shape[1])
+    columns = [("path", pa.string()), ("digest", pa.string()), ("features", kind)]
+    schema = pa.schema(columns, metadata={"tinyssl": key})
+    # Features are noise to a compressor: it would take time and save a tenth.
+    with parquet.ParquetWriter(file, schema, compression="none", use_dictionary=False) as writer:
+        for block in blocks:
+            flat = pa.array(np.ascontiguousarray(block.features, dtype).ravel())
+            rows = pa.FixedSizeListArray.from_arrays(flat, type=kind)
+            arrays = [pa.array(block.paths, pa.string()), pa.array(block.digests), rows]
+            writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+
+
+def _read_parquet(path: Path) -> Features:
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(path) as file:
+        table = file.read(columns=["path", "digest", "features"]).combine_chunks()
+    width = table.schema.field("features").type.list_size
+    chunks = table["features"].chunks
+    flat = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in chunks]
+    features = np.concatenate(flat).reshape(-1, width)
+    return Features(table["path"].to_pylist(), table["digest"].to_pylist(), features)
+
+
+def _parquet_key(path: Path) -> str | None:
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(path) as file:
+        return str((file.schema_arrow.metadata or {})[b"tinyssl"].decode())
+
+
+@dataclass(frozen=True)
+class _Format:
+    write: Callable[[IO[bytes], Iterable[Features], tuple[int, int], np.dtype[Any], str], None]
+    read: Callable[[Path], Features]
+    key: Callable[[Path], str | None]
+
+
+_FORMATS: Mapping[str, _Format] = {
+    ".parquet": _Format(_write_parquet, _read_parquet, _parquet_key),
+    ".npz": _Format(_write_npz, _read_npz, _npz_key),
+    ".csv": _Format(_write_csv, _read_csv, _no_key),
+}

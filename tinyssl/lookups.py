@@ -1,0 +1,136 @@
+"""What features say of their pictures: the nearest of a query, near copies, those that fit least.
+
+Every cosine here is of centred features (see `neighbours.centred`), and each list goes into a CSV
+beside the features.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinyssl.console import progress
+from tinyssl.embedding import embed_some
+from tinyssl.errors import UsageError
+from tinyssl.extraction import Extractor
+from tinyssl.feature_file import Features
+from tinyssl.files import write_text
+from tinyssl.neighbours import alike, centred, isolation, mean_row, nearest
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """The CSV that was written, its rows, and one line that says what is in it."""
+
+    out: Path
+    rows: Sequence[tuple[Any, ...]]
+    told: str
+
+
+def check_wishes(queries: Sequence[str | Path], k: int, threshold: float) -> None:
+    """Raises UsageError for a query, k or threshold that cannot be, before any work is done."""
+    for query in queries:
+        if not Path(query).is_file():
+            raise UsageError(f"nearest: no picture {query}; give a picture file")
+    if k < 1:
+        raise UsageError(f"k: got {k}; give 1 or more")
+    if not 0 < threshold <= 1:
+        raise UsageError(f"threshold: got {threshold:g}, allowed is above 0 and up to 1")
+
+
+def find_nearest(
+    features: Features,
+    out: str | Path,
+    extractor: Extractor,
+    queries: Sequence[str | Path],
+    k: int = 10,
+) -> Lookup:
+    """Writes `<stem>.nearest.csv`: query,rank,path,cosine of the k pictures nearest to each query.
+
+    A query that is one of the pictures does not find itself.
+
+    Raises:
+        UsageError: a query that cannot be read.
+    """
+    asked = [Path(os.path.abspath(query)) for query in queries]
+    mean = mean_row(features.features)
+    places = {path: row for row, path in enumerate(features.paths)}
+    numbers, cosines = nearest(
+        centred(embed_some(extractor, asked), mean),
+        centred(features.features, mean),
+        k,
+        without=np.array([places.get(str(query), -1) for query in asked]),
+    )
+    rows = [
+        (str(query), rank, features.paths[number], _short(cosine))
+        for query, found, products in zip(asked, numbers, cosines, strict=True)
+        for rank, (number, cosine) in enumerate(zip(found, products, strict=True), 1)
+    ]
+    path = _beside(out, "nearest")
+    _write(path, ("query", "rank", "path", "cosine"), rows)
+    return Lookup(path, rows, f"the {numbers.shape[1]:,} pictures nearest to each query")
+
+
+def find_duplicates(features: Features, out: str | Path, threshold: float = 0.95) -> Lookup:
+    """Writes `<stem>.duplicates.csv`: group,path,cosine,exact of near copies.
+
+    The cosine is that with the most similar other picture; groups chain, so two of one group may
+    be less alike. `exact` is yes for files that are equal to the byte to another.
+    """
+    unit = centred(features.features, mean_row(features.features))
+    with progress("comparing", len(unit)) as advance:
+        groups, closest = alike(unit, threshold, features.digests, advance)
+    copies = Counter(features.digests)
+    exact = ["yes" if copies[digest] > 1 else "no" for digest in features.digests]
+    rows = [
+        (number, features.paths[i], _short(closest[i]), exact[i])
+        for number, group in enumerate(groups, 1)
+        for i in group
+    ]
+    path = _beside(out, "duplicates")
+    _write(path, ("group", "path", "cosine", "exact"), rows)
+    return Lookup(
+        path, rows, f"{len(rows):,} near copies in {len(groups):,} groups, cosine {threshold:g} up"
+    )
+
+
+def find_outliers(features: Features, out: str | Path, k: int = 10) -> Lookup:
+    """Writes `<stem>.outliers.csv`: rank,path,distance, the pictures that fit least first.
+
+    The distance is the mean of 1 - cosine to the k nearest pictures.
+
+    Raises:
+        UsageError: fewer than 2 pictures.
+    """
+    if len(features.paths) < 2:
+        raise UsageError("outliers: got 1 picture; at least 2 are needed")
+    unit = centred(features.features, mean_row(features.features))
+    with progress("comparing", len(unit)) as advance:
+        distances = isolation(unit, k, advance)
+    order = np.argsort(-distances, kind="stable")
+    rows = [(n, features.paths[i], _short(distances[i])) for n, i in enumerate(order, 1)]
+    path = _beside(out, "outliers")
+    _write(path, ("rank", "path", "distance"), rows)
+    return Lookup(path, rows, f"{len(rows):,} pictures, those that fit least first")
+
+
+def _beside(out: str | Path, name: str) -> Path:
+    return Path(out).with_name(f"{Path(out).stem}.{name}.csv")
+
+
+def _short(value: float) -> float:
+    return round(float(value), 4)
+
+
+def _write(path: Path, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([columns, *rows])
+    write_text(path, text.getvalue())

@@ -1,0 +1,189 @@
+"""Which pictures are alike, from their features, without an n x n matrix in memory.
+
+n = pictures, q = queries, k = neighbours, d = width. Similarities are computed block by block; a
+block of rows against a block of columns is what is held at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Rows = NDArray[np.float32]
+Numbers = NDArray[np.int64]
+
+_ROWS, _COLUMNS = 1024, 4096  # 16 MB of float32 a block
+
+
+def unit_rows(features: NDArray[Any]) -> Rows:
+    """(n, d) scaled to length 1 in float32; a zero row stays zero."""
+    features = np.asarray(features, np.float32)
+    lengths = np.sqrt(np.einsum("nd,nd->n", features, features))
+    units: Rows = features / np.maximum(lengths, 1e-12)[:, None]
+    return units
+
+
+def mean_row(features: NDArray[Any]) -> Rows:
+    """(d,) mean of the unit rows of (n, d)."""
+    mean: Rows = unit_rows(features).mean(axis=0, dtype=np.float64).astype(np.float32)
+    return mean
+
+
+def centred(features: NDArray[Any], mean: Rows) -> Rows:
+    """(n, d) unit rows, less the mean, at unit length again.
+
+    Features of one domain share a large mean, which makes every plain cosine look high; the
+    products of centred rows say how alike two pictures are among these pictures.
+    """
+    return unit_rows(unit_rows(features) - mean)
+
+
+def nearest(
+    queries: Rows,
+    rows: Rows,
+    k: int,
+    *,
+    without: Numbers | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[Numbers, Rows]:
+    """The k rows of the largest inner product with each query.
+
+    Args:
+        queries: (q, d).
+        rows: (n, d).
+        k: cut to what is there.
+        without: (q,) the one row that is not to be found for a query, such as itself; -1 for none.
+        progress: told the number of newly finished queries.
+
+    Returns:
+        (q, k) row numbers, best first and of equal ones the first row; (q, k) products.
+    """
+    k = min(k, len(rows) - (without is not None))
+    numbers = np.empty((len(queries), k), np.int64)
+    products = np.empty((len(queries), k), np.float32)
+    for some in _blocks(len(queries), _ROWS):
+        left_out = None if without is None else without[some]
+        numbers[some], products[some] = _nearest(queries[some], rows, k, left_out)
+        if progress is not None:
+            progress(some.stop - some.start)
+    return numbers, products
+
+
+def isolation(
+    rows: Rows, k: int = 10, progress: Callable[[int], None] | None = None
+) -> NDArray[np.float32]:
+    """How little each picture fits: the mean of 1 - product with its k nearest others.
+
+    Args:
+        rows: (n, d) unit rows, n at least 2.
+        k: cut to n - 1.
+        progress: told the number of newly finished pictures.
+
+    Returns:
+        (n,) from 0 (copies of others) to 2.
+    """
+    _, products = nearest(rows, rows, k, without=np.arange(len(rows)), progress=progress)
+    distances: NDArray[np.float32] = 1 - products.mean(axis=1)
+    return distances
+
+
+def alike(
+    rows: Rows,
+    threshold: float,
+    same: Sequence[str] = (),
+    progress: Callable[[int], None] | None = None,
+) -> tuple[list[list[int]], NDArray[np.float32]]:
+    """Groups of pictures that are linked by products of at least `threshold`.
+
+    Links chain: two pictures of a group may be less alike if others lie between them.
+
+    Args:
+        rows: (n, d) unit rows.
+        threshold: of the product.
+        same: n keys; pictures of one key are linked whatever their product, which counts as 1.
+        progress: told the number of newly finished pictures.
+
+    Returns:
+        Groups of two and more rows in order; (n,) each row's product with its nearest other.
+    """
+    sets = _Sets(len(rows))
+    closest = np.full(len(rows), -1, np.float32)
+    first: dict[str, int] = {}
+    for number, key in enumerate(same):
+        other = first.setdefault(key, number)
+        if other != number:
+            sets.join(other, number)
+            closest[[other, number]] = 1
+    for here in _blocks(len(rows), _ROWS):
+        for there in _blocks(len(rows), _COLUMNS):
+            if there.stop > here.start:  # the products below the diagonal are those above it
+                _link(rows, here, there, threshold, sets, closest)
+        if progress is not None:
+            progress(here.stop - here.start)
+    return sets.groups(), closest
+
+
+class _Sets:
+    """Union-find: each number points to another of its set, the smallest to itself."""
+
+    def __init__(self, n: int) -> None:
+        self.parents = np.arange(n)
+
+    def roots(self, numbers: Numbers) -> Numbers:
+        """The smallest member of each number's set."""
+        found = self.parents[numbers]
+        while not np.array_equal(found, above := self.parents[found]):
+            found = above
+        self.parents[numbers] = found
+        return found
+
+    def join(self, a: int, b: int) -> None:
+        low, high = sorted(int(root) for root in self.roots(np.array([a, b])))
+        self.parents[high] = low
+
+    def groups(self) -> list[list[int]]:
+        roots = self.roots(np.arange(len(self.parents)))
+        order = np.argsort(roots, kind="stable")
+        starts = np.flatnonzero(np.diff(roots[order])) + 1
+        return [part.tolist() for part in np.split(order, starts) if len(part) > 1]
+
+
+def _blocks(n: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, n)) for start in range(0, n, size))
+
+
+def _nearest(queries: Rows, rows: Rows, k: int, without: Numbers | None) -> tuple[Numbers, Rows]:
+    numbers = np.zeros((len(queries), 0), np.int64)
+    products = np.zeros((len(queries), 0), np.float32)
+    for some in _blocks(len(rows), _COLUMNS):
+        found = queries @ rows[some].T
+        if without is not None:
+            inside = np.flatnonzero((without >= some.start) & (without < some.stop))
+            found[inside, without[inside] - some.start] = -np.inf
+        products = np.concatenate([products, found], axis=1)
+        columns = np.broadcast_to(np.arange(some.start, some.stop), found.shape)
+        numbers = np.concatenate([numbers, columns], axis=1)
+        if products.shape[1] > k:
+            kept = np.argpartition(-products, k - 1, axis=1)[:, :k] if k else numbers[:, :0]
+            products = np.take_along_axis(products, kept, axis=1)
+            numbers = np.take_along_axis(numbers, kept, axis=1)
+    order = np.lexsort((numbers, -products), axis=1)
+    return np.take_along_axis(numbers, order, axis=1), np.take_along_axis(products, order, axis=1)
+
+
+def _link(
+    rows: Rows, here: slice, there: slice, threshold: float, sets: _Sets, closest: Rows
+) -> None:
+    products = rows[here] @ rows[there].T
+    across, down = np.arange(there.start, there.stop), np.arange(here.start, here.stop)
+    products[across[None, :] <= down[:, None]] = -np.inf  # itself, and pairs that had their turn
+    closest[here] = np.maximum(closest[here], products.max(axis=1))
+    closest[there] = np.maximum(closest[there], products.max(axis=0))
+    first, second = np.nonzero(products >= threshold)
+    pairs = np.stack([sets.roots(first + here.start), sets.roots(second + there.start)], axis=1)
+    # Near copies by the thousand (frames of a still camera) make millions of pairs, few of sets.
+    for a, b in np.unique(pairs[pairs[:, 0] != pairs[:, 1]], axis=0):
+        sets.join(int(a), int(b))

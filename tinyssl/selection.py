@@ -1,0 +1,176 @@
+"""`tinyssl select`: which pictures to label first."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyssl.choosing import METHODS, choose
+from tinyssl.console import log
+from tinyssl.data import scan
+from tinyssl.embedding import embed_paths
+from tinyssl.errors import UsageError
+from tinyssl.extraction import Extractor, open_extractor
+from tinyssl.feature_file import Features
+from tinyssl.files import atomic, write_text
+from tinyssl.grid import contact_sheet
+from tinyssl.labels import from_csv
+from tinyssl.picture import decode, quiet, resize, to_depth
+
+_SHOWN = 400  # pictures on a contact sheet; more would not be looked at
+_THUMBNAIL = 112
+
+
+@dataclass(frozen=True)
+class Selected:
+    """What `select` wrote: the list to label, its contact sheet, the pictures in order."""
+
+    out: Path
+    sheet: Path
+    paths: list[str]
+
+
+def select(
+    run: str | Path,
+    data: str | Path | Sequence[str | Path],
+    budget: int,
+    out: str | Path,
+    *,
+    method: str = "typiclust",
+    labeled: str | Path | None = None,
+    features: str | Path | None = None,
+    seed: int = 0,
+    workers: int = 0,
+    device: str = "auto",
+    overwrite: bool = False,
+) -> Selected:
+    """Chooses the pictures whose labels will teach most, and writes a list to fill in.
+
+    Of exact copies one is chosen at most. The list has the columns path,label,order with empty
+    labels, in the order in which to label; a PNG of the same name shows the choice.
+
+    Args:
+        run: a run folder or a bundle.
+        data: folders, picture files, .txt or .csv lists.
+        budget: how many pictures.
+        out: the CSV.
+        method: typiclust, kcenter, kmeans or random; see `tinyssl.choosing`.
+        labeled: a CSV path,label of earlier rounds; rows without a label may be chosen again.
+        features: a file that keeps the features for the next round (.parquet, .npz or .csv); used
+            if it is there and fits.
+        seed: of everything random; the same choice for the same seed.
+        workers: threads that decode; 0 is one a CPU core.
+        device: auto, cpu, cuda or cuda:N.
+        overwrite: replace what is in `out`, and features that do not fit.
+
+    Raises:
+        UsageError: fewer pictures than the budget or none without a label, an unknown method, no
+            encoder, no pictures, or `out` is in use.
+        Interrupted: SIGINT or SIGTERM; the same call goes on.
+    """
+    target, sheet = Path(out), Path(out).with_suffix(".png")
+    _refuse(target, sheet, method, budget, overwrite)
+    known = set() if labeled is None else {str(path) for path in from_csv(labeled).paths}
+    found = {str(path) for path in scan([data] if isinstance(data, str | Path) else data)}
+    why = f"{len(found):,} there, {len(found & known):,} labeled already"
+    _refuse_budget(budget, len(found - known), why)
+    paths = [Path(name) for name in sorted(found | known)]
+    extractor = open_extractor(run, device=device)
+    embedded = _features(extractor, paths, target, features, workers, overwrite)
+    rows, covered = _candidates(embedded, known)
+    free = int((~covered).sum())
+    lost = len(found - known) - free
+    _refuse_budget(budget, free, f"{why}, {lost:,} copies of others or unreadable")
+    chosen = choose(embedded.features[rows], budget, method=method, covered=covered, seed=seed)
+    names = [embedded.paths[row] for row in rows[chosen]]
+    _write_sheet(sheet, names)
+    write_text(target, _csv(names))
+    return Selected(target, sheet, names)
+
+
+def _refuse(target: Path, sheet: Path, method: str, budget: int, overwrite: bool) -> None:
+    if method not in METHODS:
+        raise UsageError(f"method: got {method!r}, allowed are {', '.join(METHODS)}")
+    if budget < 1:
+        raise UsageError(f"budget: got {budget}; give 1 or more")
+    if target.suffix != ".csv":
+        raise UsageError(f"--out: got {target}; its name must end in .csv")
+    for path in (target, sheet):
+        if path.is_dir() or (path.exists() and not overwrite):
+            raise UsageError(
+                f"{path} exists, maybe with labels in it; name another --out, or give --overwrite"
+            )
+
+
+def _refuse_budget(budget: int, free: int, why: str) -> None:
+    if free == 0:
+        raise UsageError(f"no picture is left to choose from: {why}")
+    if budget > free:
+        raise UsageError(
+            f"budget: got {budget:,}, but {free:,} pictures are left to choose from ({why}); "
+            f"give at most {free:,}"
+        )
+
+
+def _features(
+    extractor: Extractor,
+    paths: Sequence[Path],
+    target: Path,
+    kept: str | Path | None,
+    workers: int,
+    overwrite: bool,
+) -> Features:
+    file = target.with_name(f".{target.name}.features.npz") if kept is None else Path(kept)
+    try:
+        return embed_paths(
+            extractor,
+            paths,
+            file,
+            beside=target,
+            workers=workers,
+            overwrite=overwrite or kept is None,
+        ).read()
+    finally:
+        if kept is None:
+            file.unlink(missing_ok=True)
+
+
+def _candidates(
+    features: Features, known: Iterable[str]
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """One row of each content, and whether it is covered: a copy of it is labeled."""
+    labeled = set(known)
+    first: dict[str, int] = {}
+    covered: set[str] = set()
+    for row, (path, digest) in enumerate(zip(features.paths, features.digests, strict=True)):
+        first.setdefault(digest, row)
+        if path in labeled:
+            covered.add(digest)
+    return np.array(list(first.values())), np.array([digest in covered for digest in first])
+
+
+def _csv(names: Sequence[str]) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["path", "label", "order"])
+    writer.writerows((name, "", number) for number, name in enumerate(names, 1))
+    return text.getvalue()
+
+
+def _write_sheet(path: Path, names: Sequence[str]) -> None:
+    shown = names[:_SHOWN]
+    with quiet():
+        pictures = [
+            resize(to_depth(decode(Path(name)), np.uint8), _THUMBNAIL, "pad") for name in shown
+        ]
+    sheet = contact_sheet(pictures, [str(number) for number in range(1, len(shown) + 1)])
+    with atomic(path) as file:
+        sheet.save(file, "PNG")
+    if len(names) > len(shown):
+        log.info(f"{path} shows the first {len(shown)} of {len(names):,}")
