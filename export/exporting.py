@@ -28,9 +28,11 @@ from .build_engine import trtexec
 from .bundle import BUILD_ENGINE, RUNTIME, refuse_if_used, write_bundle
 from .graph import Deployed, to_onnx
 from .half import to_half
+from .mobile import MODEL as PTE
+from .mobile import need_executorch, pte_features, to_pte
 from .parity import Parity, compare
 
-TARGETS = ("onnx", "onnx-fp16", "jetson")
+TARGETS = ("onnx", "onnx-fp16", "jetson", "mobile")
 _SAMPLE, _GOLDEN = 64, 8
 _BATCH = 16
 
@@ -50,6 +52,7 @@ class Tolerance:
 TOLERANCES: Mapping[str, Tolerance] = {
     "encoder.onnx": Tolerance(1e-4, 0.99999),
     "encoder.fp16.onnx": Tolerance(0.05, 0.999),
+    PTE: Tolerance(1e-4, 0.99999),
 }
 
 
@@ -76,8 +79,9 @@ def export(
 
     Args:
         run: a run folder.
-        target: `onnx` (float32), `onnx-fp16` (float32 and float16), or `jetson`: both, and the
-            program that makes a TensorRT engine of them on the device.
+        target: `onnx` (float32), `onnx-fp16` (float32 and float16), `jetson`: both, and the
+            program that makes a TensorRT engine of them on the device, or `mobile`: float32 and
+            an ExecuTorch program for phones, which takes one picture at a time.
         out: the bundle's folder; `<run>-bundle` when None.
         pictures: what parity is measured on; the run's own training pictures when None.
         raw_features: leave features as the encoder gives them instead of at unit length.
@@ -90,6 +94,10 @@ def export(
     """
     if target not in TARGETS:
         raise UsageError(f"target: got {target!r}, allowed are {', '.join(TARGETS)}")
+    if target == "mobile":
+        need_executorch()
+        if any_size:
+            raise UsageError("target mobile has one picture size; leave --any-size out")
     folder = Path(out) if out is not None else Path(run).with_name(f"{Path(run).name}-bundle")
     refuse_if_used(folder, overwrite)
     encoder, description = load_encoder(run)
@@ -101,9 +109,13 @@ def export(
     log.info(f"exporting {encoder.name}; this takes some seconds")
     model = to_onnx(deployed, torch.from_numpy(sample[:2]), _metadata(manifest), any_size=any_size)
     models = {"encoder.onnx": model.SerializeToString()}
-    if target != "onnx":
+    if target in ("onnx-fp16", "jetson"):
         models["encoder.fp16.onnx"] = to_half(model).SerializeToString()
     parity = {name: compare(wanted, _onnx_features(m, sample)) for name, m in models.items()}
+    if target == "mobile":
+        models[PTE] = to_pte(deployed, torch.from_numpy(sample))
+        parity[PTE] = compare(wanted, pte_features(models[PTE], sample))
+        manifest["tools"]["executorch"] = importlib.metadata.version("executorch")
     _refuse_unlike(parity)
     facts = {
         name: {"tolerance": asdict(TOLERANCES[name]), "parity": asdict(found)}

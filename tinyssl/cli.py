@@ -180,7 +180,9 @@ def evaluate(run: str, **options: Any) -> None:
 
 @cli.command(short_help="Write a bundle that runs without torch.")
 @click.argument("run")
-@click.option("--target", default="onnx", show_default=True, help="onnx, onnx-fp16 or jetson.")
+@click.option(
+    "--target", default="onnx", show_default=True, help="onnx, onnx-fp16, jetson or mobile."
+)
 @click.option("--out", type=click.Path(), help="The bundle's folder.  [default: RUN-bundle]")
 @click.option("--pictures", help="Measure parity on these.  [default: those of the run]")
 @click.option("--raw-features", is_flag=True, help="Do not scale features to unit length.")
@@ -197,6 +199,7 @@ def export(run: str, **options: Any) -> None:
     tinyssl export runs/mine --out bundle
     tinyssl export runs/mine --target onnx-fp16 --out bundle
     tinyssl export runs/mine --target jetson --out bundle
+    tinyssl export runs/mine --target mobile --out bundle
     python bundle/runtime.py --check
     """
     _need("onnx", "onnxscript", "onnxruntime", extra="export")
