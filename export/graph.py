@@ -40,7 +40,11 @@ class Deployed(nn.Module):
     def forward(self, pictures: Tensor) -> Tensor:
         """(b, s, s, c) integers to (b, width) float32."""
         # Cast before permuting: TensorRT does not transpose uint8.
-        features: Tensor = self.encoder(pictures.float().permute(0, 3, 1, 2) / self.scale)
+        scaled = pictures.float().permute(0, 3, 1, 2) / self.scale
+        if torch.compiler.is_exporting():
+            # Else pooling keeps the channels last in memory by layers that few devices know.
+            scaled = scaled.contiguous()
+        features: Tensor = self.encoder(scaled)
         if not self.unit:
             return features
         return features / features.square().sum(dim=1, keepdim=True).sqrt().clamp(min=1e-12)

@@ -74,6 +74,8 @@ class Extractor:
     ) -> None:
         self.bundle = Path(__file__).resolve().parent if bundle is None else Path(bundle)
         self.manifest = read_manifest(self.bundle)
+        if not variant.endswith(".onnx"):
+            raise BundleError(f"{variant} is not for onnxruntime; name a model ending in .onnx")
         self.session = _open(verified(self.bundle, self.manifest, variant), device, threads)
         self.provider = str(self.session.get_providers()[0])
         taken = self.manifest["input"]

@@ -66,7 +66,7 @@ Picture read_picture(const fs::path& path) {
   if (brightest != 255) throw Unreadable("white is " + std::to_string(brightest) + ", not 255");
   if (width == 0 || height == 0) throw Unreadable("no pixels");
   ++at;  // the one blank after the header
-  const std::size_t wanted = width * height * channels;
+  const std::uint64_t wanted = std::uint64_t{width} * height * channels;
   if (at > data.size() || data.size() - at < wanted) throw Unreadable("cut short");
   const auto begin = data.begin() + static_cast<std::ptrdiff_t>(at);
   return {height, width, channels, Bytes(begin, begin + static_cast<std::ptrdiff_t>(wanted))};
