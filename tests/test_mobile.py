@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from tinyssl.export.graph import Deployed, to_onnx
 from tinyssl.export.mobile import pte_features, to_pte
 from tinyssl.export.parity import compare
 
+import tinyssl
 from tinyssl.encoder import BACKBONES, create_encoder
 from tinyssl.errors import JobError, UsageError
 from tinyssl.weights import load_encoder
@@ -108,6 +110,18 @@ def test_mobile_bundle(made: Made) -> None:
         np.testing.assert_allclose(found, golden["features"], atol=1e-4)
     with pytest.raises(runtime.BundleError, match=r"encoder\.pte is not for onnxruntime"):
         runtime.Extractor(made.bundle, "encoder.pte")
+
+
+@needs_executorch
+def test_lines_of_the_guide_run(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    guide = Path(tinyssl.__file__).parent.parent / "export" / "README.md"
+    (lines,) = re.findall(r"```python\n(.*?)```", guide.read_text(encoding="utf-8"), re.DOTALL)
+    monkeypatch.chdir(made.bundle.parent)
+    names: dict[str, Any] = {}
+    with mobile._quiet():
+        exec(lines.replace("1, 128, 128, 3", "1, 48, 48, 3"), names)
+    wanted = pte_features((made.bundle / "encoder.pte").read_bytes(), names["picture"].numpy())
+    np.testing.assert_array_equal(names["features"].numpy(), wanted)
 
 
 @pytest.mark.parametrize("case", ["not installed", "any size"])
