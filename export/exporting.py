@@ -92,12 +92,7 @@ def export(
         UsageError: no encoder at `run`, an unknown target, `out` in use, or no pictures.
         JobError: features differ by more than the tolerance; nothing is left behind.
     """
-    if target not in TARGETS:
-        raise UsageError(f"target: got {target!r}, allowed are {', '.join(TARGETS)}")
-    if target == "mobile":
-        need_executorch()
-        if any_size:
-            raise UsageError("target mobile has one picture size; leave --any-size out")
+    _refuse_target(target, any_size)
     folder = Path(out) if out is not None else Path(run).with_name(f"{Path(run).name}-bundle")
     refuse_if_used(folder, overwrite)
     encoder, description = load_encoder(run)
@@ -111,11 +106,10 @@ def export(
     models = {"encoder.onnx": model.SerializeToString()}
     if target in ("onnx-fp16", "jetson"):
         models["encoder.fp16.onnx"] = to_half(model).SerializeToString()
-    parity = {name: compare(wanted, _onnx_features(m, sample)) for name, m in models.items()}
     if target == "mobile":
         models[PTE] = to_pte(deployed, torch.from_numpy(sample))
-        parity[PTE] = compare(wanted, pte_features(models[PTE], sample))
         manifest["tools"]["executorch"] = importlib.metadata.version("executorch")
+    parity = {name: compare(wanted, _features(name, m, sample)) for name, m in models.items()}
     _refuse_unlike(parity)
     facts = {
         name: {"tolerance": asdict(TOLERANCES[name]), "parity": asdict(found)}
@@ -158,6 +152,15 @@ def table(exported: Exported) -> Table:
     return shown
 
 
+def _refuse_target(target: str, any_size: bool) -> None:
+    if target not in TARGETS:
+        raise UsageError(f"target: got {target!r}, allowed are {', '.join(TARGETS)}")
+    if target == "mobile":
+        need_executorch()
+        if any_size:
+            raise UsageError("target mobile has one picture size; leave --any-size out")
+
+
 def _sample(
     run: str | Path, description: Mapping[str, Any], pictures: str | Path | None, dtype: Any
 ) -> NDArray[Any]:
@@ -184,6 +187,10 @@ def _torch_features(deployed: Deployed, pictures: NDArray[Any]) -> NDArray[np.fl
     batches = torch.split(torch.from_numpy(pictures), _BATCH)
     features: NDArray[np.float32] = torch.cat([deployed.eval()(b) for b in batches]).numpy()
     return features
+
+
+def _features(name: str, model: bytes, pictures: NDArray[Any]) -> NDArray[np.float32]:
+    return (pte_features if name == PTE else _onnx_features)(model, pictures)
 
 
 def _onnx_features(model: bytes, pictures: NDArray[Any]) -> NDArray[np.float32]:
