@@ -16,9 +16,10 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from tinyssl.classifier import Classifier
 from tinyssl.encoder import Encoder
 
-INPUT, OUTPUT = "pictures", "features"
+INPUT, FEATURES, PROBABILITIES = "pictures", "features", "probabilities"
 _SCALE = {torch.uint8: 255.0, torch.uint16: 65535.0}
 
 
@@ -29,21 +30,48 @@ class Deployed(nn.Module):
         encoder: in evaluation mode; its normalization goes into the graph.
         dtype: of the pictures, uint8 or uint16.
         unit: scale features to unit length.
+        classifier: of the encoder's features as they are.
     """
 
-    def __init__(self, encoder: Encoder, dtype: torch.dtype, unit: bool) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        dtype: torch.dtype,
+        unit: bool,
+        classifier: Classifier | None = None,
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.scale = _SCALE[dtype]
         self.unit = unit
+        self.linear = None if classifier is None else _linear(classifier)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """(b, s, s, c) integers to (b, width) float32."""
+    @property
+    def outputs(self) -> list[str]:
+        """Names of what `forward` gives."""
+        return [FEATURES] if self.linear is None else [FEATURES, PROBABILITIES]
+
+    def forward(self, pictures: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """(b, s, s, c) integers to (b, width) features and (b, k) probabilities, float32."""
         # Cast before permuting: TensorRT does not transpose uint8.
-        features: Tensor = self.encoder(pictures.float().permute(0, 3, 1, 2) / self.scale)
-        if not self.unit:
-            return features
-        return features / features.square().sum(dim=1, keepdim=True).sqrt().clamp(min=1e-12)
+        scaled = pictures.float().permute(0, 3, 1, 2) / self.scale
+        if torch.compiler.is_exporting():
+            # Else pooling keeps the channels last in memory by layers that few devices know.
+            scaled = scaled.contiguous()
+        raw: Tensor = self.encoder(scaled)
+        features = raw
+        if self.unit:
+            features = raw / raw.square().sum(dim=1, keepdim=True).sqrt().clamp(min=1e-12)
+        return features if self.linear is None else (features, self.linear(raw).softmax(dim=1))
+
+
+def _linear(classifier: Classifier) -> nn.Linear:
+    """Its logits, the temperature taken into the weights."""
+    linear = nn.Linear(classifier.weight.shape[1], classifier.weight.shape[0])
+    with torch.no_grad():
+        linear.weight.copy_(classifier.weight / classifier.temperature)
+        linear.bias.copy_(classifier.bias / classifier.temperature)
+    return linear
 
 
 def to_onnx(
@@ -67,7 +95,7 @@ def to_onnx(
             dynamo=True,
             dynamic_shapes={"pictures": open_axes},
             input_names=[INPUT],
-            output_names=[OUTPUT],
+            output_names=deployed.outputs,
             verbose=False,
         )
     assert program is not None

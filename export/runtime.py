@@ -1,6 +1,7 @@
 """Features of pictures on the device: numpy, Pillow, and onnxruntime or TensorRT, nothing else.
 
     python runtime.py pictures/ more.png --out features.npz    (or .csv)
+    python runtime.py pictures/                                (prints classes, if it has any)
     python runtime.py --check                                  (same features as in training?)
     python runtime.py --benchmark
 
@@ -33,6 +34,7 @@ from PIL import Image, ImageOps
 
 FORMAT = 1
 MANIFEST, GOLDEN = "manifest.json", "golden.npz"
+FEATURES, PROBABILITIES = "features", "probabilities"
 MODEL, ENGINE, ENGINE_FACTS = "encoder.onnx", "encoder.engine", "encoder.engine.json"
 _SIXTEEN_BIT = {"I", "I;16", "I;16B", "I;16L", "I;16N"}
 _GRAY = {"1", "L", "LA", "La"} | _SIXTEEN_BIT
@@ -66,6 +68,7 @@ class Extractor:
         provider: what computes it.
         passed_over: why the engine that is there was not taken; empty otherwise.
         width: of the features.
+        classes: names of the classes, where the bundle has a classifier; else empty.
 
     Raises:
         BundleError: damaged, incomplete, of another format, or no such device.
@@ -90,6 +93,7 @@ class Extractor:
         self.size, self.rule = int(taken["size"]), str(taken["resize"])
         self.channels, self.dtype = int(taken["channels"]), np.dtype(taken["dtype"])
         self.width = int(self.manifest["features"]["width"])
+        self.classes = [str(name) for name in self.manifest.get("classes", [])]
 
     def _preferred(self, device: str) -> str:
         there = (self.bundle / ENGINE).exists()
@@ -119,17 +123,33 @@ class Extractor:
         Raises:
             Unreadable: a picture cannot be used; says which and why.
         """
-        features = np.empty((len(pictures), self.width), np.float32)
+        return self._of_all(pictures, batch_size, FEATURES, self.width)
+
+    def classify(self, pictures: Sequence[Picture], batch_size: int = 32) -> Array:
+        """Probabilities (n, classes) float32 of paths, Pillow images or arrays.
+
+        Raises:
+            BundleError: the bundle has no classifier.
+            Unreadable: a picture cannot be used; says which and why.
+        """
+        if not self.classes:
+            raise BundleError(f"{self.bundle} has no classifier; export a run of tinyssl finetune")
+        return self._of_all(pictures, batch_size, PROBABILITIES, len(self.classes))
+
+    def _of_all(
+        self, pictures: Sequence[Picture], batch_size: int, output: str, width: int
+    ) -> Array:
+        rows = np.empty((len(pictures), width), np.float32)
         for start in range(0, len(pictures), batch_size):
             chunk = pictures[start : start + batch_size]
             batch = [self._named(picture, start + i) for i, picture in enumerate(chunk)]
-            features[start : start + len(batch)] = self.run(np.stack(batch))
-        return features
+            rows[start : start + len(batch)] = self.outputs(np.stack(batch))[output]
+        return rows
 
-    def embed_files(
+    def run_files(
         self, paths: Sequence[Path], batch_size: int = 32
-    ) -> Iterator[tuple[list[Path], Array, list[tuple[Path, str]]]]:
-        """Batch by batch: readable paths, their features, and (path, reason) of the others."""
+    ) -> Iterator[tuple[list[Path], dict[str, Array], list[tuple[Path, str]]]]:
+        """Batch by batch: readable paths, their outputs, and (path, reason) of the others."""
         for start in range(0, len(paths), batch_size):
             good: list[Path] = []
             batch: list[Array] = []
@@ -140,11 +160,14 @@ class Extractor:
                     good.append(path)
                 except Unreadable as error:
                     bad.append((path, str(error)))
-            features = self.run(np.stack(batch)) if batch else np.empty((0, self.width), np.float32)
-            yield good, features, bad
+            yield good, self.outputs(np.stack(batch)) if batch else {}, bad
 
     def run(self, pictures: Array) -> Array:
         """Features of prepared pictures (n, size, size, channels) of the input's dtype."""
+        return self.outputs(pictures)[FEATURES]
+
+    def outputs(self, pictures: Array) -> dict[str, Array]:
+        """Features, and probabilities where there is a classifier, of prepared pictures."""
         return self.session.run(pictures)
 
     def prepare(self, picture: Picture) -> Array:
@@ -233,10 +256,12 @@ class OnnxSession:
         if device == "cuda" and self.provider != "CUDAExecutionProvider":
             raise BundleError("device cuda cannot be used here: onnxruntime has no working GPU")
         self.input = self.session.get_inputs()[0].name
+        self.names = [output.name for output in self.session.get_outputs()]
 
-    def run(self, pictures: Array) -> Array:
-        """(n, size, size, channels) to features (n, width) float32."""
-        return self.session.run(None, {self.input: pictures})[0]
+    def run(self, pictures: Array) -> dict[str, Array]:
+        """(n, size, size, channels) to outputs (n, width) float32 by name."""
+        found = self.session.run(self.names, {self.input: pictures})
+        return dict(zip(self.names, found))  # noqa: B905
 
 
 class EngineSession:
@@ -263,32 +288,38 @@ class EngineSession:
         names = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
         modes = [self.engine.get_tensor_mode(name) for name in names]
         self.input = names[modes.index(trt.TensorIOMode.INPUT)]
-        self.output = names[modes.index(trt.TensorIOMode.OUTPUT)]
         self.batch = int(self.engine.get_tensor_profile_shape(self.input, 0)[2][0])
-        self.width = int(self.engine.get_tensor_shape(self.output)[1])
         one = int(np.prod(self.engine.get_tensor_shape(self.input)[1:])) * 2  # uint16 at most
         self.taken = self.cuda.allocate(self.batch * one)
-        self.given = self.cuda.allocate(self.batch * self.width * 4)
+        given = [name for name in names if name != self.input]
+        self.widths = {name: int(self.engine.get_tensor_shape(name)[1]) for name in given}
+        self.given = {
+            name: self.cuda.allocate(self.batch * width * 4) for name, width in self.widths.items()
+        }
         self.stream = self.cuda.stream()
 
-    def run(self, pictures: Array) -> Array:
-        """(n, size, size, channels) to features (n, width) float32."""
-        starts = range(0, len(pictures), self.batch)
+    def run(self, pictures: Array) -> dict[str, Array]:
+        """(n, size, size, channels) to outputs (n, width) float32 by name."""
+        starts = range(0, max(1, len(pictures)), self.batch)
         parts = [self._run(pictures[start : start + self.batch]) for start in starts]
-        return np.concatenate(parts) if parts else np.empty((0, self.width), np.float32)
+        return {name: np.concatenate([part[name] for part in parts]) for name in self.widths}
 
-    def _run(self, pictures: Array) -> Array:
+    def _run(self, pictures: Array) -> dict[str, Array]:
         pictures = np.ascontiguousarray(pictures)
-        features = np.empty((len(pictures), self.width), np.float32)
+        found = {n: np.empty((len(pictures), w), np.float32) for n, w in self.widths.items()}
+        if not len(pictures):
+            return found
         self.cuda.to_device(self.taken, pictures)
         self.context.set_input_shape(self.input, pictures.shape)
         self.context.set_tensor_address(self.input, self.taken.value)
-        self.context.set_tensor_address(self.output, self.given.value)
+        for name, there in self.given.items():
+            self.context.set_tensor_address(name, there.value)
         if not self.context.execute_async_v3(self.stream.value):
             raise BundleError(f"TensorRT could not run {ENGINE}")
         self.cuda.wait(self.stream)
-        self.cuda.to_host(features, self.given)
-        return features
+        for name, rows in found.items():
+            self.cuda.to_host(rows, self.given[name])
+        return found
 
 
 def _tensorrt(facts: dict[str, Any]) -> Any:
@@ -552,37 +583,58 @@ def _peak_mb() -> float | None:
     return int(lines["VmHWM"].split()[0]) / 1e3
 
 
-def _write(out: Path, names: list[str], features: Array) -> None:
+def _write(out: Path, names: list[str], columns: dict[str, Array]) -> None:
+    """Columns (n,) or (n, width), beside the paths."""
     temporary = out.with_name(f".{out.name}.tmp")
     if out.suffix == ".csv":
         with temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow(["path", *(f"feature{i}" for i in range(features.shape[1]))])
-            writer.writerows([name, *row.tolist()] for name, row in zip(names, features))  # noqa: B905
+            header = ["path"]
+            for name, column in columns.items():
+                wide = column.ndim == 2
+                header += [f"{name[:-1]}{i}" for i in range(column.shape[1])] if wide else [name]
+            writer.writerow(header)
+            for row, path in enumerate(names):
+                cells = [np.atleast_1d(column[row]).tolist() for column in columns.values()]
+                writer.writerow([path, *(cell for part in cells for cell in part)])
     else:
         with temporary.open("wb") as file:
-            np.savez(file, paths=np.array(names), features=features)
+            np.savez(file, paths=np.array(names), **columns)
     temporary.replace(out)
 
 
-def _extract(extractor: Extractor, names: Sequence[str], out: Path, batch: int) -> int:
+def _extract(extractor: Extractor, names: Sequence[str], out: Path | None, batch: int) -> int:
     paths = find_pictures(names)
     good: list[str] = []
-    blocks: list[Array] = []
+    blocks: dict[str, list[Array]] = {}
     failed = 0
-    for read, features, bad in extractor.embed_files(paths, batch):
+    for read, outputs, bad in extractor.run_files(paths, batch):
         good += [str(path) for path in read]
-        blocks.append(features)
+        told = {**_labels(extractor, outputs), **outputs} if read else {}
+        for name, column in told.items():
+            blocks.setdefault(name, []).append(column)
+        for path, label, probability in zip(  # noqa: B905
+            read, told.get("label", []), told.get("probability", [])
+        ):
+            print(f"{path}: {label} {probability:.3f}")
         failed += len(bad)
         for path, reason in bad:
             print(f"runtime: {path}: {reason}", file=sys.stderr)
-    if good:
-        _write(out, good, np.concatenate(blocks))
-    print(
-        f"{len(good)} of {len(paths)} pictures, {extractor.variant} on {extractor.provider}", end=""
-    )
-    print(f": wrote {out}" if good else "; nothing written")
+    if good and out is not None:
+        _write(out, good, {name: np.concatenate(parts) for name, parts in blocks.items()})
+    end = f"wrote {out}" if good and out is not None else "nothing written"
+    used = f"{extractor.variant} on {extractor.provider}"
+    print(f"{len(good)} of {len(paths)} pictures, {used}: {end}")
     return 1 if failed else 0
+
+
+def _labels(extractor: Extractor, outputs: dict[str, Array]) -> dict[str, Array]:
+    """The likeliest class and its probability, where there is a classifier."""
+    if not extractor.classes:
+        return {}
+    probabilities = outputs[PROBABILITIES]
+    names = np.array(extractor.classes)[probabilities.argmax(axis=1)]
+    return {"label": names, "probability": probabilities.max(axis=1)}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -610,11 +662,13 @@ def _main(arguments: Sequence[str] | None = None) -> int:
     wanted = bool(given.pictures) + given.check + given.benchmark
     if wanted != 1:
         parser.error("give pictures, or --check, or --benchmark")
-    if given.pictures and (given.out is None or given.out.suffix not in (".npz", ".csv")):
+    if given.out is not None and given.out.suffix not in (".npz", ".csv"):
         parser.error("give --out FILE.npz or --out FILE.csv")
     if given.batch < 1:
         parser.error("--batch must be at least 1")
     extractor = Extractor(given.bundle, given.variant, given.device, given.threads)
+    if given.pictures and given.out is None and not extractor.classes:
+        parser.error("give --out FILE.npz or --out FILE.csv")
     if extractor.passed_over:
         print(f"runtime: {extractor.passed_over}; using {extractor.variant}", file=sys.stderr)
     if given.check:

@@ -296,7 +296,7 @@ def _from_here(path: str) -> str:
     "--target",
     default="onnx",
     show_default=True,
-    help="onnx, onnx-fp16, onnx-int8, tensorrt or jetson.",
+    help="onnx, onnx-fp16, onnx-int8, tensorrt, jetson or mobile.",
 )
 @click.option("--out", type=click.Path(), help="The bundle's folder.  [default: RUN-bundle]")
 @click.option("--pictures", help="Measure parity on these.  [default: those of the run]")
@@ -320,6 +320,7 @@ def export(run: str, **options: Any) -> None:
     tinyssl export runs/mine --target onnx-int8 --labels labels.csv --out bundle
     tinyssl export runs/mine --target jetson --out bundle
     tinyssl export runs/mine --target tensorrt --out bundle    (needs a GPU)
+    tinyssl export runs/mine --target mobile --out bundle
     python bundle/runtime.py --check
     """
     _need("onnx", "onnxscript", "onnxruntime", extra="export")

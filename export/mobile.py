@@ -1,0 +1,118 @@
+"""An encoder as one ExecuTorch program, for phones and small boards, and its runner here.
+
+s = picture size, c = channels, n = pictures.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tinyssl.errors import JobError, UsageError
+
+from .graph import Deployed
+
+MODEL = "encoder.pte"
+
+
+def need_executorch() -> None:
+    """Raises UsageError, which says what to install, where there is no ExecuTorch."""
+    if find_spec("executorch") is None:
+        raise UsageError(
+            "target mobile needs executorch; install with: pip install 'tinyssl[mobile]'"
+        )
+
+
+def to_pte(deployed: Deployed, example: Tensor) -> bytes:
+    """The encoder as an ExecuTorch program whose layers run in XNNPACK; weights inside.
+
+    It takes (1, s, s, c) pictures and gives (1, width) float32. An open batch works too, but was
+    a sixth slower for one picture and reserves memory for the largest batch.
+
+    Args:
+        deployed: on the CPU.
+        example: (n, s, s, c) pictures; the first is traced.
+
+    Raises:
+        UsageError: ExecuTorch is not installed, or the pictures are not uint8.
+        JobError: a layer that ExecuTorch cannot take; tells its reason.
+    """
+    need_executorch()
+    if example.dtype != torch.uint8:
+        raise UsageError(f"target mobile takes uint8 pictures, this encoder {example.dtype}")
+    with _quiet():
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import to_edge_transform_and_lower
+
+        try:
+            program = torch.export.export(deployed.eval(), (example[:1],))
+            lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+            return bytes(lowered.to_executorch().buffer)
+        except Exception as error:  # a compiler of many layers raises nearly anything
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise JobError(f"ExecuTorch cannot take {deployed.encoder.name}: {reason}") from error
+
+
+def pte_features(model: bytes, pictures: NDArray[Any]) -> NDArray[np.float32]:
+    """Features (n, width) of pictures (n, s, s, c) uint8, by ExecuTorch's own runtime.
+
+    Raises:
+        UsageError: ExecuTorch is not installed.
+        JobError: no program of ExecuTorch, or one for other pictures.
+    """
+    need_executorch()
+    with _quiet():
+        from executorch.runtime import Runtime
+
+        try:
+            method = Runtime.get().load_program(model).load_method("forward")
+            assert method is not None
+            # Copied, since every call may write into the same memory.
+            rows = [
+                method.execute([torch.from_numpy(picture[None])])[0].numpy().copy()
+                for picture in pictures
+            ]
+        except RuntimeError as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise JobError(f"ExecuTorch cannot run the model: {reason}") from error
+    features: NDArray[np.float32] = np.concatenate(rows)
+    return features
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """ExecuTorch reports on processors and on its own imports, from C++ too; errors still come."""
+    logging_before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), _no_stderr():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging_before)
+
+
+@contextlib.contextmanager
+def _no_stderr() -> Iterator[None]:
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with tempfile.TemporaryFile() as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+            yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)

@@ -1,0 +1,255 @@
+"""Every form that a model of a bundle can take, made and measured.
+
+n = pictures, s = picture size, c = channels.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+
+from tinyssl.console import log, progress
+from tinyssl.errors import JobError
+from tinyssl.scoring import choose_k, knn_loo_score
+
+from .build_engine import BuildError, build, load_tensorrt
+from .build_engine import facts as engine_facts
+from .graph import FEATURES, PROBABILITIES, Deployed
+from .half import to_half
+from .int8 import MIN_CENTRED, STYLES, Calibration, Quantized, quantize_best
+from .mobile import MODEL as PTE
+from .mobile import pte_features, to_pte
+from .parity import Parity, compare
+from .runtime import ENGINE, ENGINE_FACTS, BundleError, EngineSession
+from .samples import Samples
+
+FLOAT, HALF, INT8, INT8_TRT = "encoder.onnx", "encoder.fp16.onnx", *STYLES
+TARGETS: Mapping[str, tuple[str, ...]] = {
+    "onnx": (FLOAT,),
+    "onnx-fp16": (FLOAT, HALF),
+    "onnx-int8": (FLOAT, INT8),
+    "tensorrt": (FLOAT, HALF, INT8_TRT, ENGINE),
+    "jetson": (FLOAT, HALF, INT8_TRT),
+    "mobile": (FLOAT, PTE),
+}
+ENGINE_BATCH = 8
+MAX_KNN_LOSS = 0.01
+_INSTEAD = "half as large as float32 and keeps them (--target onnx-fp16)"
+_ON_DEVICE = "--target jetson writes what a device builds its engine from"
+_BATCH = 16
+
+Outputs = Mapping[str, NDArray[np.float32]]
+Labeled = tuple[NDArray[Any], NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What an exported model may differ from torch: checked here and on the device."""
+
+    max_abs: float
+    cosine: float
+
+    def allows(self, parity: Parity) -> bool:
+        """Whether the worst picture is within both."""
+        return parity.max_abs <= self.max_abs and parity.worst_cosine >= self.cosine
+
+
+TOLERANCES: Mapping[str, Tolerance] = {
+    FLOAT: Tolerance(1e-4, 0.99999),
+    HALF: Tolerance(0.05, 0.999),
+    ENGINE: Tolerance(0.05, 0.999),
+    PTE: Tolerance(1e-4, 0.99999),
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One model file and what was measured of it.
+
+    Attributes:
+        content: of the file.
+        parity: of its features with torch's.
+        tolerance: that it was and will be held to.
+        same_class: share of pictures given the same class; None without a classifier.
+        facts: more for the manifest.
+        beside: files that go with it, by name.
+    """
+
+    content: bytes
+    parity: Parity
+    tolerance: Tolerance
+    same_class: float | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    beside: Mapping[str, bytes] = field(default_factory=dict)
+
+    def manifest(self) -> dict[str, Any]:
+        """What the manifest says of it."""
+        told = {"tolerance": asdict(self.tolerance), "parity": asdict(self.parity)}
+        if self.same_class is not None:
+            told["parity"]["same_class"] = self.same_class
+        return dict(self.facts) | told
+
+
+class Workshop:
+    """Makes variants of one model and measures each on the same pictures.
+
+    Args:
+        deployed: in evaluation mode, on the CPU.
+        model: its float32 graph.
+        samples: to measure and to calibrate on.
+        labeled: (n, s, s, c) pictures and their (n,) classes, that int8 must not lose.
+        force: take int8 however it changes the features.
+    """
+
+    def __init__(
+        self,
+        deployed: Deployed,
+        model: onnx.ModelProto,
+        samples: Samples,
+        labeled: Labeled | None,
+        force: bool,
+    ) -> None:
+        self.deployed, self.model, self.samples = deployed, model, samples
+        self.labeled, self.force = labeled, force
+        self.wanted = torch_outputs(deployed, samples.measured)
+        self.float = model.SerializeToString()
+
+    def make(self, names: Sequence[str], *, workspace: int, strict: bool) -> dict[str, Variant]:
+        """The variants named; an int8 that changes the features is left out, or refused if strict.
+
+        Raises:
+            JobError: a variant differs from torch by more than its tolerance, or cannot be made.
+        """
+        made = {FLOAT: self._measured(FLOAT, self.float)}
+        if HALF in names:
+            half = to_half(self.model).SerializeToString()
+            made[HALF] = self._measured(HALF, half)
+        styles = {name: style for name, style in STYLES.items() if name in names}
+        if styles:
+            made |= self._int8(styles, strict)
+        if PTE in names:
+            content = to_pte(self.deployed, torch.from_numpy(self.samples.measured))
+            found = {FEATURES: pte_features(content, self.samples.measured)}
+            made[PTE] = self._variant(PTE, content, found)
+        if ENGINE in names:
+            made[ENGINE] = self._engine(made[HALF].content, workspace)
+        _refuse_unlike(made)
+        return made
+
+    def _measured(self, name: str, content: bytes, **more: Any) -> Variant:
+        return self._variant(name, content, onnx_outputs(content, self.samples.measured), **more)
+
+    def _variant(self, name: str, content: bytes, found: Outputs, **more: Any) -> Variant:
+        parity = compare(self.wanted[FEATURES], found[FEATURES])
+        same = None
+        if PROBABILITIES in found:
+            classes = [o[PROBABILITIES].argmax(axis=1) for o in (self.wanted, found)]
+            same = float((classes[0] == classes[1]).mean())
+        # Int8 differs between processors, so a device may be a little further off than here.
+        loose = Tolerance(2 * parity.max_abs, parity.worst_cosine - 0.05)
+        return Variant(content, parity, TOLERANCES.get(name, loose), same, **more)
+
+    def _int8(self, styles: Mapping[str, Any], strict: bool) -> dict[str, Variant]:
+        with progress("calibrating", len(self.samples.calibrated)) as advance:
+            calibration = Calibration(self.model, self.samples.calibrated, advance)
+        log.info("choosing the best int8 by its features; takes minutes where layers hurt")
+        made = {}
+        for name, style in styles.items():
+            found = quantize_best(calibration, style, self._centred, MIN_CENTRED)
+            faults = [] if self.force else _faults(found, self.float, self.labeled)
+            if faults:
+                _refuse_int8(name, faults, strict)
+                continue
+            drawn = self.samples.calibration | {"percentile": found.percentile}
+            facts = {"calibration": drawn, "float_layers": list(found.float_layers)}
+            made[name] = self._measured(name, found.model, facts=facts)
+        return made
+
+    def _centred(self, content: bytes) -> float:
+        found = onnx_outputs(content, self.samples.measured)[FEATURES]
+        return compare(self.wanted[FEATURES], found).centred_cosine
+
+    def _engine(self, half: bytes, workspace: int) -> Variant:
+        """The engine of the float16 model for this machine's GPU."""
+        log.info("building the TensorRT engine; this takes some minutes")
+        try:
+            trt = load_tensorrt()
+            with tempfile.TemporaryDirectory() as folder:
+                model = Path(folder, HALF)
+                model.write_bytes(half)
+                plan = build(model, batch=ENGINE_BATCH, workspace=workspace, trt=trt)
+            told = engine_facts(plan, Path(HALF), ENGINE_BATCH, trt)
+            found: Outputs = EngineSession(plan, told).run(self.samples.measured)
+        except (BuildError, BundleError) as error:
+            raise JobError(f"{error}; {_ON_DEVICE}") from None
+        beside = {ENGINE_FACTS: json.dumps(told, indent=1).encode()}
+        return self._variant(ENGINE, plan, found, beside=beside)
+
+
+@torch.inference_mode()
+def torch_outputs(deployed: Deployed, pictures: NDArray[Any]) -> Outputs:
+    """Features, and probabilities where there is a classifier, of (n, s, s, c) by torch."""
+    batches = torch.split(torch.from_numpy(pictures), _BATCH)
+    outputs = [deployed.eval()(batch) for batch in batches]
+    rows = [o if isinstance(o, tuple) else (o,) for o in outputs]
+    joined = [torch.cat(column).numpy() for column in zip(*rows, strict=True)]
+    return dict(zip((FEATURES, PROBABILITIES), joined, strict=False))
+
+
+def onnx_outputs(model: bytes, pictures: NDArray[Any]) -> Outputs:
+    """The same by onnxruntime on the CPU."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    name, names = session.get_inputs()[0].name, [o.name for o in session.get_outputs()]
+    starts = range(0, len(pictures), _BATCH)
+    parts = [session.run(names, {name: pictures[s : s + _BATCH]}) for s in starts]
+    return {n: np.concatenate(rows) for n, rows in zip(names, zip(*parts, strict=True), strict=True)}
+
+
+def _faults(found: Quantized, reference: bytes, labeled: Labeled | None) -> list[str]:
+    faults = []
+    if found.score < MIN_CENTRED:
+        faults.append(f"centred cosine {found.score:.3f} with float32, {MIN_CENTRED} is wanted")
+    if labeled is not None and (loss := _knn_loss(reference, found.model, *labeled)) > MAX_KNN_LOSS:
+        faults.append(f"k-NN accuracy falls by {100 * loss:.1f} points, 1 is allowed")
+    if faults and found.harm:
+        worst = [f"{layer} ({harm:.3f})" for layer, harm in list(found.harm.items())[:5]]
+        faults.append(f"alone, these layers cost most: {', '.join(worst)}")
+    return faults
+
+
+def _refuse_int8(name: str, faults: Sequence[str], strict: bool) -> None:
+    told = f"{name} changes the features too much: {'; '.join(faults)}; {HALF} is {_INSTEAD}"
+    if strict:
+        raise JobError(f"{told}; --force writes int8 all the same; no bundle was written")
+    log.warning(f"{told}; it was left out, --force writes it all the same")
+
+
+def _knn_loss(
+    reference: bytes, model: bytes, pictures: NDArray[Any], labels: NDArray[np.int64]
+) -> float:
+    """Balanced leave-one-out k-NN accuracy that int8 loses, in [-1, 1]; k chosen on float32."""
+    before, after = (onnx_outputs(m, pictures)[FEATURES] for m in (reference, model))
+    k = choose_k(before, labels)
+    return knn_loo_score(before, labels, k=k) - knn_loo_score(after, labels, k=k)
+
+
+def _refuse_unlike(made: Mapping[str, Variant]) -> None:
+    for name, variant in made.items():
+        found, allowed = variant.parity, variant.tolerance
+        if not allowed.allows(found):
+            raise JobError(
+                f"{name} differs from torch: largest difference {found.max_abs:.2g} (allowed "
+                f"{allowed.max_abs:.2g}), worst cosine {found.worst_cosine:.6f} (allowed "
+                f"{allowed.cosine}); no bundle was written"
+            )
