@@ -17,7 +17,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from tinyssl import __version__
-from tinyssl.config import load_recipe
+from tinyssl.config import sources_of
 from tinyssl.console import log
 from tinyssl.data import load_pictures, scan
 from tinyssl.errors import JobError, UsageError
@@ -151,7 +151,7 @@ def _sample(
 ) -> NDArray[Any]:
     """At most 64 evenly spaced pictures, as the encoder takes them."""
     try:
-        sources = load_recipe(run).data.sources if pictures is None else [pictures]
+        sources = sources_of(run) if pictures is None else [pictures]
         paths = scan(sources)
     except UsageError as error:
         raise UsageError(f"parity needs real pictures: {error}; give --pictures DIR") from None

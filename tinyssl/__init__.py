@@ -10,7 +10,9 @@ from tinyssl.errors import JobError, TinysslError, UsageError
 
 if TYPE_CHECKING:
     from tinyssl.evaluation import evaluate
+    from tinyssl.finetuning import finetune
     from tinyssl.model import load
+    from tinyssl.predicting import predict
     from tinyssl.pretraining import pretrain
     from tinyssl.transformer import EmbeddingTransformer
 
@@ -23,14 +25,18 @@ __all__ = [
     "UsageError",
     "__version__",
     "evaluate",
+    "finetune",
     "load",
+    "predict",
     "pretrain",
 ]
 
 _HOMES = {
     "EmbeddingTransformer": "transformer",
     "evaluate": "evaluation",
+    "finetune": "finetuning",
     "load": "model",
+    "predict": "predicting",
     "pretrain": "pretraining",
 }
 
