@@ -235,7 +235,7 @@ class Network:
         start = self.linear.fit(inside, lambda _: None, final=final)
         head = ScaledHead(start.plane, scaling_of(self.linear.features[inside])).to(self.device)
         encoder: Encoder = copied(start.encoder)
-        encoder = encoder.to(self.device, memory_format=torch.channels_last)
+        encoder = encoder.to(self.device).to(memory_format=torch.channels_last)
         pictures = torch.from_numpy(self.labeled.array[inside]).to(self.device)
         labels = self.labeled.labels[inside]
         tune(

@@ -78,7 +78,7 @@ class Unlabeled(Section):
     """Spreading of labels to pictures without one, for `method: semi`."""
 
     pictures: Annotated[int, Field(ge=1)] = Field(4000, description="at most; drawn if more")
-    neighbours: Count = Field(20, description="of each picture in the graph")
+    neighbours: Count = Field(10, description="of each picture in the graph")
     alpha: Annotated[float, Field(gt=0, lt=1)] = Field(0.9, description="how far labels travel")
     weight: Positive = Field(1.0, description="of all spread labels over all given ones")
 

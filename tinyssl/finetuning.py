@@ -33,7 +33,7 @@ from tinyssl.errors import UsageError
 from tinyssl.files import write_text
 from tinyssl.finetune_config import FOR_AUTO, FinetuneRecipe, load_finetune_recipe
 from tinyssl.folds import Fold, repeats_for, stratified_folds
-from tinyssl.labeled import read_labeled, smallest_class
+from tinyssl.labeled import LABELS, read_labeled, smallest_class
 from tinyssl.probing import FALLBACK_STRENGTH, choose_strength
 from tinyssl.run_folder import RunFolder
 from tinyssl.weights import load_encoder, save_encoder
@@ -310,7 +310,7 @@ class _Job:
         encoder: Encoder,
         classifier: Classifier,
     ) -> None:
-        write_text(folder / "labels.csv", self.labeled.to_csv())
+        write_text(folder / LABELS, self.labeled.to_csv())
         write_text(folder / "recipe.yaml", self._settled(name, out).to_yaml())
         save_classifier(classifier, folder)
         save_encoder(
@@ -343,7 +343,7 @@ class _Job:
     def _settled(self, name: str, out: Path) -> FinetuneRecipe:
         recipe = self.recipes[name]
         classifier = recipe.classifier.model_copy(update={"strength": self._strength(recipe)})
-        data = recipe.data.model_copy(update={"sources": [str(out.absolute() / "labels.csv")]})
+        data = recipe.data.model_copy(update={"sources": [str(out.absolute() / LABELS)]})
         return recipe.model_copy(update={"classifier": classifier, "data": data})
 
     def _tell(self) -> None:

@@ -21,6 +21,8 @@ from tinyssl.data import IMAGE_EXTENSIONS, Pictures, load_pictures
 from tinyssl.errors import UsageError
 from tinyssl.labels import LabeledPaths, from_class_folders, from_csv
 
+LABELS = "labels.csv"
+
 
 @dataclass(frozen=True)
 class Labeled:
@@ -161,3 +163,12 @@ def _first_of_each(pictures: Pictures, names: list[str]) -> list[int]:
 def smallest_class(labels: NDArray[np.int64]) -> int:
     """Pictures of the rarest class that occurs."""
     return min(Counter(labels.tolist()).values())
+
+
+def used_digests(run: str | Path) -> set[str]:
+    """Digests of the pictures whose labels a fine-tuned run learned from."""
+    path = Path(run) / LABELS
+    if not path.is_file():
+        return set()
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        return {row.get("digest") or "" for row in csv.DictReader(file)}

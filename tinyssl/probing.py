@@ -33,8 +33,7 @@ class Scaling:
 
     def __call__(self, features: Floats) -> NDArray[np.float32]:
         """(n, d) features to (n, d) scaled ones."""
-        scaled: NDArray[np.float32] = (features - self.mean) / self.spread
-        return scaled
+        return np.asarray((features - self.mean) / self.spread, np.float32)
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,7 @@ class Plane:
 
     def logits(self, features: Floats) -> NDArray[np.float32]:
         """(n, d) features to (n, k) logits."""
-        found: NDArray[np.float32] = features @ self.weight.T + self.bias
-        return found
+        return np.asarray(features @ self.weight.T + self.bias, np.float32)
 
 
 def scaling_of(features: Floats) -> Scaling:
@@ -59,7 +57,7 @@ def scaling_of(features: Floats) -> Scaling:
     n, variance = len(features), features.var(axis=0, dtype=np.float64)
     shrunk = (n * variance + _PRIOR_ROWS * variance.mean()) / (n + _PRIOR_ROWS)
     spread = np.sqrt(np.maximum(shrunk, 1e-12))
-    return Scaling(features.mean(axis=0, dtype=np.float32), spread.astype(np.float32))
+    return Scaling(features.mean(axis=0).astype(np.float32), spread.astype(np.float32))
 
 
 def unscaled(weights: Floats, scaling: Scaling) -> Plane:
