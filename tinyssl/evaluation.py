@@ -274,9 +274,7 @@ def _own_classifier(
     digests = np.array(_pictures(task, description).hashes)[task.test]
     seen = len(set(digests) & used_digests(run))
     if seen:
-        log.warning(
-            f"{seen} test pictures were used in fine-tuning; its figures are too good"
-        )
+        log.warning(f"{seen} test pictures were used in fine-tuning; its figures are too good")
     shares = classifier.probabilities(torch.from_numpy(features[task.test])).numpy()
     found = scores(task.labels[task.test], shares.argmax(axis=1), len(task.classes))
     return found | {"seen_in_finetuning": seen}
