@@ -117,7 +117,7 @@ def test_network_starts_at_the_linear_fit_and_leaves_the_run_encoder_alone() -> 
     features = embed_pictures(ENCODER, array)
     linear = Linear(ENCODER, features, labels, 0.1)
     rates = Rates(
-        views=4, fold_views=4, batch_size=4, lr=1e-12, encoder_lr=1.0, layer_decay=1.0,
+        views=4, fold_views=4, batch_size=4, lr=1e-12, head_lr=1.0, layer_decay=1.0,
         weight_decay=0.0, smoothing=0.0, average=0.0, frozen_batch_norm=True,
     )  # fmt: skip
     before = {key: value.clone() for key, value in ENCODER.state_dict().items()}

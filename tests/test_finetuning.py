@@ -200,7 +200,7 @@ def test_classifier_of_other_classes_is_not_judged(
     run: Path, picture_folder: Folder, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = picture_folder(per_class=6)
-    out = finetune(run, data, "few-label-linear", tmp_path / "out")
+    out = finetune(run, data, "few-label-linear", tmp_path / "out", overrides=SHORT)
     (data / "dark").rename(data / "black")
     assert "classifier" not in evaluate(out, train=data, test=data)
     assert "has other classes" in caplog.text
@@ -211,9 +211,9 @@ def test_unlabeled_copies_of_labeled_pictures_are_left_out(
 ) -> None:
     data, more = picture_folder(per_class=4), picture_folder("more", per_class=7)
     shutil.copytree(data, more / "again")
-    out = finetune(run, data, "few-label-semi", tmp_path / "out", unlabeled=more)
+    out = finetune(run, data, "few-label-semi", tmp_path / "out", unlabeled=more, overrides=SHORT)
     assert result_of(out)["unlabeled"] == 14
-    few = ["unlabeled.pictures=5"]
+    few = [*SHORT, "unlabeled.pictures=5"]
     out = finetune(run, data, "few-label-semi", tmp_path / "b", unlabeled=more, overrides=few)
     assert result_of(out)["unlabeled"] <= 5
 
@@ -238,7 +238,7 @@ def test_used_folder_is_refused_or_replaced(
     (out / "eval.json").write_text("{}")
     with pytest.raises(UsageError, match=r"is not empty; replace the run with --overwrite"):
         finetune(run, data, "few-label-linear", out)
-    finetune(run, data, "few-label-linear", out, overwrite=True)
+    finetune(run, data, "few-label-linear", out, overwrite=True, overrides=SHORT)
     assert {path.name for path in out.iterdir()} == FILES | {"notes.txt"}
     with pytest.raises(UsageError, match="is the run itself"):
         finetune(run, data, out=run, overwrite=True)
@@ -246,7 +246,7 @@ def test_used_folder_is_refused_or_replaced(
 
 def test_failed_job_leaves_the_old_run(run: Path, picture_folder: Folder, tmp_path: Path) -> None:
     data = picture_folder(per_class=3)
-    out = finetune(run, data, "few-label-linear", tmp_path / "out")
+    out = finetune(run, data, "few-label-linear", tmp_path / "out", overrides=SHORT)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     with pytest.raises(tinyssl.JobError, match=r"lower network\.lr"):
         finetune(run, data, "few-label", out, overwrite=True, overrides=[*SHORT, "network.lr=1e30"])

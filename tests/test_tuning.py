@@ -14,7 +14,7 @@ from tinyssl.tuning import Average, Course, layer_depths, parameter_rates, pictu
 
 def course(steps: int = 6, lr: float = 0.01, **changes: object) -> Course:
     settings: dict[str, object] = {
-        "lrs": warmup_cosine(steps, 1, lr), "batch_size": 4, "encoder_lr": 0.5,
+        "lrs": warmup_cosine(steps, 1, lr), "batch_size": 4, "head_lr": 0.5,
         "layer_decay": 0.5, "weight_decay": 0.01, "smoothing": 0.0, "average": 0.5,
         "frozen_batch_norm": True, "seed": 0,
     }  # fmt: skip
@@ -82,16 +82,16 @@ def test_a_model_without_layers_has_one_rate() -> None:
 def test_every_parameter_has_one_group_and_its_rate() -> None:
     encoder = create_encoder("mobilenetv3-small", seed=0)
     head = nn.Linear(encoder.width, 3)
-    groups = parameter_rates(encoder.backbone, head, course())
+    groups = parameter_rates(encoder.backbone, head, course(layer_decay=0.25))
     shares = {id(p): g["share"] for g in groups for p in g["params"]}
     decays = {id(p): g["weight_decay"] for g in groups for p in g["params"]}
     assert len(shares) == sum(len(g["params"]) for g in groups)
     assert set(shares) == {id(p) for p in [*encoder.parameters(), *head.parameters()]}
     depths = layer_depths(encoder.backbone)
     for name, parameter in encoder.backbone.named_parameters():
-        assert shares[id(parameter)] == pytest.approx(0.5 * 0.5 ** depths[name])
+        assert shares[id(parameter)] == pytest.approx(0.25 ** depths[name])
         assert decays[id(parameter)] == (0.01 if parameter.ndim > 1 else 0)
-    assert shares[id(head.weight)] == 1
+    assert shares[id(head.weight)] == 0.5
 
 
 @pytest.mark.parametrize(("pictures", "batch"), [(5, 4), (50, 8), (3, 8)])

@@ -201,7 +201,7 @@ class Rates:
     fold_views: int
     batch_size: int
     lr: float
-    encoder_lr: float
+    head_lr: float
     layer_decay: float
     weight_decay: float
     smoothing: float
@@ -271,7 +271,7 @@ class Network:
         return Course(
             lrs=warmup_cosine(steps, steps // 10, rates.lr),
             batch_size=rates.batch_size,
-            encoder_lr=rates.encoder_lr,
+            head_lr=rates.head_lr,
             layer_decay=rates.layer_decay,
             weight_decay=rates.weight_decay,
             smoothing=rates.smoothing,

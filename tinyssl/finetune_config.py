@@ -53,8 +53,8 @@ class Network(Section):
     views: Count = Field(8000, description="augmented views of the final training")
     fold_views: Count = Field(2000, description="of the training on each fold")
     batch_size: Annotated[int, Field(ge=2)] = 32
-    lr: Positive = Field(3e-3, description="AdamW's, of the classifier")
-    encoder_lr: Probability = Field(0.5, description="of the encoder's last layer, times lr")
+    lr: Positive = Field(1e-3, description="AdamW's, of the encoder's last layer")
+    head_lr: Probability = Field(0.1, description="of the classifier, as a share of lr")
     layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
         0.7, description="rate of each layer over that of the next"
     )

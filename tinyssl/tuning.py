@@ -27,9 +27,9 @@ class Course:
     """How a network is tuned; known before the first step.
 
     Attributes:
-        lrs: (steps,) learning rates of the head.
+        lrs: (steps,) learning rates of the encoder's last layer.
         batch_size: views a step.
-        encoder_lr: of the encoder's last layer, as a share of the head's.
+        head_lr: of the head, as a share of the last layer's.
         layer_decay: what each layer before has of the rate of the one after it.
         weight_decay: AdamW's, of matrices and filters.
         smoothing: share of every target that is spread over all classes.
@@ -40,7 +40,7 @@ class Course:
 
     lrs: NDArray[np.float64]
     batch_size: int
-    encoder_lr: float
+    head_lr: float
     layer_decay: float
     weight_decay: float
     smoothing: float
@@ -67,7 +67,8 @@ def parameter_rates(backbone: nn.Module, head: nn.Module, course: Course) -> lis
     """One group for the optimizer per layer and kind; `share` scales the learning rate.
 
     Biases and the scales of norms are not decayed, as nothing of the head is: it starts at the
-    minimum of a regularised fit.
+    minimum of a regularised fit. AdamW moves all weights at one speed, and a fit on some dozen
+    pictures has thousands of small ones: at the encoder's own rate they would drown in noise.
     """
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     depths = layer_depths(backbone)
@@ -76,12 +77,15 @@ def parameter_rates(backbone: nn.Module, head: nn.Module, course: Course) -> lis
     found: list[dict[str, Any]] = [
         {
             "params": parameters,
-            "share": course.encoder_lr * course.layer_decay**depth,
+            "share": course.layer_decay**depth,
             "weight_decay": course.weight_decay if decayed else 0.0,
         }
         for (depth, decayed), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]
-    return [*found, {"params": list(head.parameters()), "share": 1.0, "weight_decay": 0.0}]
+    return [
+        *found,
+        {"params": list(head.parameters()), "share": course.head_lr, "weight_decay": 0.0},
+    ]
 
 
 def picture_order(pictures: int, batch_size: int, steps: int, seed: int) -> NDArray[np.int64]:
