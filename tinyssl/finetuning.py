@@ -133,12 +133,14 @@ class _Job:
     ) -> None:
         self.start = time.monotonic()
         keep_freed_memory()
-        self.run, self.labels_source = Path(run), labels
+        self.run = Path(run)
         self.recipes = dict(recipes)
         first = next(iter(recipes.values()))
         self.device = pick_device(first.run.device)
         self.seed = first.run.seed
         torch.manual_seed(self.seed)
+        # Or convolutions on a GPU would differ from run to run; the CPU's never do.
+        torch.backends.cudnn.deterministic = True
         encoder, self.description = load_encoder(run)
         self.encoder: Encoder = encoder.to(self.device)
         self.cache = None if first.data.cache_dir is None else Path(first.data.cache_dir)
@@ -147,8 +149,8 @@ class _Job:
             labels, self.description, cache_dir=self.cache, workers=self.workers
         )
         self.features = embed_pictures(self.encoder, self.labeled.array, device=self.device)
-        self.unlabeled, self.why_not_semi = self._read_unlabeled(unlabeled)
         self.folds, self.why_no_folds = self._draw_folds(first)
+        self.unlabeled, self.why_not_semi = self._read_unlabeled(unlabeled)
         self._tell()
 
     def finish(self, folder: Path, out: Path) -> None:
@@ -176,7 +178,9 @@ class _Job:
     ) -> tuple[NDArray[np.float32] | None, str]:
         """Features of the pictures without a label, or why there are none."""
         semi = [r for r in self.recipes.values() if r.classifier.method == "semi"]
-        if not semi:
+        if not semi or (len(self.recipes) > 1 and not self.folds):
+            if given is not None:
+                log.warning("--unlabeled is for few-label-semi; the pictures are not used")
             return None, ""
         try:
             sources = _as_list(given) if given is not None else sources_of(self.run)
