@@ -15,6 +15,8 @@ from rich.console import Console
 
 import tinyssl
 from tinyssl.classifier import load_classifier
+from tinyssl.config import sources_of
+from tinyssl.data import scan
 from tinyssl.encoder import create_encoder
 from tinyssl.errors import UsageError
 from tinyssl.evaluation import evaluate
@@ -71,6 +73,8 @@ def test_every_recipe_leaves_a_whole_run(
     assert result["labels"] == {"bright": 6, "dark": 6}
     assert float(classifier.temperature) == pytest.approx(result["temperature"])
     assert set(result["held_out"]) == {recipe}
+    # What export measures parity on, unless other pictures are given.
+    assert scan(sources_of(out)) == pictures
     assert result["unlabeled"] == (18 if recipe == "few-label-semi" else 0)
 
 

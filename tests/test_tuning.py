@@ -18,7 +18,7 @@ def course(steps: int = 6, lr: float = 0.01, **changes: object) -> Course:
         "layer_decay": 0.5, "weight_decay": 0.01, "smoothing": 0.0, "average": 0.5,
         "frozen_batch_norm": True, "seed": 0,
     }  # fmt: skip
-    return Course(**(settings | changes))  # type: ignore[arg-type]
+    return Course(**(settings | changes))
 
 
 class Tiny(nn.Module):

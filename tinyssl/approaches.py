@@ -5,6 +5,7 @@ n = labeled pictures, m = unlabeled ones, d = feature width, k = classes.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -25,7 +26,7 @@ from tinyssl.logistic import balanced_weights, fit_logistic, rotate
 from tinyssl.probing import Plane, Scaling, fit_plane, scaling_of, unscaled
 from tinyssl.schedule import warmup_cosine
 from tinyssl.spreading import Spread, neighbour_graph, spread_labels
-from tinyssl.tuning import Course, copied, tune
+from tinyssl.tuning import Course, tune
 
 Rows = NDArray[np.int64]
 
@@ -234,8 +235,8 @@ class Network:
         """As `Approach.fit`."""
         start = self.linear.fit(inside, lambda _: None, final=final)
         head = ScaledHead(start.plane, scaling_of(self.linear.features[inside])).to(self.device)
-        encoder: Encoder = copied(start.encoder)
-        encoder = encoder.to(self.device).to(memory_format=torch.channels_last)
+        encoder = copy.deepcopy(start.encoder).to(self.device)
+        encoder = encoder.to(memory_format=torch.channels_last)
         pictures = torch.from_numpy(self.labeled.array[inside]).to(self.device)
         labels = self.labeled.labels[inside]
         tune(

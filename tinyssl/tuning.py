@@ -5,7 +5,6 @@ b = batch, k = classes, c = channels, s = view size.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -165,11 +164,6 @@ def tune(
         advance(len(chosen))
     network.load_state_dict(average.mean)
     network.eval()
-
-
-def copied(module: nn.Module) -> Any:
-    """A copy that shares nothing, to tune without touching the original."""
-    return copy.deepcopy(module)
 
 
 def _steps(pictures: int, course: Course) -> Iterator[tuple[int, NDArray[np.int64]]]:
