@@ -12,6 +12,7 @@ from tinyssl.approaches import (
     Semi,
     held_out_logits,
     joint_weights,
+    mean_decay,
 )
 from tinyssl.augment import Augment
 from tinyssl.encoder import create_encoder, embed_pictures
@@ -128,3 +129,9 @@ def test_network_starts_at_the_linear_fit_and_leaves_the_run_encoder_alone() -> 
     assert all(torch.equal(value, ENCODER.state_dict()[key]) for key, value in before.items())
     logits = network.logits(fitted, np.arange(8))
     assert logits == pytest.approx(start.plane.logits(features), abs=1e-3)
+
+
+def test_the_mean_of_the_weights_spans_the_same_share_of_any_training() -> None:
+    assert mean_decay(0.2, 250) == pytest.approx(0.98)
+    assert mean_decay(0.2, 50) == pytest.approx(0.9)
+    assert mean_decay(0.2, 3) == mean_decay(0.0, 100) == 0

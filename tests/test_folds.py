@@ -30,5 +30,5 @@ def test_seed_and_repeat_decide() -> None:
 
 
 def test_few_labels_are_folded_more_often() -> None:
-    assert [repeats_for("auto", n) for n in (10, 50, 500)] == [3, 2, 1]
+    assert [repeats_for("auto", n) for n in (10, 50, 500)] == [2, 2, 1]
     assert repeats_for(7, 500) == 7

@@ -195,6 +195,7 @@ class Rates:
 
     Attributes:
         views: augmented views of the final fit.
+        average: share of the steps that the mean of the weights spans.
         fold_views: of the fit on a fold.
     """
 
@@ -208,6 +209,11 @@ class Rates:
     smoothing: float
     average: float
     frozen_batch_norm: bool
+
+
+def mean_decay(share: float, steps: int) -> float:
+    """Decay of a running mean that spans a share of the steps; 0 where that is a step or less."""
+    return max(0.0, 1 - 1 / max(share * steps, 1.0))
 
 
 class Network:
@@ -276,7 +282,7 @@ class Network:
             layer_decay=rates.layer_decay,
             weight_decay=rates.weight_decay,
             smoothing=rates.smoothing,
-            average=rates.average,
+            average=mean_decay(rates.average, steps),
             frozen_batch_norm=rates.frozen_batch_norm,
             seed=self.seed,
         )

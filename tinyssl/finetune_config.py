@@ -40,7 +40,7 @@ class Classifier(Section):
         "auto", description="C of the logistic fit; auto: chosen on folds"
     )
     folds: Annotated[int, Field(ge=2, le=20)] = Field(
-        3, description="parts of the labels; fewer where a class has fewer pictures"
+        5, description="parts of the labels; fewer where a class has fewer pictures"
     )
     repeats: Literal["auto"] | Count = Field(
         "auto", description="times the folds are drawn anew; auto: more for few labels"
@@ -51,7 +51,7 @@ class Network(Section):
     """Training of the whole network, for `method: network`."""
 
     views: Count = Field(8000, description="augmented views of the final training")
-    fold_views: Count = Field(2000, description="of the training on each fold")
+    fold_views: Count = Field(1500, description="of the training on each fold")
     batch_size: Annotated[int, Field(ge=2)] = 32
     lr: Positive = Field(1e-3, description="AdamW's, of the encoder's last layer")
     head_lr: Probability = Field(0.1, description="of the classifier, as a share of lr")
@@ -61,7 +61,7 @@ class Network(Section):
     weight_decay: NotNegative = 0.05
     smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="of the labels")
     average: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.98, description="decay of the mean of the weights"
+        0.2, description="share of the training that the mean of the weights spans"
     )
     batch_norm: Literal["frozen", "train"] = Field(
         "frozen", description="train: statistics of the small batches"

@@ -12,10 +12,10 @@ Fold = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
 def repeats_for(setting: int | str, labels: int) -> int:
-    """Times to draw the folds: `auto` is 3 below 30 labels, 2 below 100, else 1."""
+    """Times to draw the folds: `auto` is 2 below 100 labels, else 1."""
     if setting != "auto":
         return int(setting)
-    return 3 if labels < 30 else 2 if labels < 100 else 1
+    return 2 if labels < 100 else 1
 
 
 def stratified_folds(labels: Ints, folds: int, repeats: int, seed: int) -> list[list[Fold]]:

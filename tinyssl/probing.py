@@ -19,7 +19,7 @@ from tinyssl.logistic import fit_logistic, rotate
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.integer[Any]]
 
-STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)
+STRENGTHS = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 FALLBACK_STRENGTH = 3e-2
 _PRIOR_ROWS = 100
 
