@@ -28,7 +28,7 @@ from tinyssl.weights import save_encoder
 
 Folder = Callable[..., Path]
 SHORT = [
-    "network.views=16", "network.fold_views=8", "network.batch_size=8", "network.lr=1e-4",
+    "network.views=16", "network.fold_views=8", "network.batch_size=8", "network.lr=1e-5",
     "classifier.folds=2", "classifier.repeats=1", "classifier.strength=0.03",
 ]  # fmt: skip
 FILES = {

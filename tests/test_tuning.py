@@ -136,7 +136,7 @@ def test_statistics_move_where_they_are_told_to() -> None:
 
 def test_loss_falls_from_the_first_step_to_the_last() -> None:
     encoder = Tiny()
-    head = run(encoder, course(steps=30, lr=0.05, average=0.0))
+    head = run(encoder, course(steps=80, lr=0.05, average=0.0, head_lr=1.0))
     with torch.no_grad():
         logits = head(encoder(dark_and_bright()))
         loss = nn.functional.cross_entropy(logits, torch.from_numpy(TRUTH))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tinyssl.augment import Augment
 from tinyssl.console import Advance
 from tinyssl.encoder import Encoder, embed_pictures
+from tinyssl.errors import JobError
 from tinyssl.folds import Fold
 from tinyssl.labeled import Labeled
 from tinyssl.loader import generator_for
@@ -255,6 +256,7 @@ class Network:
             self._course(self.cost[1 if final else 0]),
             lambda _: advance(1),
         )
+        _refuse_diverged(encoder, head, self.labeled.array[inside[:1]], self.device)
         return Fitted(encoder, head.plane())
 
     def logits(self, fitted: Fitted, outside: Rows) -> NDArray[np.float32]:
@@ -286,6 +288,17 @@ class Network:
             frozen_batch_norm=rates.frozen_batch_norm,
             seed=self.seed,
         )
+
+
+def _refuse_diverged(
+    encoder: Encoder, head: ScaledHead, picture: NDArray[Any], device: torch.device
+) -> None:
+    """The loss is looked at before each step, so the last one could go wrong unseen."""
+    features = torch.from_numpy(embed_pictures(encoder, picture, device=device)).to(device)
+    with torch.inference_mode():
+        finite = bool(torch.isfinite(head(features)).all())
+    if not finite:
+        raise JobError("the network has diverged: its logits are not finite; lower network.lr")
 
 
 def held_out_logits(
