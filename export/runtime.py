@@ -583,23 +583,24 @@ def _peak_mb() -> float | None:
     return int(lines["VmHWM"].split()[0]) / 1e3
 
 
-def _write(out: Path, names: list[str], columns: dict[str, Array]) -> None:
-    """Columns (n,) or (n, width), beside the paths."""
+def _write(out: Path, extractor: Extractor, names: list[str], columns: dict[str, Array]) -> None:
+    """Columns (n,) or (n, width), beside the paths; in an npz with the names of the classes."""
     temporary = out.with_name(f".{out.name}.tmp")
     if out.suffix == ".csv":
+        wide = {
+            FEATURES: [f"feature{i}" for i in range(extractor.width)],
+            PROBABILITIES: [f"p({name})" for name in extractor.classes],
+        }
         with temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            header = ["path"]
-            for name, column in columns.items():
-                wide = column.ndim == 2
-                header += [f"{name[:-1]}{i}" for i in range(column.shape[1])] if wide else [name]
-            writer.writerow(header)
+            writer.writerow(["path", *(n for name in columns for n in wide.get(name, [name]))])
             for row, path in enumerate(names):
                 cells = [np.atleast_1d(column[row]).tolist() for column in columns.values()]
                 writer.writerow([path, *(cell for part in cells for cell in part)])
     else:
+        more = {"classes": np.array(extractor.classes)} if extractor.classes else {}
         with temporary.open("wb") as file:
-            np.savez(file, paths=np.array(names), **columns)
+            np.savez(file, paths=np.array(names), **more, **columns)
     temporary.replace(out)
 
 
@@ -621,7 +622,9 @@ def _extract(extractor: Extractor, names: Sequence[str], out: Path | None, batch
         for path, reason in bad:
             print(f"runtime: {path}: {reason}", file=sys.stderr)
     if good and out is not None:
-        _write(out, good, {name: np.concatenate(parts) for name, parts in blocks.items()})
+        _write(
+            out, extractor, good, {name: np.concatenate(parts) for name, parts in blocks.items()}
+        )
     end = f"wrote {out}" if good and out is not None else "nothing written"
     used = f"{extractor.variant} on {extractor.provider}"
     print(f"{len(good)} of {len(paths)} pictures, {used}: {end}")

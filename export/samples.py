@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyssl.config import load_recipe
+from tinyssl.config import sources_of
 from tinyssl.data import IMAGE_EXTENSIONS, load_pictures, scan
 from tinyssl.errors import UsageError
 from tinyssl.labels import from_class_folders, from_csv
@@ -104,7 +104,7 @@ def read_labeled(reader: Reader, labels: str | Path) -> tuple[Pictures, NDArray[
 
 def _paths(run: str | Path, pictures: str | Path | None) -> list[Path]:
     try:
-        return scan(load_recipe(run).data.sources if pictures is None else [pictures])
+        return scan(sources_of(run) if pictures is None else [pictures])
     except UsageError as error:
         raise UsageError(f"parity needs real pictures: {error}; give --pictures DIR") from None
 

@@ -213,7 +213,9 @@ def onnx_outputs(model: bytes, pictures: NDArray[Any]) -> Outputs:
     name, names = session.get_inputs()[0].name, [o.name for o in session.get_outputs()]
     starts = range(0, len(pictures), _BATCH)
     parts = [session.run(names, {name: pictures[s : s + _BATCH]}) for s in starts]
-    return {n: np.concatenate(rows) for n, rows in zip(names, zip(*parts, strict=True), strict=True)}
+    return {
+        n: np.concatenate(rows) for n, rows in zip(names, zip(*parts, strict=True), strict=True)
+    }
 
 
 def _faults(found: Quantized, reference: bytes, labeled: Labeled | None) -> list[str]:

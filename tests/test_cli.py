@@ -55,6 +55,31 @@ def test_whole_way_from_pictures_to_table(
     assert json.loads((out / "eval.json").read_text())["classes"] == ["bright", "dark"]
 
 
+def test_few_labels_to_predictions(
+    capsys: pytest.CaptureFixture[str], picture_folder: Folder, tmp_path: Path
+) -> None:
+    data = picture_folder(per_class=4)
+    run_folder = tmp_path / "run"
+    run_folder.mkdir()
+    encoder = create_encoder("mobilenetv3-small", seed=5)
+    save_encoder(encoder, run_folder, image_size=32, resize="crop")
+    given = ["--labels", data, "--recipe", "few-label-linear", "classifier.folds=2"]
+    status, out, _ = run(capsys, "finetune", run_folder, *given, "--seed", 3)
+    assert status == 0
+    assert "few-label-linear" in out
+    assert f"next: tinyssl predict {run_folder}-cls" in out
+    assert max(map(len, out.splitlines()[:-1])) <= 80
+    csv = tmp_path / "p.csv"
+    status, out, _ = run(capsys, "predict", f"{run_folder}-cls", data, "--out", csv)
+    assert (status, out) == (0, f"wrote {csv}: 8 pictures\n")
+    (data / "dark" / "000.png").write_bytes(b"gone")
+    status, out, err = run(capsys, "predict", f"{run_folder}-cls", data, "--out", csv)
+    assert status == 1
+    assert f"wrote {csv}: 7 pictures" in out
+    assert "1 pictures could not be read; all others are in" in err.splitlines()[-1]
+    assert len(csv.read_text().splitlines()) == 8
+
+
 def test_checks_reports_and_draws(
     capsys: pytest.CaptureFixture[str], picture_folder: Folder, tmp_path: Path
 ) -> None:
@@ -85,6 +110,7 @@ def test_recipes_lists_and_prints(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = run(capsys, "recipes")
     assert status == 0
     assert "resnet18-small" in out
+    assert "few-label-semi" in out
     status, out, _ = run(capsys, "recipes", "resnet18-small")
     assert out.startswith("# ")
     assert "stem: small" in out
@@ -140,6 +166,16 @@ def wrong_uses(good: Path, tmp: Path) -> dict[str, tuple[list[object], str]]:
             ["pretrain", good, "--out", out, "--device", "gpu7"], "allowed: auto, cpu, cuda"),
         "unknown option": (["pretrain", good, "--epoch", "3"], "--epochs"),
         "no run": (["eval", empty, "--labels", "x.csv"], "no encoder in"),
+        "no run to tune": (
+            ["finetune", empty, "--labels", good, "--out", out], "no encoder in"),
+        "no labels": (["finetune", empty, "--out", out], "--labels"),
+        "two runs": (["finetune", empty, used, "--labels", good], "takes one RUN, got 2"),
+        "recipe for pretraining": (
+            ["finetune", empty, "--labels", good, "--recipe", "resnet18", "--out", out],
+            "is one for tinyssl pretrain"),
+        "recipe for fine-tuning": (
+            ["pretrain", good, "--recipe", "few-label", "--out", out], "for tinyssl finetune"),
+        "no run to predict": (["predict", empty, good, "--out", out], "no encoder in"),
         "nothing to resume": (["pretrain", "--resume", "--out", out], "no checkpoint at"),
         "unfit weights": (
             ["pretrain", good, "--out", out, f"encoder.init={used / 'something.txt'}"],
@@ -155,7 +191,8 @@ CASES = (
     "nothing given", "missing folder", "empty folder", "folder without pictures", "wrong key",
     "wrong type", "used out", "unknown backbone", "unknown recipe", "wrong channels",
     "unknown device", "unknown option", "no run", "nothing to resume", "unfit weights",
-    "no weights", "no small stem",
+    "no weights", "no small stem", "no run to tune", "no labels", "two runs",
+    "recipe for pretraining", "recipe for fine-tuning", "no run to predict",
 )  # fmt: skip
 
 

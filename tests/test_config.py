@@ -13,7 +13,7 @@ from tinyssl.encoder import BACKBONES, create_encoder, resolve_name
 from tinyssl.errors import UsageError
 from tinyssl.recipe_files import purposes, recipe_names, recipe_text
 
-NAMES = recipe_names()
+NAMES = recipe_names("pretrain")
 
 
 def test_every_short_name_has_a_recipe() -> None:

@@ -12,7 +12,7 @@ import onnx
 import pytest
 import torch
 from PIL import Image
-from tinyssl.export import build_engine, exporting, runtime
+from tinyssl.export import build_engine, runtime, variants
 from tinyssl.export.exporting import export
 from tinyssl.export.parity import compare
 
@@ -389,7 +389,7 @@ def test_unlike_features_leave_nothing_behind(
     small: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, pictures, _ = small
-    monkeypatch.setitem(exporting.TOLERANCES, "encoder.onnx", exporting.Tolerance(0.0, 0.9))
+    monkeypatch.setitem(variants.TOLERANCES, "encoder.onnx", variants.Tolerance(0.0, 0.9))
     with pytest.raises(JobError, match="onnx differs from torch: largest difference"):
         export(run, out=tmp_path / "bundles" / "b", pictures=pictures)
     assert not (tmp_path / "bundles").exists()

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from tinyssl.export import build_engine, exporting
+from tinyssl.export import build_engine, variants
 from tinyssl.export.exporting import export
 from tinyssl.export.int8 import PERCENTILES, STYLES, Calibration, Style, quantize_best
 
@@ -31,8 +31,8 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def trained(name: str, pictures: Path, out: Path, *settings: str) -> Path:
     overrides = [
-        f"encoder.name={name}", "data.image_size=64", "augment.view_size=48", "run.epochs=4",
-        "optim.batch_size=32", "run.watch_every=0", "augment.preset=industrial", *settings,
+        f"encoder.name={name}", "data.image_size=64", "augment.view_size=48", "run.epochs=5",
+        "optim.batch_size=16", "run.watch_every=0", "augment.preset=industrial", *settings,
     ]  # fmt: skip
     return pretrain(pictures, "mobilenetv3-small", out, overrides=overrides)
 
@@ -135,7 +135,7 @@ def test_each_engine_gets_its_kind_of_file(run: Path, tmp_path: Path) -> None:
 def test_int8_that_changes_features_is_refused_unless_forced(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(exporting, "MIN_CENTRED", 1.1)
+    monkeypatch.setattr(variants, "MIN_CENTRED", 1.1)
     with pytest.raises(JobError, match=r"centred cosine 0.9.*1.1 is wanted.*cost most.*onnx-fp16"):
         export(run, "onnx-int8", tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
@@ -151,10 +151,10 @@ def test_int8_that_loses_accuracy_is_refused(
     rows = [f"{path},{'even' if i % 2 else 'odd'}" for i, path in enumerate(cells.open())]
     labels = tmp_path / "labels.csv"
     labels.write_text("path,label\n" + "\n".join(r.replace("\n", "") for r in rows) + "\n")
-    monkeypatch.setattr(exporting, "MAX_KNN_LOSS", -1.0)
+    monkeypatch.setattr(variants, "MAX_KNN_LOSS", -1.0)
     with pytest.raises(JobError, match=r"k-NN accuracy falls by .* points"):
         export(run, "onnx-int8", tmp_path / "bundle", labels=labels)
-    monkeypatch.setattr(exporting, "MAX_KNN_LOSS", 1.0)
+    monkeypatch.setattr(variants, "MAX_KNN_LOSS", 1.0)
     assert export(run, "onnx-int8", tmp_path / "bundle", labels=labels).out.is_dir()
 
 

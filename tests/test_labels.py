@@ -95,3 +95,20 @@ def test_split_is_stratified_and_repeats() -> None:
     assert [int(test[np.array(names) == n].sum()) for n in "abcd"] == [10, 3, 0, 0]
     assert (test == stratified_split(names, seed=3)).all()
     assert (test != stratified_split(names, seed=4)).any()
+
+
+def test_repeated_rows_and_empty_class_folders_are_counted(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").touch()
+    (tmp_path / "c").mkdir()
+    assert from_class_folders(tmp_path, {".png"}).empty == ("c",)
+    (tmp_path / "l.csv").write_text("path,label\na/1.png,x\nb/1.png,y\na/1.png,x\na/1.png,x\n")
+    table = from_csv(tmp_path / "l.csv")
+    assert (table.labels, table.repeated) == (["x", "y"], 2)
+
+
+def test_all_missing_pictures_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_text("path,label\nx.png,a\ny.png,b\nz.png,\n")
+    with pytest.raises(UsageError, match=r"line 2: no picture 'x\.png'.*2 labeled pictures"):
+        from_csv(tmp_path / "l.csv")

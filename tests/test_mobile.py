@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from test_export import make_run
-from tinyssl.export import exporting, mobile, runtime
+from tinyssl.export import exporting, mobile, runtime, variants
 from tinyssl.export.exporting import export
 from tinyssl.export.graph import Deployed, to_onnx
 from tinyssl.export.mobile import pte_features, to_pte
@@ -156,8 +156,8 @@ def test_unlike_features_leave_nothing_behind(
     graph = onnx.load(made.bundle / "encoder.onnx")
     program = (made.bundle / "encoder.pte").read_bytes()
     monkeypatch.setattr(exporting, "to_onnx", lambda *given, **more: graph)
-    monkeypatch.setattr(exporting, "to_pte", lambda *given: program)
-    monkeypatch.setattr(exporting, "pte_features", lambda *given: pte_features(*given) + 2e-4)
+    monkeypatch.setattr(variants, "to_pte", lambda *given: program)
+    monkeypatch.setattr(variants, "pte_features", lambda *given: pte_features(*given) + 2e-4)
     with pytest.raises(JobError, match=r"encoder\.pte differs from torch"):
         export(made.run, "mobile", tmp_path / "bundles" / "b", pictures=made.pictures)
     assert not (tmp_path / "bundles").exists()
@@ -175,7 +175,7 @@ def test_onnx_runs_in_onnxruntime_mobile(made: Made, tmp_path: Path) -> None:
         for name in ("encoder.ort", "encoder.with_runtime_opt.ort"):
             data = (tmp_path / "ort" / name).read_bytes()
             assert data[4:8] == b"ORTM"
-            found = exporting._onnx_features(data, golden["pictures"])
+            found = variants.onnx_outputs(data, golden["pictures"])["features"]
             np.testing.assert_allclose(found, golden["features"], atol=1e-4)
 
 

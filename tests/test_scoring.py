@@ -17,6 +17,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_m
 from sklearn.preprocessing import StandardScaler
 
 from tinyssl import scoring
+from tinyssl.logistic import fit_logistic, rotate
 from tinyssl.scoring import (
     KNN_CHOICES,
     PROBE_CHOICES,
@@ -136,7 +137,7 @@ def test_fit_is_the_minimum_that_scikit_learn_finds(strength: float, classes: in
     # scikit-learn's two-class model has one weight vector where a softmax has two of half its size
     reference = converged(rows, labels, strength * (2 if classes == 2 else 1))
     test, _ = clouds(300, classes=classes, seed=1)
-    model = scoring._fit(rows, labels, strength)
+    model = fit_logistic(rows, labels, strength)
     logits = test @ model.weights[:-1] + model.weights[-1]
     found = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     assert found == pytest.approx(reference.predict_proba(test), abs=3e-3)
@@ -146,21 +147,21 @@ def test_fit_is_the_minimum_that_scikit_learn_finds(strength: float, classes: in
 def test_fit_weighs_classes_equally_and_keeps_their_names() -> None:
     rows, _ = clouds(80, d=3, classes=2, spread=3)
     labels = np.where(np.arange(80) < 70, 7, 2)
-    found = scoring._fit(rows, labels, 1e-4).predict(rows)
+    found = fit_logistic(rows, labels, 1e-4).predict(rows)
     assert set(found) == {2, 7}
     assert np.array_equal(found, converged(rows, labels, 2e-4).predict(rows))
 
 
 def test_fit_on_one_class_calls_everything_that() -> None:
     rows, _ = clouds(10)
-    assert set(scoring._fit(rows, np.full(10, 4), 1.0).predict(rows)) == {4}
+    assert set(fit_logistic(rows, np.full(10, 4), 1.0).predict(rows)) == {4}
 
 
 def test_fit_works_where_gradients_are_switched_off() -> None:
     rows, labels = clouds()
-    outside = scoring._fit(rows, labels, 0.1).weights
+    outside = fit_logistic(rows, labels, 0.1).weights
     with torch.no_grad():
-        assert np.array_equal(scoring._fit(rows, labels, 0.1).weights, outside)
+        assert np.array_equal(fit_logistic(rows, labels, 0.1).weights, outside)
 
 
 @pytest.mark.parametrize(("n", "d"), [(30, 200), (60, 12), (40, 40)])
@@ -182,7 +183,7 @@ def test_probe_is_the_unrotated_fit(n: int, d: int) -> None:
 @pytest.mark.parametrize("shape", [(30, 80), (80, 30), (30, 30)])
 def test_rotation_keeps_every_product_of_rows(shape: tuple[int, int]) -> None:
     rows = np.random.default_rng(0).normal(size=shape)
-    turned, rotation = scoring._rotate(rows)
+    turned, rotation = rotate(rows)
     assert turned.shape == (shape[0], min(shape))
     assert turned == pytest.approx(rows @ rotation, abs=1e-4)
     assert turned @ turned.T == pytest.approx(rows @ rows.T, abs=1e-3)

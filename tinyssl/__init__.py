@@ -11,7 +11,9 @@ from tinyssl.errors import JobError, TinysslError, UsageError
 if TYPE_CHECKING:
     from tinyssl.embedding import embed
     from tinyssl.evaluation import evaluate
+    from tinyssl.finetuning import finetune
     from tinyssl.model import load
+    from tinyssl.predicting import predict
     from tinyssl.pretraining import pretrain
     from tinyssl.selection import select
     from tinyssl.transformer import EmbeddingTransformer
@@ -26,7 +28,9 @@ __all__ = [
     "__version__",
     "embed",
     "evaluate",
+    "finetune",
     "load",
+    "predict",
     "pretrain",
     "select",
 ]
@@ -35,7 +39,9 @@ _HOMES = {
     "EmbeddingTransformer": "transformer",
     "embed": "embedding",
     "evaluate": "evaluation",
+    "finetune": "finetuning",
     "load": "model",
+    "predict": "predicting",
     "pretrain": "pretraining",
     "select": "selection",
 }

@@ -11,7 +11,7 @@ import torch
 from tinyssl.augment import PRESETS, Augment
 from tinyssl.bank import MemoryBank
 from tinyssl.budget import epochs_for, negatives_for
-from tinyssl.config import Recipe
+from tinyssl.config import Recipe, Views
 from tinyssl.console import log
 from tinyssl.data import Pictures
 from tinyssl.device import use_bf16
@@ -54,9 +54,13 @@ def build_encoder(recipe: Recipe, pictures: Pictures) -> Encoder:
 
 def augment_from(recipe: Recipe) -> Augment:
     """The batched augmentation of a recipe."""
-    section = recipe.augment
+    return augment_of(recipe.augment, recipe.augment.view_size)
+
+
+def augment_of(section: Views, view_size: int) -> Augment:
+    """The batched augmentation that a section describes, for views of `view_size` pixels."""
     return Augment(
-        section.view_size,
+        view_size,
         crop_scale=(section.crop_scale[0], section.crop_scale[1]),
         crop_ratio=(section.crop_ratio[0], section.crop_ratio[1]),
         blur_sigma=(section.blur_sigma[0], section.blur_sigma[1]),

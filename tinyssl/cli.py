@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from tinyssl import __version__
-from tinyssl.errors import TinysslError, UsageError
+from tinyssl.errors import JobError, TinysslError, UsageError
 
 _OVERRIDE = re.compile(r"[a-z_]+\.[a-z0-9_.]+=")
 
@@ -37,6 +37,7 @@ def cli(debug: bool) -> None:
     tinyssl pretrain pictures/ --out runs/mine
     tinyssl eval runs/mine --labels labels.csv
     tinyssl select runs/mine pictures/ --budget 50 --out to_label.csv
+    tinyssl finetune runs/mine --labels labels.csv
     """
 
 
@@ -288,6 +289,81 @@ def _print_nearest(rows: Sequence[tuple[Any, ...]]) -> None:
 def _from_here(path: str) -> str:
     here = Path.cwd()
     return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path
+
+
+@cli.command(short_help="Make a classifier from few labels.")
+@click.argument("arguments", nargs=-1, metavar="RUN [SECTION.KEY=VALUE...]")
+@click.option("--labels", required=True, help="CSV with path,label, or a folder of class folders.")
+@click.option("--recipe", default="auto", show_default=True, help="Name, YAML file, or auto.")
+@click.option("--out", type=click.Path(), help="The new run folder.  [default: RUN-cls]")
+@click.option("--unlabeled", help="More pictures of the domain.  [default: those of the run]")
+@click.option("--overwrite", is_flag=True, help="Replace an earlier run in --out.")
+@click.option("--device", help="auto, cpu, cuda, cuda:N.  [run.device]")
+@click.option("--workers", help="Threads that decode.  [run.workers]")
+@click.option("--seed", help="Of everything random.  [run.seed]")
+def finetune(
+    arguments: tuple[str, ...],
+    labels: str,
+    recipe: str,
+    out: str | None,
+    unlabeled: str | None,
+    overwrite: bool,
+    **options: Any,
+) -> None:
+    """Make a classifier from the encoder in RUN and few labels; 1 to 50 a class are enough.
+
+    auto takes the best of few-label-linear, few-label-semi and few-label on held-out folds of
+    the labels, and says why. The result is a run folder of its own: eval, predict, export and
+    finetune take it.
+
+    \b
+    tinyssl finetune runs/mine --labels labels.csv
+    tinyssl finetune runs/mine --labels labeled/ --recipe few-label --out runs/cls
+    tinyssl finetune runs/mine --labels labels.csv network.views=16000
+    """
+    from tinyssl.console import print_result
+    from tinyssl.finetuning import finetune as run_it
+    from tinyssl.finetuning import read_result, table
+
+    runs, overrides = _split_arguments(arguments)
+    if len(runs) != 1:
+        raise UsageError(f"finetune takes one RUN, got {len(runs)}; pictures go to --labels")
+    settings = {name: value for name, value in options.items() if value is not None}
+    path = run_it(
+        runs[0],
+        labels,
+        recipe,
+        out,
+        unlabeled=unlabeled,
+        overrides=overrides,
+        overwrite=overwrite,
+        **settings,
+    )
+    print_result(table(read_result(path)))
+    click.echo(f"next: tinyssl predict {path} pictures/")
+
+
+@cli.command(short_help="Write the classes of pictures to a CSV.")
+@click.argument("run")
+@click.argument("pictures", nargs=-1, required=True)
+@click.option("--out", default="predictions.csv", show_default=True, help="The CSV to write.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N.")
+def predict(run: str, pictures: tuple[str, ...], out: str, device: str) -> None:
+    """Classify PICTURES (folders at any depth, files, .txt and .csv lists) with the fine-tuned
+    RUN: the columns path, label, probability, and p(CLASS) for every class.
+
+    Pictures that cannot be read are told and left out; then the exit status is 1.
+
+    \b
+    tinyssl predict runs/mine-cls pictures/
+    tinyssl predict runs/mine-cls a.png b.png --out two.csv
+    """
+    from tinyssl.predicting import predict as classify
+
+    done = classify(run, pictures, out, device=device)
+    click.echo(f"wrote {done.out}: {done.pictures:,} pictures")
+    if done.skipped:
+        raise JobError(f"{len(done.skipped)} pictures could not be read; all others are in {out}")
 
 
 @cli.command(short_help="Write a bundle that runs without torch.")

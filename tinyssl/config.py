@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from omegaconf import OmegaConf
@@ -24,7 +24,7 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Pair = Annotated[list[float], Field(min_length=2, max_length=2)]
-
+Schema = TypeVar("Schema", bound=BaseModel)
 
 SHORTCUTS: Mapping[str, str] = {
     "epochs": "run.epochs",
@@ -36,11 +36,13 @@ SHORTCUTS: Mapping[str, str] = {
 }
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """Refuses keys it does not know and values of another type."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class Data(_Section):
+class Data(Section):
     """Which pictures, and how they lie in the cache."""
 
     sources: list[str] = Field([], description="folders, pictures, .txt or .csv lists")
@@ -54,13 +56,12 @@ class Data(_Section):
     cache_dir: str | None = Field(None, description="null: the user's cache folder")
 
 
-class Augment(_Section):
-    """What the network sees of a picture at each step."""
+class Views(Section):
+    """How a view is made of a picture, whatever it is for."""
 
     preset: Literal["natural", "industrial", "aligned"] = Field(
         "natural", description="fills the keys below that are null"
     )
-    view_size: Annotated[int, Field(ge=8, le=2048)] = Field(96, description="pixels a side")
     crop_scale: Pair = Field([0.2, 1.0], description="share of the area that a crop keeps")
     crop_ratio: Pair = Field([0.75, 1.3333], description="width over height of a crop")
     hflip: Probability | None = None
@@ -74,21 +75,16 @@ class Augment(_Section):
     grayscale: Probability | None = None
     blur: Probability | None = None
     blur_sigma: Pair = Field([0.1, 2.0], description="pixels, at view size")
-    cutmix: Probability = Field(0.0, description="share of the pictures that are mixed")
-    cutmix_alpha: Positive = 0.5
-    pipeline: str | dict[str, Any] | None = Field(
-        None, description="albumentations pipeline, serialised, or its file; replaces the above"
-    )
 
     @model_validator(mode="after")
-    def _fill_from_preset(self) -> Augment:
+    def _fill_from_preset(self) -> Self:
         for key, value in PRESETS[self.preset].items():
             if getattr(self, key) is None:
                 object.__setattr__(self, key, value)
         return self
 
     @model_validator(mode="after")
-    def _check_ranges(self) -> Augment:
+    def _check_ranges(self) -> Self:
         for key in ("crop_scale", "crop_ratio", "blur_sigma"):
             low, high = getattr(self, key)
             if not 0 < low <= high or (key == "crop_scale" and high > 1):
@@ -97,7 +93,18 @@ class Augment(_Section):
         return self
 
 
-class Encoder(_Section):
+class Augment(Views):
+    """What the network sees of a picture at each step."""
+
+    view_size: Annotated[int, Field(ge=8, le=2048)] = Field(96, description="pixels a side")
+    cutmix: Probability = Field(0.0, description="share of the pictures that are mixed")
+    cutmix_alpha: Positive = 0.5
+    pipeline: str | dict[str, Any] | None = Field(
+        None, description="albumentations pipeline, serialised, or its file; replaces the above"
+    )
+
+
+class Encoder(Section):
     """The network to train and where its weights start."""
 
     name: str = Field("mobilenetv3-small", description="short name or any timm model")
@@ -113,7 +120,7 @@ class Encoder(_Section):
     )
 
 
-class Head(_Section):
+class Head(Section):
     """The projection head, used in training only."""
 
     hidden: Count = 512
@@ -121,7 +128,7 @@ class Head(_Section):
     layers: Annotated[int, Field(ge=1, le=5)] = 3
 
 
-class Bank(_Section):
+class Bank(Section):
     """The memory bank."""
 
     rule: Literal["ema", "gradient"] = "ema"
@@ -133,7 +140,7 @@ class Bank(_Section):
     )
 
 
-class Loss(_Section):
+class Loss(Section):
     """Temperatures and weights of the two terms."""
 
     temperature: Positive = 0.2
@@ -141,7 +148,7 @@ class Loss(_Section):
     distill_temperature: Positive = 1.0
 
 
-class Optim(_Section):
+class Optim(Section):
     """The optimizer and its schedule."""
 
     name: Literal["sgd", "adamw"] = "sgd"
@@ -153,7 +160,7 @@ class Optim(_Section):
     clip_norm: Positive | None = None
 
 
-class Run(_Section):
+class Run(Section):
     """How long, where, and what is watched on the way."""
 
     epochs: Literal["auto"] | Count = "auto"
@@ -168,7 +175,7 @@ class Run(_Section):
     log_every: Count = Field(10, description="steps between lines of metrics.jsonl")
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """A whole recipe; every section stands alone and has a default."""
 
     data: Data = Data()
@@ -191,12 +198,40 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         UsageError: not a recipe, an unknown or repeated key, or a value of the wrong type.
     """
+    values = recipe_values(recipe, overrides)
+    if values.get("task") == "finetune":
+        raise UsageError(
+            f"recipe {recipe} is one for tinyssl finetune; give one for pretraining, such as "
+            "mobilenetv3-small"
+        )
+    return validate(values, str(recipe))
+
+
+def recipe_values(recipe: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """A recipe's plain values with overrides applied, not yet checked against a schema.
+
+    Raises:
+        UsageError: not a recipe, not valid YAML, or a repeated key.
+    """
     values = _parse_yaml(recipe_text(recipe), str(recipe))
     given = _parse_overrides(overrides)
     if "preset" in given.get("augment", {}):
         _forget_preset(values)
     merged = OmegaConf.merge(OmegaConf.create(values), OmegaConf.create(given))
-    return validate(OmegaConf.to_container(merged, resolve=False), str(recipe))
+    return dict(OmegaConf.to_container(merged, resolve=False))  # type: ignore[arg-type]
+
+
+def sources_of(run: str | Path) -> list[str]:
+    """The pictures that a run was made from, whichever verb made it.
+
+    Raises:
+        UsageError: the run has no recipe that can be read, or it names no pictures.
+    """
+    data = recipe_values(run).get("data")
+    sources = data.get("sources") if isinstance(data, dict) else None
+    if not isinstance(sources, list) or not sources:
+        raise UsageError(f"the recipe of {run} names no pictures")
+    return [str(source) for source in sources]
 
 
 def shortcuts(given: Mapping[str, object]) -> list[str]:
@@ -220,15 +255,20 @@ def read_recipe(text: str, source: str) -> Recipe:
 
 
 def validate(values: Any, source: str) -> Recipe:
-    """Checks plain values against the schema.
+    """Checks plain values against the schema of pretraining; see `validate_as`."""
+    return validate_as(Recipe, values, source)
+
+
+def validate_as(schema: type[Schema], values: Any, source: str) -> Schema:
+    """Checks plain values against a schema.
 
     Raises:
         UsageError: every wrong key in one line, each with what was given and what is allowed.
     """
     try:
-        return Recipe.model_validate(values)
+        return schema.model_validate(values)
     except ValidationError as error:
-        told = dict.fromkeys(_tell(e) for e in _one_per_key(error.errors()))
+        told = dict.fromkeys(_tell(e, schema) for e in _one_per_key(error.errors()))
         raise UsageError(f"recipe {source}: {'; '.join(told)}") from None
 
 
@@ -279,11 +319,11 @@ def _one_per_key(errors: Iterable[Any]) -> Iterable[Any]:
     return grouped.values()
 
 
-def _tell(error: Mapping[str, Any]) -> str:
+def _tell(error: Mapping[str, Any], schema: type[BaseModel]) -> str:
     location = [str(part) for part in error["loc"][:2]]
     key = ".".join(location)
     if error["type"] == "extra_forbidden":
-        allowed = _allowed_keys(location[:-1])
+        allowed = _allowed_keys(location[:-1], schema)
         return f"unknown key {key}{_did_you_mean(location[-1], allowed)} (allowed: " + (
             f"{', '.join(allowed)})"
         )
@@ -292,8 +332,8 @@ def _tell(error: Mapping[str, Any]) -> str:
     return f"{key}: got {error['input']!r}; {error['msg'].replace('Input should be', 'wants')}"
 
 
-def _allowed_keys(section: Sequence[str]) -> list[str]:
-    model: Any = Recipe
+def _allowed_keys(section: Sequence[str], schema: type[BaseModel]) -> list[str]:
+    model: Any = schema
     for name in section:
         model = model.model_fields[name].annotation
     return list(model.model_fields)

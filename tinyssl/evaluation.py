@@ -10,19 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from tinyssl import __version__
+from tinyssl.classifier import load_classifier
 from tinyssl.console import log, progress
 from tinyssl.data import IMAGE_EXTENSIONS, Pictures, load_pictures
 from tinyssl.device import keep_freed_memory, pick_device
 from tinyssl.encoder import Encoder, create_encoder, embed_pictures
 from tinyssl.errors import JobError, UsageError
 from tinyssl.files import write_text
+from tinyssl.labeled import used_digests
 from tinyssl.labels import from_class_folders, from_csv, stratified_split, write_csv
-from tinyssl.scoring import evaluate_features, pixel_features
+from tinyssl.scoring import evaluate_features, pixel_features, scores
 from tinyssl.weights import WEIGHTS, load_encoder, load_weights, read_description
 
 SHOTS = (1, 5, 10, 20)
@@ -66,7 +69,8 @@ def evaluate(
         out: where to write the result; `eval.json` in the run folder when None.
 
     Returns:
-        What is written: `encoders` by name (see `evaluate_features`), and what was measured on.
+        What is written: `encoders` by name (see `evaluate_features`), and what was measured on;
+        of a fine-tuned run with these classes also the scores of its own `classifier`.
 
     Raises:
         UsageError: no encoder at `run`, labels that do not fit, or fewer than 10 draws.
@@ -100,6 +104,9 @@ def evaluate(
                 seed=seed,
             )
             advance(1)
+    own = _own_classifier(run, task, description, features)
+    if own is not None:
+        result["classifier"] = own
     write_text(target, json.dumps(result, indent=1) + "\n")
     log.info(f"wrote {target}")
     return result
@@ -118,14 +125,14 @@ def table(result: dict[str, Any], title: str = "Balanced accuracy, %") -> Table:
     shown.add_column("", overflow="fold")
     for column in ("k-NN", "linear", "1-shot", "5-shot", "10-shot", "20-shot", "RankMe"):
         shown.add_column(column, justify="right", no_wrap=True)
-    for name, scores in result["encoders"].items():
-        shots = [scores["few_shot"][str(s)] for s in SHOTS]
+    for name, found in result["encoders"].items():
+        shots = [found["few_shot"][str(s)] for s in SHOTS]
         shown.add_row(
             name,
-            f"{100 * scores['knn']['balanced_accuracy']:.1f}",
-            f"{100 * scores['linear']['balanced_accuracy']:.1f}",
+            f"{100 * found['knn']['balanced_accuracy']:.1f}",
+            f"{100 * found['linear']['balanced_accuracy']:.1f}",
             *(f"{100 * s['mean']:.1f}±{100 * s['half_width']:.1f}" for s in shots),
-            f"{scores['rankme']:.0f}",
+            f"{found['rankme']:.0f}",
         )
     counts = np.sum(next(iter(result["encoders"].values()))["knn"]["confusion"], axis=1)
     shown.caption = (
@@ -133,6 +140,9 @@ def table(result: dict[str, Any], title: str = "Balanced accuracy, %") -> Table:
         f"test pictures ({counts.min():,} to {counts.max():,} a class).\n"
         f"Shots: mean and 95 % interval of {shots[0]['draws']} draws, seed {result['seed']}."
     )
+    if "classifier" in result:
+        accuracy = 100 * result["classifier"]["balanced_accuracy"]
+        shown.caption += f"\nThe run's own classifier: {accuracy:.1f} on the test pictures."
     return shown
 
 
@@ -249,6 +259,25 @@ def _features(
             log.warning(f"the table has no row for {name!r}: {error}")
             continue
         yield name, embed_pictures(encoder, _pictures(task, own).array, device=chosen)
+
+
+def _own_classifier(
+    run: str | Path, task: _Task, description: dict[str, Any], features: NDArray[np.float32]
+) -> dict[str, Any] | None:
+    """Scores of a fine-tuned run's classifier on the test rows; None where there is none."""
+    classifier = load_classifier(run)
+    if classifier is None:
+        return None
+    if classifier.classes != task.classes:
+        log.warning("the run's own classifier has other classes and is not judged")
+        return None
+    digests = np.array(_pictures(task, description).hashes)[task.test]
+    seen = len(set(digests) & used_digests(run))
+    if seen:
+        log.warning(f"{seen} test pictures were used in fine-tuning; its figures are too good")
+    shares = classifier.probabilities(torch.from_numpy(features[task.test])).numpy()
+    found = scores(task.labels[task.test], shares.argmax(axis=1), len(task.classes))
+    return found | {"seen_in_finetuning": seen}
 
 
 def _pictures(task: _Task, description: dict[str, Any]) -> Pictures:

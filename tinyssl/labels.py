@@ -22,13 +22,16 @@ SPLITS = ("train", "test")
 class LabeledPaths:
     """Pictures with one class name each, and the split each is in where that is given.
 
-    `unlabeled` counts rows of a CSV whose label was left empty.
+    `unlabeled` counts rows of a CSV whose label was left empty, `repeated` rows that say again
+    what an earlier one said; `empty` names class folders without a picture.
     """
 
     paths: list[Path]
     labels: list[str]
     splits: list[str] | None = None
     unlabeled: int = 0
+    repeated: int = 0
+    empty: tuple[str, ...] = ()
 
 
 def from_class_folders(folder: str | Path, extensions: Collection[str]) -> LabeledPaths:
@@ -46,17 +49,19 @@ def from_class_folders(folder: str | Path, extensions: Collection[str]) -> Label
         raise UsageError(f"no folder {folder}; give one with a sub-folder of pictures per class")
     paths: list[Path] = []
     labels: list[str] = []
+    empty: list[str] = []
     for child in sorted(root.iterdir()):
         if child.is_dir() and not child.name.startswith("."):
             found = _pictures_below(child, extensions)
             paths += found
             labels += [child.name] * len(found)
+            empty += [] if found else [child.name]
     if len(set(labels)) < 2:
         raise UsageError(
             f"{folder} holds pictures of {len(set(labels))} class folders; at least 2 are needed, "
             f"laid out as {folder}/<class>/picture.png"
         )
-    return LabeledPaths(paths, labels)
+    return LabeledPaths(paths, labels, empty=tuple(empty))
 
 
 def from_csv(path: str | Path, root: str | Path | None = None) -> LabeledPaths:
@@ -72,27 +77,28 @@ def from_csv(path: str | Path, root: str | Path | None = None) -> LabeledPaths:
     rows = _rows(Path(path))
     bases = [Path(root)] if root is not None else [Path(path).absolute().parent, Path.cwd()]
     seen: dict[Path, tuple[str, str]] = {}
-    unlabeled = 0
+    missing: list[str] = []
+    unlabeled = repeated = 0
     for line, row in rows:
-        label = (row["label"] or "").strip()
+        where = f"{path}, line {line}"
+        name, label = (row["path"] or "").strip(), (row["label"] or "").strip()
+        picture = _find(name, bases)
         if not label:
             unlabeled += 1
-            continue
-        picture = _find((row["path"] or "").strip(), bases, f"{path}, line {line}")
-        split = _split(row.get("split"), f"{path}, line {line}")
-        known = seen.setdefault(picture, (label, split))
-        if known != (label, split):
-            raise UsageError(
-                f"{path}, line {line}: {picture} is {label} {split}".rstrip()
-                + f" here and {' '.join(known).rstrip()} further up; keep one of the two"
-            )
+        elif picture is None:
+            missing.append(f"{where}: no picture {name!r}")
+        else:
+            repeated += picture in seen
+            _note(seen, picture, label, _split(row.get("split"), where), where)
+    if missing:
+        raise UsageError(_tell_missing(missing, bases))
     labels = [label for label, _ in seen.values()]
     splits = [split for _, split in seen.values()]
     if not labels:
         raise UsageError(f"{path} labels no picture ({unlabeled} rows have an empty label)")
     if any(splits) and not all(splits):
         raise UsageError(f"{path}: {splits.count('')} rows have no split; give all or none")
-    return LabeledPaths(list(seen), labels, splits if any(splits) else None, unlabeled)
+    return LabeledPaths(list(seen), labels, splits if any(splits) else None, unlabeled, repeated)
 
 
 def stratified_split(
@@ -162,13 +168,29 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     return rows
 
 
-def _find(name: str, bases: Sequence[Path], where: str) -> Path:
+def _find(name: str, bases: Sequence[Path]) -> Path | None:
     for base in bases:
         candidate = Path(os.path.abspath(base / name))
         if name and candidate.is_file():
             return candidate
+    return None
+
+
+def _note(
+    seen: dict[Path, tuple[str, str]], picture: Path, label: str, split: str, where: str
+) -> None:
+    known = seen.setdefault(picture, (label, split))
+    if known != (label, split):
+        raise UsageError(
+            f"{where}: {picture} is {label} {split}".rstrip()
+            + f" here and {' '.join(known).rstrip()} further up; keep one of the two"
+        )
+
+
+def _tell_missing(missing: Sequence[str], bases: Sequence[Path]) -> str:
     looked = " and ".join(str(base) for base in bases)
-    raise UsageError(f"{where}: no picture {name!r} (looked in {looked})")
+    more = f"; {len(missing)} labeled pictures are missing in all" if len(missing) > 1 else ""
+    return f"{missing[0]} (looked in {looked}){more}"
 
 
 def _split(value: str | None, where: str) -> str:

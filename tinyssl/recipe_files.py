@@ -9,10 +9,14 @@ from pathlib import Path
 from tinyssl.errors import UsageError
 
 
-def recipe_names() -> list[str]:
-    """Names of the bundled recipes, sorted."""
-    entries = files("tinyssl.recipes").iterdir()
-    return sorted(e.name.removesuffix(".yaml") for e in entries if e.name.endswith(".yaml"))
+def recipe_names(task: str | None = None) -> list[str]:
+    """Names of the bundled recipes, sorted; with `task` (pretrain or finetune) those for it.
+
+    A recipe for fine-tuning says `task: finetune` before its sections.
+    """
+    entries = [e for e in files("tinyssl.recipes").iterdir() if e.name.endswith(".yaml")]
+    names = sorted(e.name.removesuffix(".yaml") for e in entries)
+    return [n for n in names if task is None or _task(recipe_text(n)) == task]
 
 
 def recipe_text(recipe: str | Path) -> str:
@@ -21,13 +25,14 @@ def recipe_text(recipe: str | Path) -> str:
     Raises:
         UsageError: neither a bundled recipe nor a readable file.
     """
-    names = recipe_names()
-    if str(recipe) in names:
-        return files("tinyssl.recipes").joinpath(f"{recipe}.yaml").read_text(encoding="utf-8")
+    bundled = files("tinyssl.recipes").joinpath(f"{recipe}.yaml")
+    if Path(recipe).name == str(recipe) and bundled.is_file():
+        return bundled.read_text(encoding="utf-8")
     path = Path(recipe)
     try:
         return (path / "recipe.yaml" if path.is_dir() else path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
+        names = recipe_names()
         near = difflib.get_close_matches(str(recipe), names, n=1)
         meant = f"; did you mean {near[0]}?" if near else ";"
         raise UsageError(
@@ -39,3 +44,7 @@ def recipe_text(recipe: str | Path) -> str:
 def purposes() -> dict[str, str]:
     """What each bundled recipe is for: the first line of its file."""
     return {n: recipe_text(n).partition("\n")[0].removeprefix("# ") for n in recipe_names()}
+
+
+def _task(text: str) -> str:
+    return "finetune" if "\ntask: finetune" in f"\n{text}" else "pretrain"

@@ -17,6 +17,7 @@ from tinyssl.files import write_text
 _OURS = (
     "recipe.yaml", "metrics.jsonl", "results.csv", "train.log", "skipped.csv", "duplicates.csv",
     "encoder.safetensors", "encoder.json", "eval.json", "checkpoints",
+    "classifier.safetensors", "labels.csv", "finetune.json",
 )  # fmt: skip
 
 Value = float | int | str | None
@@ -35,13 +36,14 @@ class RunFolder:
         self.duplicates = self.path / "duplicates.csv"
         self._log = _LateFile(self.path / "train.log")
 
-    def refuse_if_used(self) -> None:
+    def refuse_if_used(self, *, resumable: bool = True) -> None:
         """Raises UsageError when the path exists and is anything but an empty folder."""
+        resume = "go on with --resume, " if resumable else ""
         if self.path.is_file():
             raise UsageError(f"--out {self.path} is a file; name a new folder")
         if self.path.is_dir() and any(self.path.iterdir()):
             raise UsageError(
-                f"--out {self.path} is not empty; go on with --resume, replace the run with "
+                f"--out {self.path} is not empty; {resume}replace the run with "
                 "--overwrite, or name another folder"
             )
 

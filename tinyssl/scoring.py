@@ -6,7 +6,7 @@ n, m = pictures, d = feature width. Labels are integers from 0.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,9 @@ from scipy.stats import t as student
 from sklearn.metrics import confusion_matrix, f1_score
 from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
-from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d, cross_entropy
+from torch.nn.functional import adaptive_avg_pool2d
+
+from tinyssl.logistic import fit_logistic, rotate
 
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.integer[Any]]
@@ -29,7 +30,6 @@ FEW_SHOT_C = 1e-2
 _FALLBACK_C = 1e-2
 _TEMPERATURE = 0.07
 _CHUNK = 2048
-_STEPS = 300  # of L-BFGS; features of real pictures took up to 260 at C = 1
 
 
 @dataclass(frozen=True)
@@ -126,9 +126,9 @@ def linear_probe(train: Floats, train_labels: Ints, test: Floats, *, seed: int =
         (m,) labels, and the chosen C as scikit-learn counts it.
     """
     scaler = StandardScaler().fit(train)
-    rows, rotation = _rotate(scaler.transform(train))
+    rows, rotation = rotate(scaler.transform(train))
     strength = _choose_strength(rows, train_labels, seed)
-    model = _fit(rows, train_labels, strength)
+    model = fit_logistic(rows, train_labels, strength)
     return Probe(model.predict(scaler.transform(test) @ rotation), strength)
 
 
@@ -155,8 +155,8 @@ def few_shot(
         chosen = _draw_shots(train_labels, shots, generator)
         rows = unit_train[chosen]
         mean, spread = rows.mean(axis=0), max(float(rows.std(axis=0).mean()), 1e-6)
-        few, rotation = _rotate((rows - mean) / spread)
-        model = _fit(few, train_labels[chosen], FEW_SHOT_C)
+        few, rotation = rotate((rows - mean) / spread)
+        model = fit_logistic(few, train_labels[chosen], FEW_SHOT_C)
         predictions = model.predict((unit_test - mean) / spread @ rotation)
         results.append(_mean_recall(test_labels, predictions))
     return interval(results)
@@ -318,88 +318,6 @@ def _vote(similarity: NDArray[np.float32], nearest: Ints, labels: Ints, temperat
     return winners
 
 
-def _rotate(rows: Floats) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Turns rows (n, d) onto the principal axes of their span, at most min(n, d) columns.
-
-    An L2-regularised fit is the same in these columns, fewer and without correlation.
-
-    Returns:
-        The turned rows, and the (d, min(n, d)) rotation for other rows.
-    """
-    if rows.shape[1] <= rows.shape[0]:
-        _, axes = np.linalg.eigh((rows.T @ rows).astype(np.float64))
-    else:
-        axes = np.linalg.svd(rows, full_matrices=False)[2].T
-    rotation = axes.astype(np.float32)
-    return rows.astype(np.float32) @ rotation, rotation
-
-
-@dataclass(frozen=True)
-class _Linear:
-    """A linear classifier: weights (d + 1, classes), the intercepts last."""
-
-    classes: Ints
-    weights: NDArray[np.float32]
-
-    def predict(self, rows: Floats) -> Ints:
-        logits = rows @ self.weights[:-1] + self.weights[-1]
-        winners: Ints = self.classes[logits.argmax(axis=1)]
-        return winners
-
-
-@torch.enable_grad()
-def _fit(rows: Floats, labels: Ints, strength: float) -> _Linear:
-    """Multinomial logistic regression: minimises `sum_i v_i CE_i / n + |W|^2 / (2 C n)`.
-
-    v_i makes every class weigh the same and the intercepts are free: scikit-learn's
-    `LogisticRegression(C=strength, class_weight="balanced")`, softmax for two classes as well.
-    Its L-BFGS takes hundreds of steps where columns differ much in size, as rotated ones do. Here
-    every weight is scaled by the root of its curvature at W = 0: tens of steps, same minimum.
-
-    Args:
-        rows: (n, d) from `_rotate`.
-        labels: (n,).
-        strength: C; larger is less regularisation.
-    """
-    classes, numbers, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    inputs = torch.ones(rows.shape[1] + 1, len(rows))
-    inputs[:-1] = torch.from_numpy(np.ascontiguousarray(rows.T, dtype=np.float32))
-    inputs = inputs.T  # by column: both products of a step run along memory, twice as fast
-    targets = torch.from_numpy(numbers)
-    shares = torch.from_numpy(1 / (len(classes) * counts)).float()[targets]
-    decay = 1 / (strength * len(rows))
-    curvature = (1 - 1 / len(classes)) / len(classes) * (inputs.square().T @ shares)
-    scale = (curvature + decay).rsqrt()[:, None]
-    scaled = torch.zeros(len(inputs.T), len(classes), requires_grad=True)
-
-    def loss() -> Tensor:
-        weights = scaled * scale
-        errors = cross_entropy(inputs @ weights, targets, reduction="none")
-        return shares @ errors + decay / 2 * weights[:-1].square().sum()
-
-    _minimise(loss, scaled)
-    return _Linear(classes, (scaled * scale).detach().numpy())
-
-
-def _minimise(loss: Callable[[], Tensor], parameter: Tensor) -> None:
-    optimizer = torch.optim.LBFGS(
-        [parameter],
-        max_iter=_STEPS,
-        tolerance_grad=1e-4,
-        tolerance_change=1e-9,
-        history_size=10,
-        line_search_fn="strong_wolfe",
-    )
-
-    def closure() -> float:
-        optimizer.zero_grad()
-        value = loss()
-        value.backward()  # type: ignore[no-untyped-call]
-        return float(value.detach())
-
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
-
-
 def _choose_strength(rows: Floats, labels: Ints, seed: int) -> float:
     """Climbs `PROBE_CHOICES` until two strengths in a row are no better than the best so far."""
     smallest = int(np.bincount(labels)[np.unique(labels)].min())
@@ -417,7 +335,7 @@ def _choose_strength(rows: Floats, labels: Ints, seed: int) -> float:
 
 
 def _fold_score(rows: Floats, labels: Ints, inside: Ints, outside: Ints, strength: float) -> float:
-    model = _fit(rows[inside], labels[inside], strength)
+    model = fit_logistic(rows[inside], labels[inside], strength)
     return _mean_recall(labels[outside], model.predict(rows[outside]))
 
 

@@ -1,0 +1,258 @@
+"""Fine-tuning from few labels: what it leaves, what it refuses, and that it repeats."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from rich.console import Console
+
+import tinyssl
+from tinyssl.classifier import load_classifier
+from tinyssl.config import sources_of
+from tinyssl.data import scan
+from tinyssl.encoder import create_encoder
+from tinyssl.errors import UsageError
+from tinyssl.evaluation import evaluate
+from tinyssl.evaluation import table as evaluation_table
+from tinyssl.finetune_config import FOR_AUTO, load_finetune_recipe
+from tinyssl.finetuning import finetune, table
+from tinyssl.model import load
+from tinyssl.weights import save_encoder
+
+Folder = Callable[..., Path]
+SHORT = [
+    "network.views=16", "network.fold_views=8", "network.batch_size=8", "network.lr=1e-5",
+    "classifier.folds=2", "classifier.repeats=1", "classifier.strength=0.03",
+]  # fmt: skip
+FILES = {
+    "classifier.safetensors", "encoder.json", "encoder.safetensors", "finetune.json",
+    "labels.csv", "recipe.yaml",
+}  # fmt: skip
+
+
+@pytest.fixture
+def run(tmp_path: Path, picture_folder: Folder) -> Path:
+    """An encoder whose own pictures can be found."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    encoder = create_encoder("mobilenetv3-small", seed=5)
+    save_encoder(encoder, folder, image_size=32, resize="crop", extra={"seed": 5})
+    sources = {"data": {"sources": [str(picture_folder("own", per_class=9))]}}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(sources))
+    return folder
+
+
+def result_of(run: Path) -> dict[str, Any]:
+    return dict(json.loads((run / "finetune.json").read_text()))
+
+
+@pytest.mark.parametrize("recipe", FOR_AUTO)
+def test_every_recipe_leaves_a_whole_run(
+    recipe: str, run: Path, picture_folder: Folder, tmp_path: Path
+) -> None:
+    data = picture_folder(per_class=6)
+    out = finetune(run, data, recipe, tmp_path / "out", overrides=SHORT)
+    assert {path.name for path in out.iterdir()} == FILES
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".out")]
+    classifier = load_classifier(out)
+    assert classifier is not None
+    assert classifier.classes == ["bright", "dark"]
+    pictures = sorted(data.rglob("*.png"))
+    features = torch.from_numpy(load(out).embed(pictures))
+    named = [classifier.classes[i] for i in classifier.probabilities(features).argmax(dim=1)]
+    assert np.mean([n == p.parent.name for n, p in zip(named, pictures, strict=True)]) > 0.9
+    result = result_of(out)
+    assert result["recipe"] == recipe
+    assert result["labels"] == {"bright": 6, "dark": 6}
+    assert float(classifier.temperature) == pytest.approx(result["temperature"])
+    assert set(result["held_out"]) == {recipe}
+    # What export measures parity on, unless other pictures are given.
+    assert scan(sources_of(out)) == pictures
+    assert result["unlabeled"] == (18 if recipe == "few-label-semi" else 0)
+
+
+@pytest.mark.parametrize("recipe", FOR_AUTO)
+def test_the_encoder_changes_only_where_it_is_trained(
+    recipe: str, run: Path, picture_folder: Folder, tmp_path: Path
+) -> None:
+    data = picture_folder(per_class=3)
+    out = finetune(run, data, recipe, tmp_path / "out", overrides=SHORT)
+    before, after = (load(path).encoder.state_dict() for path in (run, out))
+    changed = [key for key, value in before.items() if not torch.equal(value, after[key])]
+    assert bool(changed) == (recipe == "few-label")
+    assert not [key for key in changed if "running" in key]
+
+
+def test_auto_compares_all_three_and_says_why(
+    run: Path, picture_folder: Folder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = finetune(run, picture_folder(per_class=6), out=tmp_path / "out", overrides=SHORT[:-1])
+    result = result_of(out)
+    assert list(result["held_out"]) == list(FOR_AUTO)
+    accuracy = {key: s["balanced_accuracy"] for key, s in result["held_out"].items()}
+    assert accuracy[result["recipe"]] > max(accuracy.values()) - 1 / 12
+    assert f"recipe: {result['recipe']} (held-out balanced accuracy" in caplog.text
+    chosen = load_finetune_recipe(out)
+    assert chosen.classifier.strength != "auto"
+    assert chosen.data.sources == [str(out.absolute() / "labels.csv")]
+    console = Console(width=80)
+    with console.capture() as captured:
+        console.print(table(result))
+    assert max(map(len, captured.get().splitlines())) <= 80
+    assert all(name in captured.get() for name in FOR_AUTO)
+
+
+@pytest.mark.parametrize("singles", [1, 2])
+def test_one_label_of_a_class_falls_back_and_says_so(
+    singles: int,
+    run: Path,
+    picture_folder: Folder,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    data = picture_folder(per_class=3)
+    for name in ("dark", "bright")[:singles]:
+        for picture in sorted((data / name).iterdir())[1:]:
+            picture.unlink()
+    out = finetune(run, data, out=tmp_path / "out")
+    result = result_of(out)
+    told = "dark has a single label" if singles == 1 else "2 classes have a single label"
+    assert result["recipe"] == "few-label-linear"
+    assert told in result["reason"]
+    assert (result["temperature"], result["held_out"]) == (1.0, {})
+    assert "probabilities are not calibrated" in caplog.text
+
+
+def test_asked_for_recipe_is_fitted_with_single_labels_too(
+    run: Path, picture_folder: Folder, tmp_path: Path
+) -> None:
+    data = picture_folder(per_class=1)
+    for recipe in FOR_AUTO:
+        out = finetune(run, data, recipe, tmp_path / recipe, overrides=SHORT)
+        assert result_of(out)["temperature"] == 1
+
+
+def test_rare_class_is_not_drowned(run: Path, picture_folder: Folder, tmp_path: Path) -> None:
+    """Noise alone: unweighted, 20 to 2 would call nearly all of them dark."""
+    data = picture_folder(per_class=20)
+    for picture in sorted((data / "bright").iterdir())[2:]:
+        picture.unlink()
+    for picture in sorted(data.rglob("*.png")):
+        generator = np.random.default_rng(
+            list(picture.name.encode() + picture.parent.name.encode())
+        )
+        noise = generator.integers(0, 255, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(picture)
+    out = finetune(run, data, "few-label-linear", tmp_path / "out", overrides=SHORT)
+    classifier = load_classifier(out)
+    assert classifier is not None
+    generator = np.random.default_rng(0)
+    noise = generator.integers(0, 255, (64, 32, 32, 3), dtype=np.uint8)
+    shares = classifier.probabilities(torch.from_numpy(load(out).embed(noise)))
+    assert 0.25 < float(shares[:, 0].mean()) < 0.75
+
+
+def test_same_seed_same_result(run: Path, picture_folder: Folder, tmp_path: Path) -> None:
+    data = picture_folder(per_class=4)
+    outs = [
+        finetune(run, data, "few-label", tmp_path / name, overrides=SHORT, seed=seed)
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    ]
+    for name in ("encoder.safetensors", "classifier.safetensors"):
+        first, again, other = ((out / name).read_bytes() for out in outs)
+        assert first == again
+        assert first != other
+
+
+def test_saved_recipe_repeats_the_run(run: Path, picture_folder: Folder, tmp_path: Path) -> None:
+    data = picture_folder(per_class=4)
+    one = finetune(run, data, "few-label", tmp_path / "one", overrides=SHORT)
+    two = finetune(run, one / "labels.csv", one / "recipe.yaml", tmp_path / "two")
+    for name in ("encoder.safetensors", "classifier.safetensors"):
+        assert (one / name).read_bytes() == (two / name).read_bytes()
+
+
+def test_a_tuned_run_is_judged_like_any(
+    run: Path, picture_folder: Folder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data, other = picture_folder(per_class=6), picture_folder("other", per_class=5)
+    out = finetune(run, data, "few-label", tmp_path / "out", overrides=SHORT)
+    result = evaluate(out, train=data, test=other)
+    assert list(result["encoders"]) == ["raw pixels", "random weights", "start, frozen", "adapted"]
+    assert np.sum(result["classifier"]["confusion"]) == 10
+    assert result["classifier"]["balanced_accuracy"] > 0.8
+    assert result["classifier"]["seen_in_finetuning"] == 0
+    console = Console(width=80)
+    with console.capture() as captured:
+        console.print(evaluation_table(result))
+    assert "The run's own classifier:" in captured.get()
+    again = evaluate(out, train=other, test=data)
+    assert again["classifier"]["seen_in_finetuning"] == 12
+    assert "12 test pictures were used in fine-tuning" in caplog.text
+
+
+def test_classifier_of_other_classes_is_not_judged(
+    run: Path, picture_folder: Folder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = picture_folder(per_class=6)
+    out = finetune(run, data, "few-label-linear", tmp_path / "out", overrides=SHORT)
+    (data / "dark").rename(data / "black")
+    assert "classifier" not in evaluate(out, train=data, test=data)
+    assert "has other classes" in caplog.text
+
+
+def test_unlabeled_copies_of_labeled_pictures_are_left_out(
+    run: Path, picture_folder: Folder, tmp_path: Path
+) -> None:
+    data, more = picture_folder(per_class=4), picture_folder("more", per_class=7)
+    shutil.copytree(data, more / "again")
+    out = finetune(run, data, "few-label-semi", tmp_path / "out", unlabeled=more, overrides=SHORT)
+    assert result_of(out)["unlabeled"] == 14
+    few = [*SHORT, "unlabeled.pictures=5"]
+    out = finetune(run, data, "few-label-semi", tmp_path / "b", unlabeled=more, overrides=few)
+    assert result_of(out)["unlabeled"] <= 5
+
+
+def test_auto_goes_without_pictures_that_are_gone(
+    run: Path, picture_folder: Folder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.rmtree(tmp_path / "own")
+    out = finetune(run, picture_folder(per_class=4), out=tmp_path / "out", overrides=SHORT)
+    assert list(result_of(out)["held_out"]) == ["few-label-linear", "few-label"]
+    assert "few-label-semi is not tried: the run's own pictures cannot be found" in caplog.text
+    with pytest.raises(UsageError, match=r"no unlabeled pictures: .*give --unlabeled DIR"):
+        finetune(run, picture_folder("b"), "few-label-semi", tmp_path / "semi")
+
+
+def test_used_folder_is_refused_or_replaced(
+    run: Path, picture_folder: Folder, tmp_path: Path
+) -> None:
+    data, out = picture_folder(per_class=3), tmp_path / "out"
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    (out / "eval.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"is not empty; replace the run with --overwrite"):
+        finetune(run, data, "few-label-linear", out)
+    finetune(run, data, "few-label-linear", out, overwrite=True, overrides=SHORT)
+    assert {path.name for path in out.iterdir()} == FILES | {"notes.txt"}
+    with pytest.raises(UsageError, match="is the run itself"):
+        finetune(run, data, out=run, overwrite=True)
+
+
+def test_failed_job_leaves_the_old_run(run: Path, picture_folder: Folder, tmp_path: Path) -> None:
+    data = picture_folder(per_class=3)
+    out = finetune(run, data, "few-label-linear", tmp_path / "out", overrides=SHORT)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(tinyssl.JobError, match=r"lower network\.lr"):
+        finetune(
+            run, data, "few-label", out, overwrite=True, overrides=[*SHORT[:3], "network.lr=1e30"]
+        )
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".out")]

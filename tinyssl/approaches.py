@@ -1,0 +1,318 @@
+"""Three ways from few labels to a classifier, each fitted on any part of the labeled pictures.
+
+n = labeled pictures, m = unlabeled ones, d = feature width, k = classes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse import diags_array
+from torch import Tensor, nn
+
+from tinyssl.augment import Augment
+from tinyssl.console import Advance
+from tinyssl.encoder import Encoder, embed_pictures
+from tinyssl.errors import JobError
+from tinyssl.folds import Fold
+from tinyssl.labeled import Labeled
+from tinyssl.loader import generator_for
+from tinyssl.logistic import balanced_weights, fit_logistic, rotate
+from tinyssl.probing import Plane, Scaling, fit_plane, scaling_of, unscaled
+from tinyssl.schedule import warmup_cosine
+from tinyssl.spreading import Spread, neighbour_graph, spread_labels
+from tinyssl.tuning import Course, tune
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """An encoder and the classifier on its features; frozen encoders are the run's own."""
+
+    encoder: Encoder
+    plane: Plane
+
+
+class Approach(Protocol):
+    """A way to fit a classifier.
+
+    Attributes:
+        cost: steps of progress of a fit on a fold, and of the final one.
+    """
+
+    cost: tuple[int, int]
+
+    def fit(self, inside: Rows, advance: Advance, *, final: bool) -> Fitted:
+        """Fits on the rows `inside` of the labeled pictures, cheaper unless it is the final one."""
+
+    def logits(self, fitted: Fitted, outside: Rows) -> NDArray[np.float32]:
+        """(rows, k) of other labeled pictures."""
+
+
+class Linear:
+    """A logistic fit on the features of the frozen encoder."""
+
+    cost = (1, 1)
+
+    def __init__(
+        self, encoder: Encoder, features: NDArray[np.float32], labels: Rows, strength: float
+    ) -> None:
+        self.encoder, self.features = encoder, features
+        self.labels, self.strength = labels, strength
+
+    def fit(self, inside: Rows, advance: Advance, *, final: bool) -> Fitted:
+        """As `Approach.fit`; the final fit costs no more."""
+        plane = fit_plane(self.features[inside], self.labels[inside], self.strength)
+        advance(1)
+        return Fitted(self.encoder, plane)
+
+    def logits(self, fitted: Fitted, outside: Rows) -> NDArray[np.float32]:
+        """As `Approach.logits`."""
+        return fitted.plane.logits(self.features[outside])
+
+
+class Semi:
+    """The same fit on the unlabeled pictures too, labeled by spreading over a graph.
+
+    Pictures that are held out of a fit take no part in its graph.
+
+    Args:
+        encoder: frozen.
+        features: (n, d) of the labeled pictures.
+        labels: (n,).
+        unlabeled: (m, d) of the others, none of them a copy of a labeled one.
+        strength: C of the fit.
+        neighbours: of each picture in the graph.
+        alpha: how far labels travel.
+        weight: of all spread labels together over all given ones.
+    """
+
+    cost = (1, 1)
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        features: NDArray[np.float32],
+        labels: Rows,
+        unlabeled: NDArray[np.float32],
+        *,
+        strength: float,
+        neighbours: int,
+        alpha: float,
+        weight: float,
+    ) -> None:
+        self.encoder, self.features, self.labels = encoder, features, labels
+        self.strength, self.alpha, self.weight = strength, alpha, weight
+        together = np.concatenate([features, unlabeled])
+        self.graph = neighbour_graph(together, neighbours)
+        self.scaling = scaling_of(together)
+        self.rows, self.rotation = rotate(self.scaling(together))
+
+    def fit(self, inside: Rows, advance: Advance, *, final: bool) -> Fitted:
+        """As `Approach.fit`; the final fit costs no more."""
+        given = np.full(len(self.rows), -1, np.int64)
+        given[inside] = self.labels[inside]
+        taken = np.ones(len(self.rows), bool)
+        taken[: len(self.labels)] = given[: len(self.labels)] >= 0
+        mask = diags_array(taken.astype(np.float64))
+        spread = spread_labels(
+            (mask @ self.graph @ mask).tocsr(),
+            given,
+            alpha=self.alpha,
+            classes=int(self.labels.max()) + 1,
+        )
+        weights = joint_weights(spread, given, self.weight) * taken
+        used = weights > 0
+        fitted = fit_logistic(self.rows[used], spread.labels[used], self.strength, weights[used])
+        turned = np.vstack([self.rotation @ fitted.weights[:-1], fitted.weights[-1:]])
+        advance(1)
+        return Fitted(self.encoder, unscaled(turned, self.scaling))
+
+    def logits(self, fitted: Fitted, outside: Rows) -> NDArray[np.float32]:
+        """As `Approach.logits`."""
+        return fitted.plane.logits(self.features[outside])
+
+
+def joint_weights(spread: Spread, given: Rows, share: float) -> NDArray[np.float64]:
+    """Weights of given and spread labels in one fit, classes balanced within both kinds.
+
+    Args:
+        spread: labels and confidences of all pictures.
+        given: (n + m,) labels from 0, -1 where there is none.
+        share: sum of the spread labels' weights over the sum of the given ones'.
+
+    Returns:
+        (n + m,); the given labels' sum to their number.
+    """
+    weights = np.zeros(len(given))
+    known = given >= 0
+    weights[known] = balanced_weights(given[known])
+    confidence = np.where(known, 0.0, spread.weights)
+    totals = np.bincount(spread.labels, confidence)
+    reached = totals > 0
+    if reached.any():
+        each = share * known.sum() / reached.sum()
+        scale = np.where(reached, each / np.maximum(totals, 1e-300), 0.0)
+        weights += confidence * scale[spread.labels]
+    return weights
+
+
+class ScaledHead(nn.Module):
+    """A linear classifier on scaled features, so that one learning rate suits any encoder."""
+
+    mean: Tensor
+    spread: Tensor
+
+    def __init__(self, plane: Plane, scaling: Scaling) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.from_numpy(scaling.mean))
+        self.register_buffer("spread", torch.from_numpy(scaling.spread))
+        weight = plane.weight * scaling.spread
+        bias = plane.bias + plane.weight @ scaling.mean
+        self.weight = nn.Parameter(torch.from_numpy(weight))
+        self.bias = nn.Parameter(torch.from_numpy(bias))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(b, d) features to (b, k) logits."""
+        scaled = (features - self.mean) / self.spread
+        return scaled @ self.weight.T + self.bias
+
+    def plane(self) -> Plane:
+        """The classifier on features as they are."""
+        weights = torch.cat([self.weight.T, self.bias[None]]).detach().cpu().numpy()
+        return unscaled(weights, Scaling(self.mean.cpu().numpy(), self.spread.cpu().numpy()))
+
+
+@dataclass(frozen=True)
+class Rates:
+    """The settings of `Network` that its recipe names; see `Course` for those not told here.
+
+    Attributes:
+        views: augmented views of the final fit.
+        average: share of the steps that the mean of the weights spans.
+        fold_views: of the fit on a fold.
+    """
+
+    views: int
+    fold_views: int
+    batch_size: int
+    lr: float
+    head_lr: float
+    layer_decay: float
+    weight_decay: float
+    smoothing: float
+    average: float
+    frozen_batch_norm: bool
+
+
+def mean_decay(share: float, steps: int) -> float:
+    """Decay of a running mean that spans a share of the steps; 0 where that is a step or less."""
+    return max(0.0, 1 - 1 / max(share * steps, 1.0))
+
+
+class Network:
+    """The logistic fit first, then training of classifier and encoder together.
+
+    First the classifier, so that the features are not torn down by gradients of a random one
+    (Kumar et al., arXiv:2202.10054).
+    """
+
+    def __init__(
+        self,
+        linear: Linear,
+        labeled: Labeled,
+        augment: Augment,
+        rates: Rates,
+        *,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.linear, self.labeled, self.augment = linear, labeled, augment
+        self.rates, self.seed, self.device = rates, seed, device
+        self.cost = (self._steps(rates.fold_views), self._steps(rates.views))
+
+    def fit(self, inside: Rows, advance: Advance, *, final: bool) -> Fitted:
+        """As `Approach.fit`."""
+        start = self.linear.fit(inside, lambda _: None, final=final)
+        head = ScaledHead(start.plane, scaling_of(self.linear.features[inside])).to(self.device)
+        encoder = copy.deepcopy(start.encoder).to(self.device)
+        encoder = encoder.to(memory_format=torch.channels_last)
+        pictures = torch.from_numpy(self.labeled.array[inside]).to(self.device)
+        labels = self.labeled.labels[inside]
+        tune(
+            encoder,
+            encoder.backbone,
+            head,
+            self._views(pictures),
+            labels,
+            balanced_weights(labels),
+            self._course(self.cost[1 if final else 0]),
+            lambda _: advance(1),
+        )
+        _refuse_diverged(encoder, head, self.labeled.array[inside[:1]], self.device)
+        return Fitted(encoder, head.plane())
+
+    def logits(self, fitted: Fitted, outside: Rows) -> NDArray[np.float32]:
+        """As `Approach.logits`."""
+        array = self.labeled.array[outside]
+        return fitted.plane.logits(embed_pictures(fitted.encoder, array, device=self.device))
+
+    def _steps(self, views: int) -> int:
+        return max(1, round(views / self.rates.batch_size))
+
+    def _views(self, pictures: Tensor) -> Callable[[Rows, int], Tensor]:
+        def views(chosen: Rows, step: int) -> Tensor:
+            generator = generator_for(self.seed, step, stream=1)
+            raw = pictures[torch.from_numpy(chosen).to(self.device)]
+            return self.augment(raw, generator).contiguous(memory_format=torch.channels_last)
+
+        return views
+
+    def _course(self, steps: int) -> Course:
+        rates = self.rates
+        return Course(
+            lrs=warmup_cosine(steps, steps // 10, rates.lr),
+            batch_size=rates.batch_size,
+            head_lr=rates.head_lr,
+            layer_decay=rates.layer_decay,
+            weight_decay=rates.weight_decay,
+            smoothing=rates.smoothing,
+            average=mean_decay(rates.average, steps),
+            frozen_batch_norm=rates.frozen_batch_norm,
+            seed=self.seed,
+        )
+
+
+def _refuse_diverged(
+    encoder: Encoder, head: ScaledHead, picture: NDArray[Any], device: torch.device
+) -> None:
+    """The loss is looked at before each step, so the last one could go wrong unseen."""
+    features = torch.from_numpy(embed_pictures(encoder, picture, device=device)).to(device)
+    with torch.inference_mode():
+        finite = bool(torch.isfinite(head(features)).all())
+    if not finite:
+        raise JobError("the network has diverged: its logits are not finite; lower network.lr")
+
+
+def held_out_logits(
+    approach: Approach, folds: Sequence[Sequence[Fold]], classes: int, advance: Advance
+) -> NDArray[np.float32]:
+    """Logits of every labeled picture by a fit that did not see it.
+
+    Returns:
+        (repeats, n, k).
+    """
+    n = sum(len(outside) for _, outside in folds[0])
+    found = np.zeros((len(folds), n, classes), np.float32)
+    for repeat, parts in enumerate(folds):
+        for inside, outside in parts:
+            fitted = approach.fit(inside, advance, final=False)
+            found[repeat, outside] = approach.logits(fitted, outside)
+    return found

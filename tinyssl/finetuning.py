@@ -1,0 +1,394 @@
+"""`tinyssl finetune`: few labels to a run folder with an encoder and a classifier."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from tinyssl import __version__
+from tinyssl.approach_choice import Judged, choose, judge_logits
+from tinyssl.approaches import Approach, Linear, Network, Rates, Semi, held_out_logits
+from tinyssl.build import augment_of
+from tinyssl.classifier import Classifier, save_classifier
+from tinyssl.config import shortcuts, sources_of
+from tinyssl.console import log, progress
+from tinyssl.data import load_pictures, scan
+from tinyssl.device import keep_freed_memory, pick_device
+from tinyssl.encoder import Encoder, embed_pictures
+from tinyssl.errors import UsageError
+from tinyssl.files import write_text
+from tinyssl.finetune_config import FOR_AUTO, FinetuneRecipe, load_finetune_recipe
+from tinyssl.folds import Fold, repeats_for, stratified_folds
+from tinyssl.labeled import LABELS, read_labeled, smallest_class
+from tinyssl.probing import FALLBACK_STRENGTH, choose_strength
+from tinyssl.run_folder import RunFolder
+from tinyssl.weights import load_encoder, save_encoder
+
+RESULT = "finetune.json"
+
+
+def finetune(
+    run: str | Path,
+    labels: str | Path,
+    recipe: str | Path = "auto",
+    out: str | Path | None = None,
+    *,
+    unlabeled: str | Path | Sequence[str | Path] | None = None,
+    overrides: Sequence[str] = (),
+    overwrite: bool = False,
+    **settings: object,
+) -> Path:
+    """Makes a classifier from a run's encoder and few labels, and leaves a run folder.
+
+    Args:
+        run: a run folder.
+        labels: a CSV with the columns path,label, or a folder of class folders.
+        recipe: name of a bundled recipe, a YAML file, or `auto`: the one of the bundled three
+            that is best on held-out folds of the labels.
+        out: the new run folder; the run's name with `-cls` when None.
+        unlabeled: more pictures of the domain, for `few-label-semi`; those that the run was
+            pretrained on when None.
+        overrides: `section.key=value` settings on top of the recipe.
+        overwrite: replace an earlier run in `out`.
+        settings: device, workers, seed: short for the overrides `run.device=...` and so on.
+
+    Returns:
+        The new run folder.
+
+    Raises:
+        UsageError: wrong input; nothing was written.
+        JobError: training failed; nothing was written.
+    """
+    target = RunFolder(out if out is not None else f"{str(run).rstrip('/')}-cls")
+    if target.path.absolute() == Path(run).absolute():
+        raise UsageError(f"--out {target.path} is the run itself; name another folder")
+    if not overwrite:
+        target.refuse_if_used(resumable=False)
+    given = [*overrides, *shortcuts(settings)]
+    names = FOR_AUTO if str(recipe) == "auto" else (str(recipe),)
+    recipes = {name: load_finetune_recipe(name, given) for name in names}
+    with _workplace(target.path) as folder:
+        job = _Job(run, labels, recipes, unlabeled)
+        job.finish(folder, target.path)
+        if overwrite:
+            target.clear()
+        _move(folder, target.path)
+    log.info(f"done: {target.path / 'classifier.safetensors'}")
+    return target.path
+
+
+def read_result(run: str | Path) -> dict[str, Any]:
+    """The content of a fine-tuned run's `finetune.json`."""
+    return dict(json.loads((Path(run) / RESULT).read_text(encoding="utf-8")))
+
+
+def table(result: dict[str, Any]) -> Table:
+    """Held-out scores of `finetune.json` as a table."""
+    shown = Table(
+        title="Held-out folds of the labels, %",
+        title_justify="left",
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        padding=0,
+    )
+    shown.add_column("", overflow="fold")
+    for column in ("balanced accuracy", "accuracy", "log loss", "temperature"):
+        shown.add_column(column, justify="right", no_wrap=True)
+    for name, found in result["held_out"].items():
+        shown.add_row(
+            name,
+            f"{100 * found['balanced_accuracy']:.1f}",
+            f"{100 * found['accuracy']:.1f}",
+            f"{found['log_loss']:.3f}",
+            f"{found['temperature']:.2f}",
+        )
+    shown.caption = f"{result['recipe']}: {result['reason']}."
+    return shown
+
+
+class _Job:
+    """One fine-tuning: everything read and checked, then fitted and written."""
+
+    def __init__(
+        self,
+        run: str | Path,
+        labels: str | Path,
+        recipes: dict[str, FinetuneRecipe],
+        unlabeled: str | Path | Sequence[str | Path] | None,
+    ) -> None:
+        self.start = time.monotonic()
+        keep_freed_memory()
+        self.run = Path(run)
+        self.recipes = dict(recipes)
+        first = next(iter(recipes.values()))
+        self.device = pick_device(first.run.device)
+        self.seed = first.run.seed
+        torch.manual_seed(self.seed)
+        # Or convolutions on a GPU would differ from run to run; the CPU's never do.
+        torch.backends.cudnn.deterministic = True
+        encoder, self.description = load_encoder(run)
+        self.encoder: Encoder = encoder.to(self.device)
+        self.cache = None if first.data.cache_dir is None else Path(first.data.cache_dir)
+        self.workers = first.run.workers
+        self.labeled = read_labeled(
+            labels, self.description, cache_dir=self.cache, workers=self.workers
+        )
+        self.features = embed_pictures(self.encoder, self.labeled.array, device=self.device)
+        self.folds, self.why_no_folds = self._draw_folds(first)
+        self.unlabeled, self.why_not_semi = self._read_unlabeled(unlabeled)
+        self._tell()
+
+    def finish(self, folder: Path, out: Path) -> None:
+        """Judges the approaches, fits the chosen one on all labels and writes it to `folder`."""
+        approaches = self._approaches()
+        judged = self._judge(approaches)
+        name, reason = self._choice(approaches, judged)
+        log.info(f"recipe: {name} ({reason})")
+        with progress("fitting", approaches[name].cost[1], "steps") as advance:
+            every = np.arange(len(self.labeled.labels))
+            fitted = approaches[name].fit(every, advance, final=True)
+        temperature = judged[name].temperature if name in judged else 1.0
+        if name not in judged:
+            log.warning(f"probabilities are not calibrated: {self.why_no_folds}")
+        classifier = Classifier(
+            torch.from_numpy(fitted.plane.weight),
+            torch.from_numpy(fitted.plane.bias),
+            torch.tensor(temperature),
+            self.labeled.classes,
+        )
+        self._write(folder, out, name, reason, judged, fitted.encoder, classifier)
+
+    def _read_unlabeled(
+        self, given: str | Path | Sequence[str | Path] | None
+    ) -> tuple[NDArray[np.float32] | None, str]:
+        """Features of the pictures without a label, or why there are none."""
+        semi = [r for r in self.recipes.values() if r.classifier.method == "semi"]
+        if not semi or (len(self.recipes) > 1 and not self.folds):
+            if given is not None:
+                log.warning("--unlabeled is for few-label-semi; the pictures are not used")
+            return None, ""
+        try:
+            sources = _as_list(given) if given is not None else sources_of(self.run)
+            paths = scan(sources)
+        except UsageError as error:
+            if given is not None or len(self.recipes) == 1:
+                raise UsageError(f"no unlabeled pictures: {error}; give --unlabeled DIR") from None
+            return None, f"the run's own pictures cannot be found ({error})"
+        limit = semi[0].unlabeled.pictures
+        if len(paths) > limit:
+            drawn = np.random.default_rng(self.seed).permutation(len(paths))[:limit]
+            paths = [paths[row] for row in sorted(drawn)]
+        return self._embed_unlabeled(paths)
+
+    def _embed_unlabeled(self, paths: list[Path]) -> tuple[NDArray[np.float32] | None, str]:
+        with progress("reading", len(paths)) as advance:
+            pictures = load_pictures(
+                paths,
+                size=self.description["image_size"],
+                rule=self.description["resize"],
+                channels=self.description["channels"],
+                cache_dir=self.cache,
+                workers=self.workers,
+                progress=advance,
+            )
+        known = set(self.labeled.digests)
+        rows = [row for row, digest in enumerate(pictures.hashes) if digest not in known]
+        if not rows:
+            return None, "every picture of the run has a label"
+        with progress("embedding", len(rows)) as advance:
+            array = np.asarray(pictures.array[rows])
+            found = embed_pictures(self.encoder, array, device=self.device, progress=advance)
+        return found, ""
+
+    def _draw_folds(self, recipe: FinetuneRecipe) -> tuple[list[list[Fold]], str]:
+        labels, section = self.labeled.labels, recipe.classifier
+        smallest = smallest_class(labels)
+        if smallest < 2:
+            counts = self.labeled.counts()
+            single = [name for name, count in counts.items() if count == 1]
+            told = f"{single[0]} has" if len(single) == 1 else f"{len(single)} classes have"
+            return [], f"{told} a single label, so that nothing can be held out"
+        repeats = repeats_for(section.repeats, len(labels))
+        return stratified_folds(labels, min(section.folds, smallest), repeats, self.seed), ""
+
+    def _approaches(self) -> dict[str, Approach]:
+        """The approaches of the recipes that can be fitted here, in the recipes' order."""
+        auto = len(self.recipes) > 1
+        found: dict[str, Approach] = {}
+        for name, recipe in self.recipes.items():
+            method = recipe.classifier.method
+            if auto and method != "linear" and not self.folds:
+                continue
+            if method == "semi" and self.unlabeled is None:
+                if not auto:
+                    raise UsageError(f"{self.why_not_semi}; give --unlabeled DIR")
+                log.warning(f"{name} is not tried: {self.why_not_semi}")
+                continue
+            found[name] = self._approach(recipe)
+        return found
+
+    def _approach(self, recipe: FinetuneRecipe) -> Approach:
+        strength = self._strength(recipe)
+        labels = self.labeled.labels
+        linear = Linear(self.encoder, self.features, labels, strength)
+        if recipe.classifier.method == "linear":
+            return linear
+        if recipe.classifier.method == "semi":
+            section = recipe.unlabeled
+            assert self.unlabeled is not None
+            return Semi(
+                self.encoder,
+                self.features,
+                labels,
+                self.unlabeled,
+                strength=strength,
+                neighbours=section.neighbours,
+                alpha=section.alpha,
+                weight=section.weight,
+            )
+        return Network(
+            linear,
+            self.labeled,
+            augment_of(recipe.augment, int(self.description["image_size"])),
+            _rates(recipe),
+            seed=self.seed,
+            device=self.device,
+        )
+
+    def _strength(self, recipe: FinetuneRecipe) -> float:
+        given = recipe.classifier.strength
+        return self._chosen_strength if given == "auto" else given
+
+    @cached_property
+    def _chosen_strength(self) -> float:
+        if not self.folds:
+            return FALLBACK_STRENGTH
+        return choose_strength(self.features, self.labeled.labels, self.folds)
+
+    def _judge(self, approaches: dict[str, Approach]) -> dict[str, Judged]:
+        """Held-out scores of every approach; none where nothing can be held out."""
+        fits = sum(len(parts) for parts in self.folds)
+        if not fits:
+            return {}
+        judged = {}
+        total = fits * sum(approach.cost[0] for approach in approaches.values())
+        with progress("judging", total, "steps") as advance:
+            for name, approach in approaches.items():
+                classes = len(self.labeled.classes)
+                logits = held_out_logits(approach, self.folds, classes, advance)
+                judged[name] = judge_logits(logits, self.labeled.labels)
+        return judged
+
+    def _choice(
+        self, approaches: dict[str, Approach], judged: dict[str, Judged]
+    ) -> tuple[str, str]:
+        """The recipe to take and the reason."""
+        if len(self.recipes) == 1:
+            return next(iter(approaches)), "as asked for"
+        if not judged:
+            return next(iter(approaches)), self.why_no_folds
+        return choose(judged, labels=len(self.labeled.labels))
+
+    def _write(
+        self,
+        folder: Path,
+        out: Path,
+        name: str,
+        reason: str,
+        judged: dict[str, Judged],
+        encoder: Encoder,
+        classifier: Classifier,
+    ) -> None:
+        write_text(folder / LABELS, self.labeled.to_csv())
+        write_text(folder / "recipe.yaml", self._settled(name, out).to_yaml())
+        save_classifier(classifier, folder)
+        save_encoder(
+            encoder,
+            folder,
+            image_size=self.description["image_size"],
+            resize=self.description["resize"],
+            extra={
+                "init": str(self.run.absolute()),
+                "seed": self.seed,
+                "dtype": self.description.get("dtype", "uint8"),
+                "classes": self.labeled.classes,
+            },
+        )
+        result = {
+            "tinyssl": __version__,
+            "run": str(self.run),
+            "recipe": name,
+            "reason": reason,
+            "labels": self.labeled.counts(),
+            "unlabeled": 0 if self.unlabeled is None else len(self.unlabeled),
+            "folds": [len(parts) for parts in self.folds],
+            "held_out": {key: value.scores for key, value in judged.items()},
+            "temperature": float(classifier.temperature),
+            "seconds": round(time.monotonic() - self.start, 1),
+            "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        }
+        write_text(folder / RESULT, json.dumps(result, indent=1) + "\n")
+
+    def _settled(self, name: str, out: Path) -> FinetuneRecipe:
+        recipe = self.recipes[name]
+        classifier = recipe.classifier.model_copy(update={"strength": self._strength(recipe)})
+        data = recipe.data.model_copy(update={"sources": [str(out.absolute() / LABELS)]})
+        return recipe.model_copy(update={"classifier": classifier, "data": data})
+
+    def _tell(self) -> None:
+        counts = self.labeled.counts()
+        low, high = min(counts.values()), max(counts.values())
+        spread = f"{low}" if low == high else f"{low} to {high}"
+        others = "" if self.unlabeled is None else f", {len(self.unlabeled):,} without a label"
+        log.info(
+            f"{sum(counts.values()):,} labeled pictures of {len(counts)} classes "
+            f"({spread} a class){others}"
+        )
+        if self.folds:
+            log.info(f"judging on {len(self.folds)} x {len(self.folds[0])} folds of the labels")
+
+
+def _rates(recipe: FinetuneRecipe) -> Rates:
+    section = recipe.network
+    kept = section.model_dump(exclude={"batch_norm"})
+    return Rates(frozen_batch_norm=section.batch_norm == "frozen", **kept)
+
+
+def _as_list(given: str | Path | Sequence[str | Path]) -> list[str | Path]:
+    return [given] if isinstance(given, str | Path) else list(given)
+
+
+@contextmanager
+def _workplace(out: Path) -> Iterator[Path]:
+    """A folder beside `out`, removed at the end, so that `out` is whole or not there."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
+    except OSError as error:
+        raise UsageError(f"--out {out} cannot be made: {error.strerror}") from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _move(folder: Path, out: Path) -> None:
+    """The encoder's description comes last: a folder without it is no run to any verb."""
+    out.mkdir(exist_ok=True)
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == "encoder.json"):
+        path.replace(out / path.name)

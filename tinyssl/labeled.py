@@ -1,0 +1,174 @@
+"""Labeled pictures to learn from: read, decoded, and checked against each other.
+
+n = pictures after copies were taken out, s = image size, c = channels.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyssl.console import log, progress
+from tinyssl.data import IMAGE_EXTENSIONS, Pictures, load_pictures
+from tinyssl.errors import UsageError
+from tinyssl.labels import LabeledPaths, from_class_folders, from_csv
+
+LABELS = "labels.csv"
+
+
+@dataclass(frozen=True)
+class Labeled:
+    """What a classifier learns from.
+
+    Attributes:
+        array: (n, s, s, c) uint8 or uint16.
+        paths: n absolute paths.
+        digests: n digests of the files' bytes, all different.
+        labels: (n,) numbers of classes.
+        classes: names in alphabetical order, each with at least one picture.
+    """
+
+    array: NDArray[Any]
+    paths: list[str]
+    digests: list[str]
+    labels: NDArray[np.int64]
+    classes: list[str]
+
+    def counts(self) -> dict[str, int]:
+        """Pictures of each class."""
+        numbers = np.bincount(self.labels, minlength=len(self.classes))
+        return {name: int(count) for name, count in zip(self.classes, numbers, strict=True)}
+
+    def to_csv(self) -> str:
+        """What was learned from, as `path,label,digest` rows."""
+        text = io.StringIO(newline="")
+        writer = csv.writer(text)
+        writer.writerow(["path", "label", "digest"])
+        names = [self.classes[number] for number in self.labels]
+        writer.writerows(zip(self.paths, names, self.digests, strict=True))
+        return text.getvalue()
+
+
+def read_labeled(
+    source: str | Path,
+    description: Mapping[str, Any],
+    *,
+    cache_dir: Path | None = None,
+    workers: int = 0,
+) -> Labeled:
+    """Reads labels from a folder of class folders or a CSV, and their pictures.
+
+    Of a CSV with a column `split` only the rows that say train are used. What is odd but
+    harmless is told in one line each: empty labels and class folders, a label given twice.
+
+    Args:
+        source: the folder, or the CSV with the columns path,label.
+        description: of the encoder: image_size, resize, channels.
+        cache_dir: of decoded pictures; the user's cache folder when None.
+        workers: threads; 0 is one a CPU core.
+
+    Raises:
+        UsageError: a picture is missing or cannot be read, equal pictures have different labels,
+            or fewer than 2 classes have a picture.
+    """
+    table = _training_rows(_read(source), source)
+    with progress("reading", len(table.paths)) as advance:
+        pictures = load_pictures(
+            sorted(table.paths),
+            size=description["image_size"],
+            rule=description["resize"],
+            channels=description["channels"],
+            cache_dir=cache_dir,
+            workers=workers,
+            progress=advance,
+        )
+    _refuse_unreadable(pictures)
+    by_path = {str(p): name for p, name in zip(table.paths, table.labels, strict=True)}
+    names = [by_path[path] for path in pictures.paths]
+    kept = _first_of_each(pictures, names)
+    repeated = table.repeated + len(names) - len(kept)
+    if repeated:
+        log.warning(f"{source}: {repeated} labels say again what others said; each counts once")
+    classes = sorted({names[row] for row in kept})
+    if len(classes) < 2:
+        raise UsageError(f"{source} labels 1 class, {classes[0]}; give pictures of at least 2")
+    return Labeled(
+        array=np.asarray(pictures.array[kept]),
+        paths=[pictures.paths[row] for row in kept],
+        digests=[pictures.hashes[row] for row in kept],
+        labels=np.array([classes.index(names[row]) for row in kept], np.int64),
+        classes=classes,
+    )
+
+
+def _read(source: str | Path) -> LabeledPaths:
+    if Path(source).is_dir():
+        return from_class_folders(source, IMAGE_EXTENSIONS)
+    return from_csv(source)
+
+
+def _training_rows(table: LabeledPaths, source: str | Path) -> LabeledPaths:
+    if table.unlabeled:
+        log.warning(f"{source}: {table.unlabeled} rows have no label and are left out")
+    if table.empty:
+        named = ", ".join(table.empty)
+        log.warning(f"{source}: no picture of {named}; the classifier will not know such a class")
+    if table.splits is None:
+        return table
+    rows = [row for row, split in enumerate(table.splits) if split == "train"]
+    log.info(f"{source}: {len(rows)} of {len(table.splits)} labels are of the split train")
+    unseen = sorted(set(table.labels) - {table.labels[row] for row in rows})
+    if unseen:
+        named = ", ".join(unseen)
+        log.warning(f"{source}: no training picture of {named}; the classifier will not know it")
+    if not rows:
+        raise UsageError(f"{source}: no label is of the split train; there is nothing to learn")
+    return LabeledPaths(
+        [table.paths[row] for row in rows],
+        [table.labels[row] for row in rows],
+        repeated=table.repeated,
+    )
+
+
+def _refuse_unreadable(pictures: Pictures) -> None:
+    if pictures.skipped:
+        path, reason = pictures.skipped[0]
+        raise UsageError(
+            f"{len(pictures.skipped)} labeled pictures cannot be read; first: {path}: {reason}; "
+            "mend them or take them out of the labels"
+        )
+
+
+def _first_of_each(pictures: Pictures, names: list[str]) -> list[int]:
+    """The first row of every content; refuses equal pictures with different labels."""
+    first: dict[str, int] = {}
+    for row, digest in enumerate(pictures.hashes):
+        other = first.setdefault(digest, row)
+        if names[other] != names[row]:
+            raise UsageError(
+                f"{pictures.paths[other]} is {names[other]} and {pictures.paths[row]} is "
+                f"{names[row]}, but the two files are equal; keep one of the labels"
+            )
+    return sorted(first.values())
+
+
+def smallest_class(labels: NDArray[np.int64]) -> int:
+    """Pictures of the rarest class that occurs."""
+    return min(Counter(labels.tolist()).values())
+
+
+def used_digests(run: str | Path) -> set[str]:
+    """Digests of the pictures whose labels a fine-tuned run learned from."""
+    path = Path(run) / LABELS
+    if not path.is_file():
+        return set()
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        return {row.get("digest") or "" for row in csv.DictReader(file)}

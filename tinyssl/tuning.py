@@ -1,0 +1,179 @@
+"""Training a whole network on few labels: slow early layers, averaged weights, fixed statistics.
+
+b = batch, k = classes, c = channels, s = view size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from timm.models import group_parameters
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from tinyssl.errors import JobError
+
+Views = Callable[[NDArray[np.int64], int], Tensor]
+
+
+@dataclass(frozen=True)
+class Course:
+    """How a network is tuned; known before the first step.
+
+    Attributes:
+        lrs: (steps,) learning rates of the encoder's last layer.
+        batch_size: views a step.
+        head_lr: of the head, as a share of the last layer's.
+        layer_decay: what each layer before has of the rate of the one after it.
+        weight_decay: AdamW's, of matrices and filters.
+        smoothing: share of every target that is spread over all classes.
+        average: decay of the running mean of the weights; 0 keeps the last ones.
+        frozen_batch_norm: keep the statistics that the encoder came with.
+        seed: of the order of the pictures.
+    """
+
+    lrs: NDArray[np.float64]
+    batch_size: int
+    head_lr: float
+    layer_decay: float
+    weight_decay: float
+    smoothing: float
+    average: float
+    frozen_batch_norm: bool
+    seed: int
+
+
+def layer_depths(backbone: nn.Module) -> dict[str, int]:
+    """How many layers before the end each parameter lies: 0 for the last one.
+
+    Layers are timm's stages; all are one layer where timm knows none for the model.
+    """
+    matcher: Any = getattr(backbone, "group_matcher", None)
+    names = [name for name, _ in backbone.named_parameters()]
+    if matcher is None:
+        return dict.fromkeys(names, 0)
+    layers = group_parameters(backbone, matcher(coarse=True), reverse=True)
+    last = max(layers[name] for name in names)
+    return {name: last - layers[name] for name in names}
+
+
+def parameter_rates(backbone: nn.Module, head: nn.Module, course: Course) -> list[dict[str, Any]]:
+    """One group for the optimizer per layer and kind; `share` scales the learning rate.
+
+    Biases and the scales of norms are not decayed, as nothing of the head is: it starts at the
+    minimum of a regularised fit. AdamW moves all weights at one speed, and a fit on some dozen
+    pictures has thousands of small ones: at the encoder's own rate they would drown in noise.
+    """
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    depths = layer_depths(backbone)
+    for name, parameter in backbone.named_parameters():
+        groups.setdefault((depths[name], parameter.ndim > 1), []).append(parameter)
+    found: list[dict[str, Any]] = [
+        {
+            "params": parameters,
+            "share": course.layer_decay**depth,
+            "weight_decay": course.weight_decay if decayed else 0.0,
+        }
+        for (depth, decayed), parameters in sorted(groups.items(), key=lambda item: item[0])
+    ]
+    return [
+        *found,
+        {"params": list(head.parameters()), "share": course.head_lr, "weight_decay": 0.0},
+    ]
+
+
+def picture_order(pictures: int, batch_size: int, steps: int, seed: int) -> NDArray[np.int64]:
+    """Batches cut from permutations laid end to end, so that all pictures are seen as often.
+
+    Returns:
+        (steps, b) picture numbers.
+    """
+    generator = np.random.default_rng(seed)
+    rounds = -(-steps * batch_size // pictures)
+    laid = np.concatenate([generator.permutation(pictures) for _ in range(rounds)])
+    return laid[: steps * batch_size].reshape(steps, batch_size)
+
+
+class Average:
+    """A running mean of a module's floating-point state: `mean <- d mean + (1 - d) value`."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.mean = {key: value.clone() for key, value in module.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        """Moves the mean towards the module as it is now."""
+        for key, value in module.state_dict().items():
+            if value.is_floating_point():
+                self.mean[key].lerp_(value, 1 - self.decay)
+            else:
+                self.mean[key].copy_(value)
+
+
+def tune(
+    encoder: nn.Module,
+    backbone: nn.Module,
+    head: nn.Module,
+    views: Views,
+    labels: NDArray[np.int64],
+    weights: NDArray[np.float64],
+    course: Course,
+    advance: Callable[[int], None],
+) -> None:
+    """Trains encoder and head in place and leaves the mean of their weights in evaluation mode.
+
+    Args:
+        encoder: views (b, c, s, s) to features.
+        backbone: the part of it that has parameters and layers.
+        head: features to logits (b, k).
+        views: picture numbers (b,) and the step to augmented views on the encoder's device.
+        labels: (n,) from 0.
+        weights: (n,) of each picture in the loss; their mean is 1.
+        course: rates and lengths.
+        advance: told the number of views of each finished step.
+
+    Raises:
+        JobError: the loss is not finite.
+    """
+    network = nn.Sequential(encoder, head)
+    groups = parameter_rates(backbone, head, course)
+    optimizer = torch.optim.AdamW(groups, lr=1.0, fused=True)
+    average = Average(network, course.average)
+    _train_mode(network, course.frozen_batch_norm)
+    device = next(network.parameters()).device
+    for step, chosen in _steps(len(labels), course):
+        for group in optimizer.param_groups:
+            group["lr"] = float(course.lrs[step]) * group["share"]
+        target = torch.from_numpy(labels[chosen]).to(device)
+        weight = torch.from_numpy(weights[chosen]).float().to(device)
+        logits = network(views(chosen, step))
+        errors = cross_entropy(logits, target, reduction="none", label_smoothing=course.smoothing)
+        loss = (weight * errors).mean()
+        if not torch.isfinite(loss):
+            raise JobError(f"the loss is {float(loss.detach())} at step {step}; lower network.lr")
+        torch.autograd.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        average.update(network)
+        advance(len(chosen))
+    network.load_state_dict(average.mean)
+    network.eval()
+
+
+def _steps(pictures: int, course: Course) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    order = picture_order(pictures, course.batch_size, len(course.lrs), course.seed)
+    yield from enumerate(order)
+
+
+def _train_mode(network: nn.Module, frozen_batch_norm: bool) -> None:
+    network.train()
+    if frozen_batch_norm:
+        for child in network.modules():
+            if isinstance(child, nn.modules.batchnorm._BatchNorm):
+                child.eval()
