@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -66,10 +67,24 @@ def benchmark(
         for row in _rows(folder, manifest, models, batches, threads, seconds):
             rows.append({key: row.get(key) for key in COLUMNS})
             advance(1)
-    told = {"machine": platform.processor() or platform.machine(), "rows": rows}
+    told = {"machine": platform.processor() or platform.machine(), "power": power(), "rows": rows}
     write_text(folder / "benchmark.json", json.dumps(told, indent=1) + "\n")
     write_text(folder / "benchmark.csv", _csv(rows))
     return rows
+
+
+def power(devices: Path = Path("/sys/class/devfreq")) -> dict[str, str]:
+    """The power mode of a Jetson and the clocks of its devices, as far as they can be read."""
+    told = {}
+    if shutil.which("nvpmodel"):
+        done = subprocess.run(["nvpmodel", "-q"], capture_output=True, text=True)
+        told["nvpmodel"] = " ".join(done.stdout.split())
+    for clock in sorted(devices.glob("*/cur_freq")):
+        try:
+            told[f"{clock.parent.name} Hz"] = clock.read_text(encoding="utf-8").strip()
+        except OSError:
+            continue
+    return told
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:

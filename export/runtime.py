@@ -598,9 +598,11 @@ def _write(out: Path, extractor: Extractor, names: list[str], columns: dict[str,
                 cells = [np.atleast_1d(column[row]).tolist() for column in columns.values()]
                 writer.writerow([path, *(cell for part in cells for cell in part)])
     else:
-        more = {"classes": np.array(extractor.classes)} if extractor.classes else {}
+        arrays: dict[str, Array] = {"paths": np.array(names), **columns}
+        if extractor.classes:
+            arrays["classes"] = np.array(extractor.classes)
         with temporary.open("wb") as file:
-            np.savez(file, paths=np.array(names), **more, **columns)
+            np.savez(file, **arrays)
     temporary.replace(out)
 
 

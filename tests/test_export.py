@@ -12,7 +12,7 @@ import onnx
 import pytest
 import torch
 from PIL import Image
-from tinyssl.export import build_engine, runtime, variants
+from tinyssl.export import benchmarking, build_engine, runtime, variants
 from tinyssl.export.exporting import export
 from tinyssl.export.parity import compare
 
@@ -450,3 +450,16 @@ def test_command_prints_a_table_of_80_columns(
     assert "encoder.onnx" in table
     assert max(map(len, table.splitlines())) <= 80
     assert (tmp_path / "b" / "manifest.json").is_file()
+
+
+def test_power_of_a_jetson_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "bin" / "nvpmodel"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\nprintf 'NV Power Mode: 15W\\n2\\n'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=":")
+    (tmp_path / "clocks" / "17000000.gpu").mkdir(parents=True)
+    (tmp_path / "clocks" / "17000000.gpu" / "cur_freq").write_text("612000000\n")
+    found = benchmarking.power(tmp_path / "clocks")
+    assert found == {"nvpmodel": "NV Power Mode: 15W 2", "17000000.gpu Hz": "612000000"}
+    assert benchmarking.power(tmp_path / "none").keys() <= {"nvpmodel"}
