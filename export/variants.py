@@ -53,20 +53,31 @@ Labeled = tuple[NDArray[Any], NDArray[np.int64]]
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What an exported model may differ from torch: checked here and on the device."""
+    """What an exported model may differ from torch: checked here and on the device.
+
+    Attributes:
+        max_abs: of the largest difference.
+        cosine: of the worst picture.
+        mean_cosine: over the pictures.
+    """
 
     max_abs: float
     cosine: float
+    mean_cosine: float = -1.0
 
     def allows(self, parity: Parity) -> bool:
-        """Whether the worst picture is within both."""
-        return parity.max_abs <= self.max_abs and parity.worst_cosine >= self.cosine
+        """Whether all three hold."""
+        return (
+            parity.max_abs <= self.max_abs
+            and parity.worst_cosine >= self.cosine
+            and parity.mean_cosine >= self.mean_cosine
+        )
 
 
 TOLERANCES: Mapping[str, Tolerance] = {
     FLOAT: Tolerance(1e-4, 0.99999),
-    HALF: Tolerance(0.05, 0.999),
-    ENGINE: Tolerance(0.05, 0.999),
+    HALF: Tolerance(0.05, 0.99, 0.999),
+    ENGINE: Tolerance(0.05, 0.99, 0.999),
     PTE: Tolerance(1e-4, 0.99999),
 }
 
@@ -253,5 +264,5 @@ def _refuse_unlike(made: Mapping[str, Variant]) -> None:
             raise JobError(
                 f"{name} differs from torch: largest difference {found.max_abs:.2g} (allowed "
                 f"{allowed.max_abs:.2g}), worst cosine {found.worst_cosine:.6f} (allowed "
-                f"{allowed.cosine}); no bundle was written"
+                f"{allowed.cosine}), mean {found.mean_cosine:.6f}; no bundle was written"
             )
