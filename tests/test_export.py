@@ -344,7 +344,7 @@ def test_benchmark_of_wrong_use(
         ("variant", "has no encoder.int8.onnx; it has: encoder.fp16.onnx"),
         ("golden", "golden.npz cannot be read"),
         ("empty folder", "no pictures in"),
-        ("device", "device: got 'tpu', allowed are auto, cuda and cpu"),
+        ("device", "device: got 'tpu', allowed are auto, tensorrt, cuda and cpu"),
     ],
 )
 def test_damage_is_told_in_one_line(damage: str, told: str, bundle: Path, tmp_path: Path) -> None:
