@@ -119,7 +119,7 @@ def build_int8_engine(model: Path) -> None:
 
 @pytest.fixture(scope="module")
 def run(cells: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return trained("resnet18", cells, tmp_path_factory.mktemp("run") / "run", "encoder.stem=small")
+    return trained("resnet18", cells, tmp_path_factory.mktemp("run") / "run")
 
 
 def test_each_engine_gets_its_kind_of_file(run: Path, tmp_path: Path) -> None:
