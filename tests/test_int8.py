@@ -30,10 +30,10 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def trained(name: str, pictures: Path, out: Path, *settings: str) -> Path:
+def trained(name: str, pictures: Path, out: Path, *settings: str, epochs: int = 20) -> Path:
     overrides = [
-        f"encoder.name={name}", "data.image_size=64", "augment.view_size=48", "run.epochs=20",
-        "optim.batch_size=32", "run.watch_every=0", "run.save_every=20",
+        f"encoder.name={name}", "data.image_size=64", "augment.view_size=48",
+        f"run.epochs={epochs}", "optim.batch_size=32", "run.watch_every=0", "run.save_every=20",
         "augment.preset=industrial", *settings,
     ]  # fmt: skip
     return pretrain(pictures, "mobilenetv3-small", out, overrides=overrides)
@@ -119,7 +119,8 @@ def build_int8_engine(model: Path) -> None:
 
 @pytest.fixture(scope="module")
 def run(cells: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return trained("resnet18", cells, tmp_path_factory.mktemp("run") / "run")
+    folder = tmp_path_factory.mktemp("run") / "run"
+    return trained("resnet18", cells, folder, epochs=3)
 
 
 def test_each_engine_gets_its_kind_of_file(run: Path, tmp_path: Path) -> None:
@@ -156,9 +157,10 @@ def test_int8_that_changes_features_is_refused_unless_forced(
 def test_int8_that_loses_accuracy_is_refused(
     run: Path, cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = [f"{path},{'even' if i % 2 else 'odd'}" for i, path in enumerate(cells.open())]
+    paths = cells.read_text().splitlines()
+    rows = [f"{path},{'even' if i % 2 else 'odd'}" for i, path in enumerate(paths)]
     labels = tmp_path / "labels.csv"
-    labels.write_text("path,label\n" + "\n".join(r.replace("\n", "") for r in rows) + "\n")
+    labels.write_text("path,label\n" + "\n".join(rows) + "\n")
     monkeypatch.setattr(variants, "MAX_KNN_LOSS", -1.0)
     with pytest.raises(JobError, match=r"k-NN accuracy falls by .* points"):
         export(run, "onnx-int8", tmp_path / "bundle", labels=labels)

@@ -108,7 +108,7 @@ def test_mobile_bundle(made: Made) -> None:
     with np.load(made.bundle / "golden.npz") as golden:
         found = pte_features((made.bundle / "encoder.pte").read_bytes(), golden["pictures"])
         np.testing.assert_allclose(found, golden["features"], atol=1e-4)
-    with pytest.raises(runtime.BundleError, match=r"encoder\.pte is not for onnxruntime"):
+    with pytest.raises(runtime.BundleError, match=r"encoder\.pte is not for this program"):
         runtime.Extractor(made.bundle, "encoder.pte")
 
 
