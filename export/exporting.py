@@ -18,7 +18,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from tinyssl import __version__
-from tinyssl.classifier import load_classifier
+from tinyssl.classifier import Classifier, load_classifier
 from tinyssl.console import log
 from tinyssl.errors import UsageError
 from tinyssl.weights import load_encoder
@@ -30,7 +30,7 @@ from .int8 import MIN_CENTRED, STYLES
 from .mobile import MODEL as PTE
 from .mobile import need_executorch
 from .parity import Parity
-from .samples import Reader, draw_samples, read_labeled
+from .samples import Reader, draw_samples, labeled_pictures
 from .variants import HALF, TARGETS, TOLERANCES, Variant, Workshop
 
 _GOLDEN = 8
@@ -93,37 +93,46 @@ def export(
             is left behind.
     """
     _refuse_target(target, any_size)
-    names = TARGETS[target]
     folder = Path(out) if out is not None else Path(run).with_name(f"{Path(run).name}-bundle")
     refuse_if_used(folder, overwrite)
     encoder, description = load_encoder(run)
+    classifier = load_classifier(run)
     dtype = np.dtype(description.get("dtype", "uint8"))
     reader = Reader(description, dtype)
-    wants_int8 = not set(names).isdisjoint(STYLES)
-    samples = draw_samples(reader, run, pictures, calibration, calibrate=wants_int8)
-    labeled = read_labeled(reader, labels) if wants_int8 and labels is not None else None
-    classifier = load_classifier(run)
+    int8 = not set(TARGETS[target]).isdisjoint(STYLES)
+    samples = draw_samples(reader, run, pictures, calibration, calibrate=int8)
+    labeled = labeled_pictures(reader, labels) if int8 and labels is not None else None
     deployed = Deployed(encoder, getattr(torch, dtype.name), not raw_features, classifier)
-    manifest = _manifest(run, description, dtype, raw_features, any_size)
-    if classifier is not None:
-        manifest["classes"] = classifier.classes
+    manifest = _manifest(run, description, dtype, raw_features, any_size, classifier)
     log.info(f"exporting {encoder.name}; this takes some seconds")
     example = torch.from_numpy(samples.measured[:2])
     model = to_onnx(deployed, example, _metadata(manifest), any_size=any_size)
     workshop = Workshop(deployed, model, samples, labeled, force)
-    made = workshop.make(names, workspace=workspace, strict=target == "onnx-int8")
+    made = workshop.make(TARGETS[target], workspace=workspace, strict=target == "onnx-int8")
+    _write(folder, target, made, workshop, manifest)
+    return Exported(folder, made)
+
+
+def _write(
+    folder: Path,
+    target: str,
+    made: Mapping[str, Variant],
+    workshop: Workshop,
+    manifest: dict[str, Any],
+) -> None:
+    """The bundle with everything in it, and the programs that its target needs."""
     programs = [RUNTIME]
     if target in ("jetson", "tensorrt"):
         programs.append(BUILD_ENGINE)
-        manifest["trtexec"] = trtexec(HALF, description["image_size"], description["channels"])
-    golden = {name: rows[:_GOLDEN] for name, rows in workshop.wanted.items()}
+        taken = manifest["input"]
+        manifest["trtexec"] = trtexec(HALF, taken["size"], taken["channels"])
     contents = {name: variant.content for name, variant in made.items()}
     for variant in made.values():
         contents |= variant.beside
+    golden = {name: rows[:_GOLDEN] for name, rows in workshop.wanted.items()}
+    packed = _npz(pictures=workshop.samples.measured[:_GOLDEN], **golden)
     facts = {name: variant.manifest() for name, variant in made.items()}
-    packed = _npz(pictures=samples.measured[:_GOLDEN], **golden)
     write_bundle(folder, contents, packed, manifest, facts, programs)
-    return Exported(folder, made)
 
 
 def table(exported: Exported) -> Table:
@@ -177,6 +186,7 @@ def _manifest(
     dtype: Any,
     raw_features: bool,
     any_size: bool,
+    classifier: Classifier | None,
 ) -> dict[str, Any]:
     recipe = Path(run) / "recipe.yaml"
     digest = hashlib.sha256(recipe.read_bytes()).hexdigest() if recipe.is_file() else None
@@ -194,6 +204,7 @@ def _manifest(
             "any_size": any_size,
         },
         "features": {"width": description["width"], "normalized": not raw_features},
+        **({} if classifier is None else {"classes": classifier.classes}),
         "recipe_sha256": digest,
         "tools": {tool: version for tool in tools if (version := _version(tool))},
     }

@@ -12,7 +12,7 @@ import io
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -160,19 +160,20 @@ def quantize_best(calibration: Calibration, style: Style, judge: Judge, enough: 
     Returns:
         The first that reaches `enough`, else the best there is, with the harm of each layer.
     """
-    scored = {p: judge(calibration.quantize(style, p)) for p in PERCENTILES}
-    percentile = max(PERCENTILES, key=lambda p: scored[p])
-    best = Quantized(calibration.quantize(style, percentile), scored[percentile], percentile)
+
+    def quantized(percentile: float, without: Sequence[str] = ()) -> Quantized:
+        model = calibration.quantize(style, percentile, without=without)
+        return Quantized(model, judge(model), percentile, without)
+
+    best = max((quantized(p) for p in PERCENTILES), key=lambda q: q.score)
     if best.score >= enough:
         return best
-    harm = _harm(calibration, style, percentile, judge)
+    harm = _harm(calibration, style, best.percentile, judge)
     for without in _growing(list(harm)):
-        model = calibration.quantize(style, percentile, without=without)
-        found = Quantized(model, judge(model), percentile, without, harm)
-        if found.score >= enough:
-            return found
-        best = max(best, found, key=lambda q: q.score)
-    return Quantized(best.model, best.score, percentile, best.float_layers, harm)
+        best = max(best, quantized(best.percentile, without), key=lambda q: q.score)
+        if best.score >= enough:
+            break
+    return replace(best, harm=harm)
 
 
 def _harm(

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyssl.config import sources_of
-from tinyssl.data import IMAGE_EXTENSIONS, load_pictures, scan
+from tinyssl.data import load_pictures, scan
 from tinyssl.errors import UsageError
-from tinyssl.labels import from_class_folders, from_csv
+from tinyssl.labeled import read_labeled
 from tinyssl.picture import to_depth
 
 MEASURED, CALIBRATED, LABELED = 64, 128, 1000
@@ -91,15 +91,11 @@ def draw_samples(
     return Samples(_enough(measured, 2), _enough(calibrated, 2))
 
 
-def read_labeled(reader: Reader, labels: str | Path) -> tuple[Pictures, NDArray[np.int64]]:
+def labeled_pictures(reader: Reader, labels: str | Path) -> tuple[Pictures, NDArray[np.int64]]:
     """At most 1,000 evenly spaced labeled pictures, of a CSV or of class folders."""
-    folder = Path(labels).is_dir()
-    table = from_class_folders(labels, IMAGE_EXTENSIONS) if folder else from_csv(labels)
-    pairs = _spaced(list(zip(table.paths, table.labels, strict=True)), LABELED)
-    pictures = reader.read([path for path, _ in pairs])
-    if len(pictures) != len(pairs):
-        raise UsageError(f"{len(pairs) - len(pictures)} pictures of {labels} cannot be read")
-    return pictures, np.unique([label for _, label in pairs], return_inverse=True)[1]
+    found = read_labeled(labels, reader.description)
+    rows = _spaced(range(len(found.labels)), LABELED)
+    return to_depth(found.array[rows], reader.dtype), found.labels[rows]
 
 
 def _paths(run: str | Path, pictures: str | Path | None) -> list[Path]:

@@ -149,12 +149,11 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     trt = SimpleNamespace(
         __name__="pretended_trt",
         __version__="11.2",
-        Logger=SimpleNamespace(ERROR=1, __call__=None),
+        Logger=type("Logger", (), {"ERROR": 1, "__init__": lambda self, level: None}),
         Runtime=lambda logger: SimpleNamespace(deserialize_cuda_engine=deserialize),
         TensorIOMode=SimpleNamespace(INPUT="in", OUTPUT="out"),
         engines=engines,
     )
-    trt.Logger = type("Logger", (), {"ERROR": 1, "__init__": lambda self, level: None})
     monkeypatch.setitem(sys.modules, "pretended_trt", trt)
     monkeypatch.setattr(runtime, "_load_cudart", Memory)
     return trt

@@ -16,7 +16,7 @@ GROUND = {"errors", "files", "tensor_file"}
 LEAVES = {
     "bank", "budget", "calibration", "checkpoint", "colour", "device", "encoder", "feature_file",
     "folds", "heads", "labels", "loader", "logistic", "losses", "neighbours", "picture",
-    "pipeline", "recipe_files", "run_folder", "schedule", "spreading", "tuning",
+    "pipeline", "recipe_files", "run_folder", "schedule",
 }  # fmt: skip
 # One room that is several files: what belongs together and grew too long for one.
 PAIRS = {
@@ -25,7 +25,9 @@ PAIRS = {
     "data": {"picture"},
     "grid": {"picture"},
     "probing": {"calibration", "folds", "logistic"},
-    "scoring": {"logistic"},
+    "scoring": {"logistic", "neighbours"},
+    "spreading": {"neighbours"},
+    "tuning": {"encoder"},
     "weights": {"encoder"},
     "watch": {"scoring"},
 }

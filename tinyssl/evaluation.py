@@ -93,16 +93,7 @@ def evaluate(
     }
     with progress("judging", 1 + len(encoders), "encoders") as advance:
         for name, features in _features(encoders, task, description, device):
-            result["encoders"][name] = evaluate_features(
-                features[~task.test],
-                task.labels[~task.test],
-                features[task.test],
-                task.labels[task.test],
-                classes=len(task.classes),
-                shots=SHOTS,
-                draws=draws,
-                seed=seed,
-            )
+            result["encoders"][name] = _judge(features, task, draws, seed)
             advance(1)
     own = _own_classifier(run, task, description, features)
     if own is not None:
@@ -110,6 +101,19 @@ def evaluate(
     write_text(target, json.dumps(result, indent=1) + "\n")
     log.info(f"wrote {target}")
     return result
+
+
+def _judge(features: NDArray[Any], task: _Task, draws: int, seed: int) -> dict[str, Any]:
+    return evaluate_features(
+        features[~task.test],
+        task.labels[~task.test],
+        features[task.test],
+        task.labels[task.test],
+        classes=len(task.classes),
+        shots=SHOTS,
+        draws=draws,
+        seed=seed,
+    )
 
 
 def table(result: dict[str, Any], title: str = "Balanced accuracy, %") -> Table:

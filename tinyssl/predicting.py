@@ -7,22 +7,19 @@ import io
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from tinyssl.classifier import Classifier, load_classifier
 from tinyssl.console import log, progress
 from tinyssl.data import scan
-from tinyssl.encoder import embed_pictures
 from tinyssl.errors import UsageError
+from tinyssl.extraction import Extractor, open_extractor
 from tinyssl.files import atomic
-from tinyssl.model import Model, load
-from tinyssl.picture import Unreadable, decode, quiet, resize, to_channels
+from tinyssl.picture import quiet
 
 _CHUNK = 256
 
@@ -69,7 +66,7 @@ def predict(
         raise UsageError(
             f"{run} has no classifier; make one with: tinyssl finetune {run} --labels labels.csv"
         )
-    model = load(run, device)
+    extractor = open_extractor(run, raw=True, device=device)
     sources = [pictures] if isinstance(pictures, str | Path) else list(pictures)
     if not sources:
         raise UsageError("no pictures given; name a folder, a picture or a .txt/.csv list of paths")
@@ -79,7 +76,7 @@ def predict(
         _write(file, ["path", "label", "probability", *(f"p({c})" for c in classifier.classes)])
         for start in range(0, len(paths), _CHUNK):
             chunk = paths[start : start + _CHUNK]
-            for row in _rows(chunk, model, classifier, skipped):
+            for row in _rows(chunk, extractor, classifier, skipped):
                 _write(file, row)
             advance(len(chunk))
     for path, reason in skipped:
@@ -88,42 +85,23 @@ def predict(
 
 
 def _rows(
-    paths: Sequence[Path], model: Model, classifier: Classifier, skipped: list[tuple[str, str]]
+    paths: Sequence[Path],
+    extractor: Extractor,
+    classifier: Classifier,
+    skipped: list[tuple[str, str]],
 ) -> Iterator[list[object]]:
     with quiet(), ThreadPoolExecutor() as pool:
-        read = list(pool.map(partial(_read, model), paths))
-    found = [(p, r) for p, r in zip(paths, read, strict=True) if not isinstance(r, str)]
+        read = list(pool.map(extractor.read, paths))
+    found = [(p, r[1]) for p, r in zip(paths, read, strict=True) if not isinstance(r, str)]
     skipped += [(str(p), r) for p, r in zip(paths, read, strict=True) if isinstance(r, str)]
     if not found:
         return
-    features = _features(model, [array for _, array in found])
+    features = extractor.features(np.stack([picture for _, picture in found]))
     shares = classifier.probabilities(torch.from_numpy(features)).numpy()
     for (path, _), row in zip(found, shares, strict=True):
         best = int(row.argmax())
         told = [f"{value:.6f}" for value in (row[best], *row)]
         yield [path, classifier.classes[best], *told]
-
-
-def _read(model: Model, path: Path) -> NDArray[Any] | str:
-    """The picture as the encoder takes it, or why there is none."""
-    channels = model.encoder.channels
-    try:
-        picture = to_channels(decode(path, channels), channels)
-        return resize(picture, model.image_size, model.description["resize"])
-    except OSError as error:
-        return error.strerror or str(error)
-    except Unreadable as error:
-        return str(error)
-
-
-def _features(model: Model, pictures: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
-    """Pictures of 8 and of 16 bits may be mixed: each kind is scaled by its own maximum."""
-    features = np.empty((len(pictures), model.width), np.float32)
-    for dtype in sorted({picture.dtype for picture in pictures}, key=str):
-        rows = [row for row, picture in enumerate(pictures) if picture.dtype == dtype]
-        stacked = np.stack([pictures[row] for row in rows])
-        features[rows] = embed_pictures(model.encoder, stacked, device=model.device)
-    return features
 
 
 def _write(file: IO[bytes], row: Sequence[object]) -> None:

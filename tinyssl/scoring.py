@@ -20,6 +20,7 @@ from sklearn.preprocessing import StandardScaler
 from torch.nn.functional import adaptive_avg_pool2d
 
 from tinyssl.logistic import fit_logistic, rotate
+from tinyssl.neighbours import nearest, unit_rows
 
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.integer[Any]]
@@ -66,12 +67,8 @@ def knn_predict(
     Returns:
         (m,) labels.
     """
-    bank = _unit(train)
-    votes = [
-        _vote(*_nearest(chunk @ bank.T, k), train_labels, temperature)
-        for chunk in _chunks(_unit(test))
-    ]
-    return np.concatenate(votes)
+    numbers, cosines = nearest(unit_rows(test), unit_rows(train), k)
+    return _vote(cosines, numbers, train_labels, temperature)
 
 
 def knn_loo_score(
@@ -90,7 +87,8 @@ def knn_loo_score(
     """
     if not np.isfinite(features).all() or len(features) < 2:
         return float("nan")
-    return _mean_recall(labels, _vote(*_nearest_others(features, k), labels, temperature))
+    numbers, cosines = _nearest_others(features, k)
+    return _mean_recall(labels, _vote(cosines, numbers, labels, temperature))
 
 
 def choose_k(features: Floats, labels: Ints) -> int:
@@ -101,10 +99,10 @@ def choose_k(features: Floats, labels: Ints) -> int:
     choices = [k for k in KNN_CHOICES if k < len(labels)]
     if not choices:
         return 1
-    similarity, nearest = _nearest_others(features, max(choices))
+    numbers, cosines = _nearest_others(features, max(choices))
 
     def score(k: int) -> float:
-        votes = _vote(similarity[:, :k], nearest[:, :k], labels, _TEMPERATURE)
+        votes = _vote(cosines[:, :k], numbers[:, :k], labels, _TEMPERATURE)
         return _mean_recall(labels, votes)
 
     return max(choices, key=score)
@@ -149,7 +147,7 @@ def few_shot(
     fitted: with so few labels there is nothing to choose on.
     """
     generator = np.random.default_rng([seed, shots])
-    unit_train, unit_test = _unit(train), _unit(test)
+    unit_train, unit_test = unit_rows(train), unit_rows(test)
     results = []
     for _ in range(draws):
         chosen = _draw_shots(train_labels, shots, generator)
@@ -198,7 +196,7 @@ def mean_cosine(features: Floats) -> float:
     """
     if not np.isfinite(features).all():
         return float("nan")
-    unit = _unit(features).astype(np.float64)
+    unit = unit_rows(features).astype(np.float64)
     n = len(unit)
     if n < 2:
         return 1.0
@@ -228,7 +226,8 @@ def pixel_features(pictures: NDArray[Any], side: int = 24) -> NDArray[np.float32
     """Pictures (n, s, s, c) averaged down to `side` pixels, as rows in [0, 1]: a floor to beat."""
     scale = float(np.iinfo(pictures.dtype).max)
     rows = []
-    for chunk in _chunks(pictures):
+    for start in range(0, len(pictures), _CHUNK):
+        chunk = pictures[start : start + _CHUNK]
         tensor = torch.from_numpy(np.asarray(chunk, dtype=np.float32)).permute(0, 3, 1, 2)
         rows.append(adaptive_avg_pool2d(tensor / scale, side).flatten(1).numpy())
     return np.concatenate(rows)
@@ -272,48 +271,21 @@ def evaluate_features(
     }
 
 
-def _unit(features: Floats) -> NDArray[np.float32]:
-    rows = np.asarray(features, dtype=np.float32)
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True).astype(np.float32)
-    unit: NDArray[np.float32] = rows / np.maximum(lengths, np.float32(1e-12))
-    return unit
-
-
 def _mean_recall(labels: Ints, predictions: Ints) -> float:
     """Balanced accuracy over the classes that occur; scikit-learn's warns about the others."""
     return float(np.mean([np.mean(predictions[labels == c] == c) for c in np.unique(labels)]))
 
 
-def _chunks(rows: NDArray[Any]) -> list[NDArray[Any]]:
-    return [rows[start : start + _CHUNK] for start in range(0, len(rows), _CHUNK)]
+def _nearest_others(features: Floats, k: int) -> tuple[Ints, NDArray[np.float32]]:
+    """Numbers and cosines, (n, k), of each row's nearest among all the others."""
+    unit = unit_rows(features)
+    return nearest(unit, unit, k, without=np.arange(len(unit)))
 
 
-def _nearest(similarity: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], Ints]:
-    """The k highest similarities of each row, descending, and their columns."""
-    k = min(k, similarity.shape[1])
-    columns = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
-    values = np.take_along_axis(similarity, columns, 1)
-    order = np.argsort(-values, axis=1, kind="stable")
-    return np.take_along_axis(values, order, 1), np.take_along_axis(columns, order, 1)
-
-
-def _nearest_others(features: Floats, k: int) -> tuple[NDArray[np.float32], Ints]:
-    """`_nearest` among all the other rows of one set."""
-    unit = _unit(features)
-    found = []
-    for start in range(0, len(unit), _CHUNK):
-        similarity = unit[start : start + _CHUNK] @ unit.T
-        rows = np.arange(len(similarity))
-        similarity[rows, start + rows] = -np.inf
-        found.append(_nearest(similarity, min(k, len(unit) - 1)))
-    values, columns = zip(*found, strict=True)
-    return np.concatenate(values), np.concatenate(columns)
-
-
-def _vote(similarity: NDArray[np.float32], nearest: Ints, labels: Ints, temperature: float) -> Ints:
-    votes = np.zeros((len(nearest), int(labels.max()) + 1))
-    weights = np.exp((similarity.astype(np.float64) - 1) / temperature)
-    np.add.at(votes, (np.arange(len(votes))[:, None], labels[nearest]), weights)
+def _vote(cosines: NDArray[np.float32], numbers: Ints, labels: Ints, temperature: float) -> Ints:
+    votes = np.zeros((len(numbers), int(labels.max()) + 1))
+    weights = np.exp((cosines.astype(np.float64) - 1) / temperature)
+    np.add.at(votes, (np.arange(len(votes))[:, None], labels[numbers]), weights)
     winners: Ints = votes.argmax(axis=1)
     return winners
 

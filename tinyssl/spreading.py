@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array, diags_array, eye_array
 from scipy.sparse.linalg import cg
 
+from tinyssl.neighbours import nearest, unit_rows
+
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.integer[Any]]
 
-_CHUNK = 2048
 _POWER = 3  # gamma of Iscen et al., sec. 4.2
 
 
@@ -47,21 +48,11 @@ def neighbour_graph(features: Floats, neighbours: int) -> csr_array:
     Returns:
         (n, n) sparse, zero diagonal.
     """
-    rows = np.asarray(features, np.float32) - features.mean(axis=0, dtype=np.float32)
-    rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.float32(1e-12))
-    n, count = len(rows), min(neighbours, len(rows) - 1)
-    columns = np.empty((n, count), np.int64)
-    values = np.empty((n, count), np.float64)
-    for start in range(0, n, _CHUNK):
-        similarity = rows[start : start + _CHUNK] @ rows.T
-        here = np.arange(len(similarity))
-        similarity[here, start + here] = -np.inf
-        nearest = np.argpartition(-similarity, count - 1, axis=1)[:, :count]
-        columns[start + here] = nearest
-        values[start + here] = np.take_along_axis(similarity, nearest, 1)
-    affinity = np.maximum(values, 0).ravel() ** _POWER
-    lines = np.repeat(np.arange(n), count)
-    directed = csr_array((affinity, (lines, columns.ravel())), shape=(n, n))
+    rows = unit_rows(features - features.mean(axis=0))
+    columns, cosines = nearest(rows, rows, neighbours, without=np.arange(len(rows)))
+    affinity = np.maximum(cosines, 0, dtype=np.float64).ravel() ** _POWER
+    lines = np.repeat(np.arange(len(rows)), columns.shape[1])
+    directed = csr_array((affinity, (lines, columns.ravel())), shape=(len(rows), len(rows)))
     return csr_array(directed + directed.T)
 
 

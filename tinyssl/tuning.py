@@ -16,6 +16,7 @@ from timm.models import group_parameters
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from tinyssl.encoder import freeze_batch_norm
 from tinyssl.errors import JobError
 
 Views = Callable[[NDArray[np.int64], int], Tensor]
@@ -145,7 +146,9 @@ def tune(
     groups = parameter_rates(backbone, head, course)
     optimizer = torch.optim.AdamW(groups, lr=1.0, fused=True)
     average = Average(network, course.average)
-    _train_mode(network, course.frozen_batch_norm)
+    network.train()
+    if course.frozen_batch_norm:
+        freeze_batch_norm(network)
     device = next(network.parameters()).device
     for step, chosen in _steps(len(labels), course):
         for group in optimizer.param_groups:
@@ -169,11 +172,3 @@ def tune(
 def _steps(pictures: int, course: Course) -> Iterator[tuple[int, NDArray[np.int64]]]:
     order = picture_order(pictures, course.batch_size, len(course.lrs), course.seed)
     yield from enumerate(order)
-
-
-def _train_mode(network: nn.Module, frozen_batch_norm: bool) -> None:
-    network.train()
-    if frozen_batch_norm:
-        for child in network.modules():
-            if isinstance(child, nn.modules.batchnorm._BatchNorm):
-                child.eval()
