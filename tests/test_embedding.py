@@ -6,12 +6,11 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from tinyssl.export.exporting import export
 
@@ -26,13 +25,7 @@ from tinyssl.weights import save_encoder
 Folder = Callable[..., Path]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """What is computed here is so small that threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make_run(folder: Path, seed: int = 0, **extra: object) -> Path:

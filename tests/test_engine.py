@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-from PIL import Image
 from tinyssl.export import build_engine, runtime
 from tinyssl.export.exporting import export
 
-from tests.test_export import make_run
+from tests.making import make_pictures, make_run
 from tinyssl.cli import main
 from tinyssl.data import scan
 
@@ -28,13 +27,10 @@ from tinyssl.data import scan
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Pictures and a bundle, for tests that change neither."""
     folder = tmp_path_factory.mktemp("engine")
-    noise = np.random.default_rng(0).integers(0, 256, (8, 50, 50, 3), dtype=np.uint8)
-    (folder / "pictures").mkdir()
-    for number, picture in enumerate(noise):
-        Image.fromarray(picture).save(folder / "pictures" / f"{number}.png")
+    pictures = make_pictures(folder / "pictures")
     run = make_run(folder / "run", "mobilenetv3-small")
-    bundle = export(run, "onnx", folder / "bundle", pictures=folder / "pictures").out
-    return folder / "pictures", bundle
+    bundle = export(run, "onnx", folder / "bundle", pictures=pictures).out
+    return pictures, bundle
 
 
 @pytest.fixture

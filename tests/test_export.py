@@ -16,40 +16,22 @@ from tinyssl.export import benchmarking, build_engine, runtime, variants
 from tinyssl.export.exporting import export
 from tinyssl.export.parity import compare
 
+from tests.making import make_pictures, make_run
 from tinyssl.cli import main
 from tinyssl.data import scan
-from tinyssl.encoder import BACKBONES, create_encoder
+from tinyssl.encoder import BACKBONES
 from tinyssl.errors import JobError, UsageError
 from tinyssl.model import load
 from tinyssl.picture import decode, resize, to_channels
-from tinyssl.weights import save_encoder
 
 Folder = Callable[..., Path]
-
-
-def make_run(folder: Path, name: str, rule: str = "crop", **changes: Any) -> Path:
-    """A run of an encoder whose batch norms have seen some data, so that features differ."""
-    folder.mkdir(parents=True)
-    encoder = create_encoder(name, seed=0, **changes)
-    seen = torch.rand(32, encoder.channels, 48, 48, generator=torch.Generator().manual_seed(0)) / 2
-    seen[16:] += 0.5
-    with torch.no_grad():
-        for _ in range(20):
-            encoder.train()(seen)
-    save_encoder(encoder.eval(), folder, image_size=48, resize=rule)
-    return folder
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     """One run, its pictures and its bundle of both precisions, for tests that change nothing."""
     folder = tmp_path_factory.mktemp("small")
-    pictures = folder / "pictures"
-    pictures.mkdir()
-    generator = np.random.default_rng(0)
-    for number in range(12):
-        noise = generator.integers(0, 256, (4, 4 + number % 5, 3), dtype=np.uint8)
-        Image.fromarray(noise).resize((60 + number, 50)).save(pictures / f"{number:02}.png")
+    pictures = make_pictures(folder / "pictures")
     run = make_run(folder / "run", "mobilenetv3-small")
     return run, pictures, export(run, "onnx-fp16", folder / "bundle", pictures=pictures).out
 

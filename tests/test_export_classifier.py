@@ -14,7 +14,7 @@ from PIL import Image
 from tinyssl.export import runtime
 from tinyssl.export.exporting import export, table
 
-from tests.test_export import make_run
+from tests.making import make_run
 from tinyssl.classifier import Classifier, load_classifier, save_classifier
 from tinyssl.cli import main
 from tinyssl.console import print_result

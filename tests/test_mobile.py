@@ -14,8 +14,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from PIL import Image
-from test_export import make_run
 from tinyssl.export import exporting, mobile, runtime, variants
 from tinyssl.export.exporting import export
 from tinyssl.export.graph import Deployed, to_onnx
@@ -23,6 +21,7 @@ from tinyssl.export.mobile import pte_features, to_pte
 from tinyssl.export.parity import compare
 
 import tinyssl
+from tests.making import make_pictures, make_run
 from tinyssl.encoder import BACKBONES, create_encoder
 from tinyssl.errors import JobError, UsageError
 from tinyssl.weights import load_encoder
@@ -49,12 +48,7 @@ class Made:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """A bundle by the program itself; without executorch one of ONNX only."""
     folder = tmp_path_factory.mktemp("mobile")
-    pictures = folder / "pictures"
-    pictures.mkdir()
-    generator = np.random.default_rng(0)
-    for number in range(12):
-        noise = generator.integers(0, 256, (4, 4 + number % 5, 3), dtype=np.uint8)
-        Image.fromarray(noise).resize((60 + number, 50)).save(pictures / f"{number:02}.png")
+    pictures = make_pictures(folder / "pictures")
     run = make_run(folder / "run", "mobilenetv3-small")
     target = "mobile" if find_spec("executorch") else "onnx"
     command = [sys.executable, "-m", "tinyssl", "export", str(run), "--target", target]
