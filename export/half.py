@@ -27,9 +27,54 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
             copy, keep_io_types=True, node_block_list=outside
         )
     del half.graph.value_info[:]  # some still say what a value was before the conversion
+    _restore_constants(half.graph, model.graph)
+    _drop_round_trips(half.graph)
     half = _sorted(half)
     onnx.checker.check_model(half, full_check=True)
     return half
+
+
+def _drop_round_trips(graph: onnx.GraphProto) -> None:
+    """Joins layers that stayed in float32 directly.
+
+    The converter leads every value between them through float16 and back, and so loses what it
+    left them alone for: a sum of squares above 65,504 would be infinite, and the features 0.
+    """
+    halved = {n.output[0]: n.input[0] for n in graph.node if _casts_to(n, onnx.TensorProto.FLOAT16)}
+    back = {
+        n.output[0]: halved[n.input[0]]
+        for n in graph.node
+        if _casts_to(n, onnx.TensorProto.FLOAT) and n.input[0] in halved
+    }
+    kept = [node for node in graph.node if node.output[0] not in back]
+    # A result of the graph keeps its name, so what makes it takes that name over.
+    renamed = {back[output.name]: output.name for output in graph.output if output.name in back}
+    for node in kept:
+        inputs = [back.get(name, name) for name in node.input]
+        node.input[:] = [renamed.get(name, name) for name in inputs]
+        node.output[:] = [renamed.get(name, name) for name in node.output]
+    used = {name for node in kept for name in node.input} | {o.name for o in graph.output}
+    del graph.node[:]
+    graph.node.extend(node for node in kept if used.intersection(node.output))
+
+
+def _restore_constants(graph: onnx.GraphProto, original: onnx.GraphProto) -> None:
+    """Gives the same layers their constants as they were: in float16 65,535 would be infinite."""
+    constants = {constant.name: constant for constant in original.initializer}
+    for node in list(graph.node):
+        if _casts_to(node, onnx.TensorProto.FLOAT) and node.input[0] in constants:
+            restored = graph.initializer.add()
+            restored.CopyFrom(constants[node.input[0]])
+            restored.name = node.output[0]
+            graph.node.remove(node)
+    used = {name for node in graph.node for name in node.input}
+    kept = [constant for constant in graph.initializer if constant.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+
+
+def _casts_to(node: onnx.NodeProto, kind: int) -> bool:
+    return node.op_type == "Cast" and node.attribute[0].i == kind
 
 
 def _sorted(model: onnx.ModelProto) -> onnx.ModelProto:
