@@ -118,6 +118,17 @@ def _split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return [a for a in arguments if a not in overrides], overrides
 
 
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    try:
+        return [int(name) for name in _names(text)]
+    except ValueError:
+        raise UsageError(f"{option}: got {text!r}; give numbers with commas between") from None
+
+
 @cli.command(short_help="Pretrain an encoder on unlabeled pictures.")
 @click.argument("arguments", nargs=-1, metavar="DATA... [SECTION.KEY=VALUE...]")
 @click.option("--recipe", default="mobilenetv3-small", show_default=True, help="Name or YAML file.")
@@ -153,7 +164,7 @@ def pretrain(
 
 
 @cli.command("eval", short_help="Judge an encoder on labeled pictures.")
-@click.argument("run")
+@click.argument("arguments", nargs=-1, metavar="RUN [SECTION.KEY=VALUE...]")
 @click.option("--labels", help="CSV with the columns path,label[,split].")
 @click.option("--train", help="Folder of class folders to fit classifiers on.")
 @click.option("--test", help="Folder of class folders to measure on.")
@@ -162,22 +173,55 @@ def pretrain(
 @click.option("--seed", default=0, show_default=True, help="Of draws and splits.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N.")
 @click.option("--out", type=click.Path(), help="Result file.  [default: RUN/eval.json]")
-def evaluate(run: str, **options: Any) -> None:
+@click.option("--shots", help="Draw the label curve at these labels a class: 1,2,5,10,20,50.")
+@click.option("--methods", default="linear,finetune,scratch", show_default=True, help="Its lines.")
+@click.option("--select", default="random,typiclust", show_default=True, help="Who chooses them.")
+@click.option("--curve-draws", default=5, show_default=True, help="Choices for each point.")
+def evaluate(
+    arguments: tuple[str, ...],
+    shots: str | None,
+    methods: str,
+    select: str,
+    curve_draws: int,
+    **options: Any,
+) -> None:
     """Judge the encoder in RUN: k-NN, linear probe and few-shot accuracy on held-out pictures,
     beside raw pixels and the same network with random weights.
 
     Hyper-parameters of the classifiers are chosen on the training pictures only.
 
+    --shots also draws accuracy over the number of labels, as label_curve.png: a linear classifier
+    on the frozen encoder, recipe few-label, and few-label from random weights (scratch); pictures
+    chosen at random or by any method of tinyssl select. Networks take minutes a point on a CPU;
+    SECTION.KEY=VALUE changes the recipe.
+
     \b
     tinyssl eval runs/mine --labels labels.csv
     tinyssl eval runs/mine --train labeled/train --test labeled/test
     tinyssl eval runs/mine --labels labels.csv --baseline runs/other
+    tinyssl eval runs/mine --labels labels.csv --shots 1,2,5,10,20,50
+    tinyssl eval runs/mine --labels labels.csv --shots 5,10 network.views=4000
     """
     from tinyssl.console import print_result
+    from tinyssl.curve_plot import curve_table
     from tinyssl.evaluation import evaluate as judge
     from tinyssl.evaluation import table
+    from tinyssl.label_curve import CurveWishes
 
-    print_result(table(judge(run, **options)))
+    runs, settings = _split_arguments(arguments)
+    if len(runs) != 1:
+        raise UsageError(f"eval takes one RUN, got {len(runs)}; labels go to --labels")
+    curve = None
+    if shots is not None:
+        curve = CurveWishes(
+            _numbers("--shots", shots), _names(methods), _names(select), curve_draws, settings
+        )
+    elif settings:
+        raise UsageError(f"{settings[0]} is for the label curve; give --shots too")
+    result = judge(runs[0], curve=curve, **options)
+    print_result(table(result))
+    if curve is not None:
+        print_result(curve_table(result["curve"]))
 
 
 @cli.command(short_help="Choose the pictures to label first.")
@@ -429,10 +473,7 @@ def benchmark(bundle: str, batch: str, threads: int, seconds: float) -> None:
     from tinyssl.export.benchmarking import benchmark as measure
     from tinyssl.export.benchmarking import table
 
-    try:
-        batches = [int(size) for size in batch.split(",")]
-    except ValueError:
-        raise UsageError(f"--batch: got {batch!r}; give numbers such as 1,8") from None
+    batches = _numbers("--batch", batch)
     print_result(table(measure(bundle, batches=batches, threads=threads, seconds=seconds)))
 
 

@@ -21,8 +21,7 @@ from rich.table import Table
 
 from tinyssl import __version__
 from tinyssl.approach_choice import Judged, choose, judge_logits
-from tinyssl.approaches import Approach, Linear, Network, Rates, Semi, held_out_logits
-from tinyssl.build import augment_of
+from tinyssl.approaches import Approach, Linear, Semi, held_out_logits
 from tinyssl.classifier import Classifier, save_classifier
 from tinyssl.config import shortcuts, sources_of
 from tinyssl.console import log, progress
@@ -31,6 +30,7 @@ from tinyssl.device import keep_freed_memory, pick_device
 from tinyssl.encoder import Encoder, embed_pictures
 from tinyssl.errors import UsageError
 from tinyssl.files import write_text
+from tinyssl.finetune_build import build_network
 from tinyssl.finetune_config import FOR_AUTO, FinetuneRecipe, load_finetune_recipe
 from tinyssl.folds import Fold, repeats_for, stratified_folds
 from tinyssl.labeled import LABELS, read_labeled, smallest_class
@@ -261,14 +261,8 @@ class _Job:
                 alpha=section.alpha,
                 weight=section.weight,
             )
-        return Network(
-            linear,
-            self.labeled,
-            augment_of(recipe.augment, int(self.description["image_size"])),
-            _rates(recipe),
-            seed=self.seed,
-            device=self.device,
-        )
+        size = int(self.description["image_size"])
+        return build_network(recipe, linear, self.labeled, size, self.device)
 
     def _strength(self, recipe: FinetuneRecipe) -> float:
         given = recipe.classifier.strength
@@ -361,12 +355,6 @@ class _Job:
         )
         if self.folds:
             log.info(f"judging on {len(self.folds)} x {len(self.folds[0])} folds of the labels")
-
-
-def _rates(recipe: FinetuneRecipe) -> Rates:
-    section = recipe.network
-    kept = section.model_dump(exclude={"batch_norm"})
-    return Rates(frozen_batch_norm=section.batch_norm == "frozen", **kept)
 
 
 def _as_list(given: str | Path | Sequence[str | Path]) -> list[str | Path]:

@@ -90,7 +90,7 @@ def read_labeled(
             workers=workers,
             progress=advance,
         )
-    _refuse_unreadable(pictures)
+    refuse_unreadable(pictures)
     by_path = {str(p): name for p, name in zip(table.paths, table.labels, strict=True)}
     names = [by_path[path] for path in pictures.paths]
     kept = _first_of_each(pictures, names)
@@ -138,7 +138,8 @@ def _training_rows(table: LabeledPaths, source: str | Path) -> LabeledPaths:
     )
 
 
-def _refuse_unreadable(pictures: Pictures) -> None:
+def refuse_unreadable(pictures: Pictures) -> None:
+    """Raises UsageError if a labeled picture cannot be read: each of them was chosen by hand."""
     if pictures.skipped:
         path, reason = pictures.skipped[0]
         raise UsageError(

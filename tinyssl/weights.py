@@ -140,6 +140,18 @@ def load_encoder(folder: str | Path) -> tuple[Encoder, dict[str, Any]]:
     return encoder.eval(), description
 
 
+def random_like(description: Mapping[str, Any], seed: int) -> Encoder:
+    """The architecture and normalization of an encoder's description, with random weights."""
+    return create_encoder(
+        description["name"],
+        channels=description["channels"],
+        stem=description["stem"],
+        mean=description["mean"],
+        std=description["std"],
+        seed=seed,
+    )
+
+
 def read_description(folder: str | Path) -> dict[str, Any]:
     """The content of `encoder.json`; raises UsageError when there is none that can be read."""
     path = Path(folder) / DESCRIPTION

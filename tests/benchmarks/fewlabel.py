@@ -1,10 +1,14 @@
-"""What fine-tuning from few labels is worth: each recipe, from a run and from random weights.
+"""What fine-tuning from few labels is worth: recipes from a run, its start and random weights.
 
-    python -m tests.benchmarks.fewlabel sets/xsdd runs/xsdd --shots 5 10 --seeds 0 1 2 \
+    python -m tests.benchmarks.fewlabel sets/xsdd runs/xsdd --seeds 0 1 2 3 4 \
         --out tests/benchmarks/results/fewlabel-xsdd.json
 
 A set is a folder with train/CLASS/ and test/CLASS/. For every seed some labels a class are drawn
-from train/; all of train/ serves as unlabeled pictures; test/ only gives the figures.
+from train/; all of train/ serves as unlabeled pictures; test/ only gives the figures. What --out
+already holds is not measured again.
+
+A job is START/RECIPE. START is `run`, `init` (the weights that the run began from) or `random`
+(batch normalization learns there, since random weights have no statistics worth keeping).
 """
 
 import argparse
@@ -24,13 +28,19 @@ from tinyssl.calibration import calibration_error
 from tinyssl.classifier import load_classifier
 from tinyssl.data import IMAGE_EXTENSIONS
 from tinyssl.encoder import create_encoder
-from tinyssl.finetune_config import FOR_AUTO
+from tinyssl.files import write_text
 from tinyssl.labels import LabeledPaths, from_class_folders, write_csv
 from tinyssl.model import load
-from tinyssl.scoring import scores
-from tinyssl.weights import read_description, save_encoder
+from tinyssl.scoring import interval, scores
+from tinyssl.weights import load_weights, random_like, read_description, save_encoder
 
-RECIPES = (*FOR_AUTO, "auto")
+JOBS = (
+    "run/few-label-linear",
+    "run/few-label-semi",
+    "run/few-label",
+    "run/auto",
+    "random/few-label",
+)
 
 
 def draw(labeled: LabeledPaths, shots: int, seed: int, out: Path) -> Path:
@@ -46,18 +56,17 @@ def draw(labeled: LabeledPaths, shots: int, seed: int, out: Path) -> Path:
     return out
 
 
-def random_run(run: Path, out: Path, seed: int) -> Path:
-    """The run's network with random weights, otherwise like the run."""
+def other_start(run: Path, start: str, out: Path, seed: int) -> Path:
+    """A run folder like `run` with the weights that it began from, or random ones."""
     description = read_description(run)
-    encoder = create_encoder(
-        description["name"],
-        channels=description["channels"],
-        stem=description["stem"],
-        mean=description["mean"],
-        std=description["std"],
-        seed=seed,
-    )
-    out.mkdir()
+    if start == "random":
+        encoder = random_like(description, seed)
+    else:
+        encoder = create_encoder(
+            description["name"], channels=description["channels"], stem=description["stem"]
+        )
+        load_weights(encoder, description["init"])
+    out.mkdir(exist_ok=True)
     save_encoder(encoder, out, image_size=description["image_size"], resize=description["resize"])
     return out
 
@@ -77,28 +86,48 @@ def judge(run: Path, test: LabeledPaths) -> dict[str, float]:
 
 
 def measure(
-    start: Path, labels: Path, unlabeled: Path, recipe: str, settings: Sequence[str], out: Path
-) -> tuple[Path, dict[str, Any]]:
-    """Fine-tunes once; the folder, and what it took and chose."""
-    begun = time.monotonic()
-    finetune(start, labels, recipe, out, unlabeled=unlabeled, overrides=settings)
+    job: str, run: Path, labels: Path, data: Path, seed: int, settings: Sequence[str], place: Path
+) -> dict[str, Any]:
+    """One job from one draw of labels: its figures on test/, and what it took and chose."""
+    start, _, recipe = job.partition("/")
+    given = [f"run.seed={seed}", *settings]
+    if start != "run":
+        run = other_start(run, start, place / start, seed)
+    if start == "random":
+        given.append("network.batch_norm=train")
+    begun, used = time.monotonic(), time.process_time()
+    out = finetune(
+        run,
+        labels,
+        recipe,
+        place / "out",
+        unlabeled=data / "train",
+        overrides=given,
+        overwrite=True,
+    )
+    told = {
+        "seconds": round(time.monotonic() - begun, 1),
+        "cpu_seconds": round(time.process_time() - used, 1),
+    }
     result = json.loads((out / "finetune.json").read_text())
     held_out = {
         name: round(100 * found["balanced_accuracy"], 2)
         for name, found in result["held_out"].items()
     }
-    told = {"seconds": round(time.monotonic() - begun, 1), "chosen": result["recipe"]}
-    return out, told | {"held_out": held_out, "temperature": round(result["temperature"], 3)}
+    tested = judge(out, from_class_folders(data / "test", IMAGE_EXTENSIONS))
+    return tested | told | {"chosen": result["recipe"], "held_out": held_out}
 
 
-def means(rows: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
-    """Mean and standard deviation over the seeds, balanced accuracy in %."""
+def means(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Mean over the seeds and its 95 % half-width, balanced accuracy in %."""
     grouped: dict[str, list[float]] = {}
     for row in rows:
-        key = f"{row['start']}, {row['shots']}-shot, {row['recipe']}"
-        grouped.setdefault(key, []).append(row["balanced_accuracy"])
+        grouped.setdefault(f"{row['job']}, {row['shots']} a class", []).append(
+            row["balanced_accuracy"]
+        )
     return {
-        key: [round(float(np.mean(v)), 2), round(float(np.std(v)), 2)] for key, v in grouped.items()
+        key: {name: round(value, 2) for name, value in vars(interval(values)).items()}
+        for key, values in sorted(grouped.items())
     }
 
 
@@ -107,35 +136,27 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="folder with train/ and test/ class folders")
     parser.add_argument("run", type=Path, help="run folder to start from")
     parser.add_argument("settings", nargs="*", help="section.key=value")
-    parser.add_argument("--shots", type=int, nargs="+", default=[10])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--recipes", nargs="+", default=list(RECIPES))
-    parser.add_argument("--starts", nargs="+", default=["run", "random"])
+    parser.add_argument("--shots", type=int, nargs="+", default=[10], help="labels a class")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--jobs", nargs="+", default=list(JOBS), help="START/RECIPE")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     given = parser.parse_intermixed_args()
     labeled = from_class_folders(given.data / "train", IMAGE_EXTENSIONS)
-    test = from_class_folders(given.data / "test", IMAGE_EXTENSIONS)
-    rows: list[dict[str, Any]] = []
-    for seed in given.seeds:
-        for shots in given.shots:
-            with tempfile.TemporaryDirectory() as folder:
-                place = Path(folder)
-                labels = draw(labeled, shots, seed, place / "labels.csv")
-                starts = {"run": given.run, "random": random_run(given.run, place / "r", seed)}
-                for start in given.starts:
-                    for recipe in given.recipes:
-                        out = place / f"{start}-{recipe}"
-                        settings = [f"run.seed={seed}", *given.settings]
-                        path, told = measure(
-                            starts[start], labels, given.data / "train", recipe, settings, out
-                        )
-                        row = {"start": start, "shots": shots, "seed": seed, "recipe": recipe}
-                        rows.append(row | judge(path, test) | told)
-                        print(rows[-1], flush=True)
-            result = {"machine": machine(), "set": given.data.name, "means": means(rows)}
-            given.out.write_text(json.dumps(result | {"rows": rows}, indent=1) + "\n")
-    for key, (mean, std) in means(rows).items():
-        print(f"{key}: {mean} ± {std}")
+    rows = json.loads(given.out.read_text())["rows"] if given.out.exists() else []
+    done = {(row["job"], row["shots"], row["seed"]) for row in rows}
+    wanted = [(j, n, s) for s in given.seeds for n in given.shots for j in given.jobs]
+    for job, shots, seed in (task for task in wanted if task not in done):
+        with tempfile.TemporaryDirectory() as folder:
+            labels = draw(labeled, shots, seed, Path(folder, "labels.csv"))
+            found = measure(job, given.run, labels, given.data, seed, given.settings, Path(folder))
+        rows.append({"job": job, "shots": shots, "seed": seed} | found)
+        print(rows[-1], flush=True)
+        head = {"machine": machine(), "set": given.data.name, "run": read_description(given.run)}
+        write_text(
+            given.out, json.dumps(head | {"means": means(rows), "rows": rows}, indent=1) + "\n"
+        )
+    for key, found in means(rows).items():
+        print(f"{key}: {found['mean']} ± {found['half_width']} (n = {found['draws']})")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,30 @@
+"""A fine-tuning recipe's sections to the parts of a fit."""
+
+from __future__ import annotations
+
+import torch
+
+from tinyssl.approaches import Linear, Network, Rates
+from tinyssl.build import augment_of
+from tinyssl.finetune_config import FinetuneRecipe
+from tinyssl.labeled import Labeled
+
+
+def build_network(
+    recipe: FinetuneRecipe,
+    linear: Linear,
+    labeled: Labeled,
+    image_size: int,
+    device: torch.device,
+) -> Network:
+    """Training of the whole network as a recipe says, from a linear fit on the same pictures."""
+    section = recipe.network
+    kept = section.model_dump(exclude={"batch_norm"})
+    return Network(
+        linear,
+        labeled,
+        augment_of(recipe.augment, image_size),
+        Rates(frozen_batch_norm=section.batch_norm == "frozen", **kept),
+        seed=recipe.run.seed,
+        device=device,
+    )

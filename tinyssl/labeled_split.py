@@ -1,0 +1,113 @@
+"""Labeled pictures in a training and a test part: what encoders are judged on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyssl.console import log
+from tinyssl.data import IMAGE_EXTENSIONS, Pictures, load_pictures
+from tinyssl.errors import UsageError
+from tinyssl.labeled import refuse_unreadable
+from tinyssl.labels import from_class_folders, from_csv, stratified_split, write_csv
+
+SPLIT_FILE = "eval_split.csv"
+
+
+@dataclass(frozen=True)
+class LabeledSplit:
+    """n labeled pictures.
+
+    Attributes:
+        paths: n paths.
+        labels: (n,) numbers of classes.
+        classes: names in alphabetical order, each with a training picture.
+        test: (n,) True for test pictures.
+    """
+
+    paths: list[Path]
+    labels: NDArray[np.int64]
+    classes: list[str]
+    test: NDArray[np.bool_]
+
+
+def read_split(
+    train: str | Path | None,
+    test: str | Path | None,
+    labels: str | Path | None,
+    seed: int,
+    folder: Path,
+) -> tuple[LabeledSplit, str]:
+    """Reads labels with a split, or draws one and writes it to `folder`.
+
+    Args:
+        train: a folder of class folders to fit classifiers on; goes with `test`.
+        test: a folder of class folders to measure on.
+        labels: instead of the two: a CSV with path,label and optionally split.
+        seed: of a split that is drawn.
+        folder: where that one is written.
+
+    Returns:
+        The split, and where it is from in words.
+
+    Raises:
+        UsageError: labels that do not fit, a test class without a training picture, fewer than 2
+            classes or no test picture.
+    """
+    if labels is not None and train is None and test is None:
+        table = from_csv(labels)
+        if table.unlabeled:
+            log.warning(f"{labels}: {table.unlabeled} rows have no label and are left out")
+        if table.splits is not None:
+            is_test, told = np.array([s == "test" for s in table.splits]), f"of {labels}"
+        else:
+            is_test = stratified_split(table.labels, seed=seed)
+            names = ["test" if t else "train" for t in is_test]
+            write_csv(folder / SPLIT_FILE, table.paths, table.labels, names)
+            told = f"25 % stratified, seed {seed}, in {SPLIT_FILE}"
+        return _make_split(table.paths, table.labels, is_test), told
+    if labels is None and train is not None and test is not None:
+        sets = [from_class_folders(f, IMAGE_EXTENSIONS) for f in (train, test)]
+        paths = sets[0].paths + sets[1].paths
+        is_test = np.arange(len(paths)) >= len(sets[0].paths)
+        return _make_split(paths, sets[0].labels + sets[1].labels, is_test), f"{train} and {test}"
+    raise UsageError("give either --labels labels.csv, or both --train DIR and --test DIR")
+
+
+def _make_split(paths: list[Path], names: list[str], test: NDArray[np.bool_]) -> LabeledSplit:
+    trained = {name for name, is_test in zip(names, test, strict=True) if not is_test}
+    unknown = sorted(set(names) - trained)
+    if unknown:
+        raise UsageError(
+            f"{len(unknown)} classes have test pictures but no training picture "
+            f"(first: {unknown[0]}); give each class at least one, or leave it out"
+        )
+    if len(trained) < 2 or not test.any():
+        raise UsageError(
+            f"{len(trained)} classes and {int(test.sum())} test pictures are labeled; at least 2 "
+            "classes and 1 test picture are needed"
+        )
+    classes = sorted(trained)
+    numbers = {name: number for number, name in enumerate(classes)}
+    return LabeledSplit(paths, np.array([numbers[name] for name in names]), classes, test)
+
+
+def split_pictures(split: LabeledSplit, description: Mapping[str, Any]) -> Pictures:
+    """The pictures of a split, in its order, as an encoder of this description wants them.
+
+    Raises:
+        UsageError: a picture cannot be read.
+    """
+    pictures = load_pictures(
+        split.paths,
+        size=description["image_size"],
+        rule=description["resize"],
+        channels=description["channels"],
+    )
+    refuse_unreadable(pictures)
+    return pictures
