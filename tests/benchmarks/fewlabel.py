@@ -43,6 +43,13 @@ JOBS = (
 )
 
 
+def about(run: Path) -> dict[str, Any]:
+    """The network of a run and where its weights began."""
+    found = read_description(run)
+    kept = {key: found[key] for key in ("name", "channels", "image_size")}
+    return kept | {"init": Path(str(found.get("init", "random"))).name}
+
+
 def draw(labeled: LabeledPaths, shots: int, seed: int, out: Path) -> Path:
     """Writes a CSV of `shots` pictures a class; a class with fewer gives all it has."""
     generator = np.random.default_rng([seed, shots])
@@ -151,7 +158,7 @@ def main() -> None:
             found = measure(job, given.run, labels, given.data, seed, given.settings, Path(folder))
         rows.append({"job": job, "shots": shots, "seed": seed} | found)
         print(rows[-1], flush=True)
-        head = {"machine": machine(), "set": given.data.name, "run": read_description(given.run)}
+        head = {"machine": machine(), "set": given.data.name, "run": about(given.run)}
         write_text(
             given.out, json.dumps(head | {"means": means(rows), "rows": rows}, indent=1) + "\n"
         )
