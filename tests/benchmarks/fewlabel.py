@@ -156,7 +156,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             labels = draw(labeled, shots, seed, Path(folder, "labels.csv"))
             found = measure(job, given.run, labels, given.data, seed, given.settings, Path(folder))
-        rows.append({"job": job, "shots": shots, "seed": seed} | found)
+        asked = {"job": job, "shots": shots, "seed": seed, "settings": given.settings}
+        rows.append(asked | found)
         print(rows[-1], flush=True)
         head = {"machine": machine(), "set": given.data.name, "run": about(given.run)}
         write_text(

@@ -19,6 +19,7 @@ def machine() -> dict[str, Any]:
         "command": " ".join([Path(sys.executable).name, "-m", *sys.orig_argv[2:]]),
         "processor": _processor(),
         "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         "versions": {
