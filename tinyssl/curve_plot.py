@@ -43,8 +43,8 @@ def curve_table(points: Points) -> Table:
         cells = [f"{100 * p['mean']:.1f}±{100 * p['half_width']:.1f}" for p in line]
         shown.add_row(f"{method}, {select}", *cells)
     shown.caption = (
-        f"Mean and 95 % interval of {points[0]['draws']} choices of pictures. Nobody knows a class "
-        "beforehand,\nso a class can be left without a label."
+        f"Mean and 95 % interval of {points[0]['draws']} choices of pictures.\n"
+        "No choice knows the classes, so one can be left without a label."
     )
     return shown
 
