@@ -1,0 +1,119 @@
+"""The cells of a study as tables (Markdown, CSV) and as plots of accuracy over seconds.
+
+python -m tests.benchmarks.quality.tables tests/benchmarks/results/quality
+"""
+
+import argparse
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from tinyssl.files import atomic, write_text
+from tinyssl.scoring import interval
+
+COLUMNS = ("k-NN", "linear", "10-shot")
+Key = tuple[str, str, float]
+Row = dict[str, Any]
+
+
+def scores_of(cell: Mapping[str, Any]) -> dict[str, float]:
+    """Balanced accuracies in %."""
+    found = cell["scores"]
+    values = (
+        found["knn"]["balanced_accuracy"],
+        found["linear"]["balanced_accuracy"],
+        found["few_shot"]["10"]["mean"],
+    )
+    return {name: 100 * value for name, value in zip(COLUMNS, values, strict=True)}
+
+
+def rows_of(cells: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """A row for each set, method and budget: means over the seeds with 95 % half-widths."""
+    grouped: dict[Key, list[Mapping[str, Any]]] = {}
+    for cell in cells:
+        about = cell["cell"]
+        grouped.setdefault((about["set"], about["method"], about["budget"]), []).append(cell)
+    rows = []
+    for (name, method, budget), group in grouped.items():
+        row: Row = {"set": name, "method": method, "budget": budget, "seeds": len(group)}
+        for column in COLUMNS:
+            found = interval([scores_of(cell)[column] for cell in group])
+            row[column], row[f"{column} ±"] = found.mean, found.half_width
+        row["seconds"] = float(np.mean([cell["seconds"] for cell in group]))
+        row["MB"] = max(cell["peak_memory_mb"] for cell in group)
+        rows.append(row)
+    return sorted(rows, key=lambda row: (row["set"], -row["10-shot"]))
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """One table a set, the best 10-shot accuracy first."""
+    lines = []
+    for name in dict.fromkeys(row["set"] for row in rows):
+        lines += ["", f"**{name}**, balanced accuracy in %", ""]
+        lines += ["| method | budget | k-NN | linear | 10-shot | seconds | MB | seeds |"]
+        lines += ["|---|---|---|---|---|---|---|---|"]
+        for row in (row for row in rows if row["set"] == name):
+            told = " | ".join(f"{row[c]:.1f} ± {row[f'{c} ±']:.1f}" for c in COLUMNS)
+            lines.append(
+                f"| {row['method']} | {row['budget']:g} | {told} | {row['seconds']:.0f} | "
+                f"{row['MB']} | {row['seeds']} |"
+            )
+    return "\n".join(lines[1:]) + "\n"
+
+
+def as_csv(rows: Sequence[Row]) -> str:
+    """The same numbers, unrounded."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def plot(rows: Sequence[Row], name: str, out: Path) -> None:
+    """10-shot accuracy of a set over the seconds that training took."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for method in dict.fromkeys(row["method"] for row in rows):
+        line = sorted(
+            (r for r in rows if r["set"] == name and r["method"] == method),
+            key=lambda row: row["seconds"],
+        )
+        axes.errorbar(
+            [r["seconds"] for r in line],
+            [r["10-shot"] for r in line],
+            yerr=[np.nan_to_num(r["10-shot ±"]) for r in line],
+            marker="o",
+            capsize=3,
+            label=method,
+        )
+    axes.set_xlabel("seconds of one processor core")
+    axes.set_ylabel("10-shot balanced accuracy, %")
+    axes.set_title(name, loc="left")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize="small", ncols=2)
+    with atomic(out) as file:
+        figure.savefig(file, format="png", dpi=130)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("results", type=Path, help="folder of a study's cells")
+    folder = parser.parse_args().results
+    cells = [json.loads(path.read_text()) for path in sorted(folder.glob("*-s*.json"))]
+    rows = rows_of(cells)
+    write_text(folder / "table.md", markdown(rows))
+    write_text(folder / "table.csv", as_csv(rows))
+    for name in dict.fromkeys(row["set"] for row in rows):
+        plot(rows, name, folder / f"{name}.png")
+    print(markdown(rows))
+
+
+if __name__ == "__main__":
+    main()
