@@ -1,5 +1,7 @@
 """From held-out logits to scores, a temperature and a choice."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score
@@ -24,27 +26,62 @@ def test_scores_are_means_over_the_repeats() -> None:
     assert judged.scores["log_loss"] <= judged.scores["log_loss_uncalibrated"]
 
 
-def judged(**accuracy: float) -> dict[str, Judged]:
-    return {name: Judged({"balanced_accuracy": value}, 1.0) for name, value in accuracy.items()}
+def judged(**rights: list[int]) -> dict[str, Judged]:
+    """Approaches by which of 20 pictures, all of one weight, they get right."""
+    found = {}
+    for name, right in rights.items():
+        shares = np.zeros(20)
+        shares[right] = 1 / 20
+        found[name] = Judged({"balanced_accuracy": len(right) / 20}, 1.0, shares)
+    return found
 
 
 @pytest.mark.parametrize(
-    ("accuracy", "chosen"),
+    ("rights", "chosen"),
     [
-        ({"linear": 0.70, "semi": 0.71, "network": 0.80}, "network"),
-        ({"linear": 0.79, "semi": 0.71, "network": 0.80}, "linear"),
-        ({"linear": 0.70, "semi": 0.79, "network": 0.80}, "semi"),
-        ({"linear": 0.80, "semi": 0.80}, "linear"),
+        ({"linear": range(10), "semi": range(9), "network": range(14)}, "network"),
+        # Behind by two of twelve pictures on which they differ: chance.
+        ({"linear": range(12), "network": [*range(5), *range(12, 17)]}, "network"),
+        # Behind by six, and right nowhere else.
+        ({"linear": range(12), "semi": range(9), "network": range(6)}, "linear"),
+        ({"linear": range(9), "semi": range(12), "network": range(6)}, "semi"),
+        ({"linear": range(12), "semi": range(12), "network": range(6)}, "linear"),
     ],
 )
-def test_best_is_chosen_and_within_a_picture_the_cheapest(
-    accuracy: dict[str, float], chosen: str
+def test_the_network_unless_another_leads_by_more_than_chance(
+    rights: dict[str, Sequence[int]], chosen: str
 ) -> None:
-    name, reason = choose(judged(**accuracy), labels=50)
+    found = judged(**{name: list(right) for name, right in rights.items()})
+    name, reason = choose(found)
     assert name == chosen
-    assert all(f"{key} {100 * value:.1f}" in reason for key, value in accuracy.items())
-    assert ("cheapest" in reason) == (accuracy[name] < max(accuracy.values()))
+    for key, value in found.items():
+        assert f"{key} {100 * value.scores['balanced_accuracy']:.1f}" in reason
+    assert ("no other leads" in reason) == (chosen == "network")
+
+
+def test_standard_error_against_resampling() -> None:
+    """The chance that the reason tells is the spread of the lead over other draws of pictures."""
+    generator = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 200)
+    logits = generator.normal(size=(2, 1, 400, 2)).astype(np.float32)
+    logits[:, 0, np.arange(400), labels] += 0.7
+    logits[1, 0, np.arange(400), labels] += 2
+    one, other = (judge_logits(each, labels) for each in logits)
+    _, reason = choose({"linear": other, "network": one})
+    told = float(reason.rpartition("(")[2].rstrip(")"))
+    leads = []
+    for _ in range(2000):
+        rows = generator.integers(0, 400, 400)
+        leads.append(100 * 400 * (other.shares - one.shares)[rows].mean())
+    assert told == pytest.approx(np.std(leads), abs=0.15)
+
+
+def test_shares_add_up_to_the_balanced_accuracy() -> None:
+    generator = np.random.default_rng(1)
+    labels = generator.choice(3, 40, p=[0.6, 0.3, 0.1])
+    found = judge_logits(generator.normal(size=(3, 40, 3)).astype(np.float32), labels)
+    assert found.shares.sum() == pytest.approx(found.scores["balanced_accuracy"])
 
 
 def test_an_only_one_is_told_as_such() -> None:
-    assert "the only one" in choose(judged(linear=0.7), labels=9)[1]
+    assert "the only one" in choose(judged(linear=[0]))[1]

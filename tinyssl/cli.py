@@ -356,9 +356,9 @@ def finetune(
 ) -> None:
     """Make a classifier from the encoder in RUN and few labels; 1 to 50 a class are enough.
 
-    auto takes the best of few-label-linear, few-label-semi and few-label on held-out folds of
-    the labels, and says why. The result is a run folder of its own: eval, predict, export and
-    finetune take it.
+    auto takes few-label, unless few-label-linear or few-label-semi leads on held-out folds of the
+    labels by more than chance explains, and says why. The result is a run folder of its own: eval,
+    predict, export and finetune take it.
 
     \b
     tinyssl finetune runs/mine --labels labels.csv
