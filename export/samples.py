@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyssl.config import sources_of
-from tinyssl.data import load_pictures, scan
+from tinyssl.data import load_pictures
 from tinyssl.errors import UsageError
 from tinyssl.labeled import read_labeled
 from tinyssl.picture import to_depth
+from tinyssl.scanning import scan
 
 MEASURED, CALIBRATED, LABELED = 64, 128, 1000
 Pictures = NDArray[Any]

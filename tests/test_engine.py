@@ -20,7 +20,7 @@ from tinyssl.export.exporting import export
 
 from tests.making import make_pictures, make_run
 from tinyssl.cli import main
-from tinyssl.data import scan
+from tinyssl.scanning import scan
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from tinyssl.augment import PRESETS
 from tinyssl.errors import UsageError
+from tinyssl.opening import MAX_PIXELS
 from tinyssl.recipe_files import recipe_text
 
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -39,7 +40,7 @@ SHORTCUTS: Mapping[str, str] = {
 class Section(BaseModel):
     """Refuses keys it does not know and values of another type."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Data(Section):
@@ -53,6 +54,7 @@ class Data(Section):
         "crop", description="how a picture becomes square"
     )
     channels: Literal["auto", 1, 2, 3, 4] = Field("auto", description="auto: 1 or 3 by the files")
+    max_pixels: Count = Field(MAX_PIXELS, description="larger pictures are skipped")
     cache_dir: str | None = Field(None, description="null: the user's cache folder")
 
 

@@ -20,12 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyssl.console import log, progress
-from tinyssl.data import fingerprint, in_order, scan, write_skipped
+from tinyssl.data import fingerprint, in_order, write_skipped
 from tinyssl.errors import Interrupted, JobError, UsageError
 from tinyssl.extraction import Extractor, open_extractor
 from tinyssl.feature_file import Features, check_format, read_features, read_key, write_features
 from tinyssl.files import atomic, write_text
-from tinyssl.picture import quiet
+from tinyssl.opening import quiet
+from tinyssl.scanning import scan
 from tinyssl.signals import stop_signal
 
 CHUNK = 512  # pictures that an interruption can cost at most

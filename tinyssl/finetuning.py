@@ -25,7 +25,7 @@ from tinyssl.approaches import Approach, Linear, Semi, held_out_logits
 from tinyssl.classifier import Classifier, save_classifier
 from tinyssl.config import shortcuts, sources_of
 from tinyssl.console import log, progress
-from tinyssl.data import load_pictures, scan
+from tinyssl.data import load_pictures
 from tinyssl.device import keep_freed_memory, pick_device
 from tinyssl.encoder import Encoder, embed_pictures
 from tinyssl.errors import UsageError
@@ -36,6 +36,7 @@ from tinyssl.folds import Fold, repeats_for, stratified_folds
 from tinyssl.labeled import LABELS, read_labeled, smallest_class
 from tinyssl.probing import FALLBACK_STRENGTH, choose_strength
 from tinyssl.run_folder import RunFolder
+from tinyssl.scanning import scan
 from tinyssl.weights import load_encoder, save_encoder
 
 RESULT = "finetune.json"

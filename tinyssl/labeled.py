@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyssl.console import log, progress
-from tinyssl.data import IMAGE_EXTENSIONS, Pictures, load_pictures
+from tinyssl.data import Pictures, load_pictures
 from tinyssl.errors import UsageError
 from tinyssl.labels import LabeledPaths, from_class_folders, from_csv
+from tinyssl.opening import IMAGE_EXTENSIONS
 
 LABELS = "labels.csv"
 

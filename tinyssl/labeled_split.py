@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyssl.console import log
-from tinyssl.data import IMAGE_EXTENSIONS, Pictures, load_pictures
+from tinyssl.data import Pictures, load_pictures
 from tinyssl.errors import UsageError
 from tinyssl.labeled import refuse_unreadable
 from tinyssl.labels import from_class_folders, from_csv, stratified_split, write_csv
+from tinyssl.opening import IMAGE_EXTENSIONS
 
 SPLIT_FILE = "eval_split.csv"
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from tinyssl.errors import UsageError
 from tinyssl.files import write_text
+from tinyssl.scanning import begins_like_picture
 
 SPLITS = ("train", "test")
 
@@ -145,8 +146,12 @@ def _pictures_below(folder: Path, extensions: Collection[str]) -> list[Path]:
     for base, folders, names in os.walk(folder, followlinks=False):
         folders[:] = [name for name in folders if not name.startswith(".")]
         visible = (name for name in names if not name.startswith("."))
-        found += [Path(base, n) for n in visible if Path(n).suffix.lower() in extensions]
+        found += [path for path in (Path(base, n) for n in visible) if _counts(path, extensions)]
     return sorted(found)
+
+
+def _counts(path: Path, extensions: Collection[str]) -> bool:
+    return path.suffix.lower() in extensions or begins_like_picture(path)
 
 
 def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:

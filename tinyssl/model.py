@@ -14,7 +14,8 @@ from PIL import Image
 from tinyssl.device import pick_device
 from tinyssl.encoder import Encoder, embed_pictures
 from tinyssl.errors import UsageError
-from tinyssl.picture import Unreadable, decode, quiet, resize, to_channels
+from tinyssl.opening import Unreadable, quiet
+from tinyssl.picture import decode, resize, to_channels
 from tinyssl.weights import load_encoder
 
 Picture = str | os.PathLike[str] | Image.Image | NDArray[Any]

@@ -15,11 +15,11 @@ import torch
 
 from tinyssl.classifier import Classifier, load_classifier
 from tinyssl.console import log, progress
-from tinyssl.data import scan
 from tinyssl.errors import UsageError
 from tinyssl.extraction import Extractor, open_extractor
 from tinyssl.files import atomic
-from tinyssl.picture import quiet
+from tinyssl.opening import quiet
+from tinyssl.scanning import scan
 
 _CHUNK = 256
 
