@@ -6,6 +6,7 @@ h, w, c = height, width, channels.
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -215,9 +216,9 @@ def _many_channels(data: bytes, layout: Layout) -> Array:
 
 
 def _from_opencv(data: bytes, kind: str) -> Array:
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")  # warnings would go to the terminal
     import cv2
 
-    cv2.setLogLevel(2)  # errors only: warnings would go past us to the terminal
     array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if array is None:
         raise Unreadable(f"{kind} of 16 bits a channel that cannot be decoded")
