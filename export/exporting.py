@@ -21,6 +21,7 @@ from tinyssl import __version__
 from tinyssl.classifier import Classifier, load_classifier
 from tinyssl.console import log
 from tinyssl.errors import UsageError
+from tinyssl.opening import MAX_PIXELS
 from tinyssl.weights import load_encoder
 
 from .build_engine import trtexec
@@ -202,6 +203,7 @@ def _manifest(
             "layout": "NHWC",
             "dtype": dtype.name,
             "any_size": any_size,
+            "max_pixels": description.get("max_pixels", MAX_PIXELS),
         },
         "features": {"width": description["width"], "normalized": not raw_features},
         **({} if classifier is None else {"classes": classifier.classes}),

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from tinyssl import __version__
-from tinyssl.errors import JobError, TinysslError, UsageError
+from tinyssl.errors import JobError, TinysslError, UsageError, one_line
 
 _OVERRIDE = re.compile(r"[a-z_]+\.[a-z0-9_.]+=")
 
@@ -73,7 +73,7 @@ def _raise_if_debug(given: Sequence[str]) -> None:
 
 
 def _fail(text: str, status: int) -> None:
-    click.echo(f"tinyssl: {text}", err=True)
+    click.echo(f"tinyssl: {one_line(text)}", err=True)
     sys.exit(status)
 
 
@@ -88,12 +88,13 @@ class _Echo(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        text = prefix + one_line(record.getMessage())
         if "tinyssl.console" in sys.modules:
             from tinyssl.console import say
 
-            say(prefix + record.getMessage())
+            say(text)
         else:
-            click.echo(prefix + record.getMessage(), err=True)
+            click.echo(text, err=True)
 
 
 def _recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -326,8 +327,8 @@ def embed(
 def _print_nearest(rows: Sequence[tuple[Any, ...]]) -> None:
     for query, rank, path, cosine in rows:
         if rank == 1:
-            click.echo(f"nearest to {_from_here(query)}")
-        click.echo(f"{rank:4}  {cosine:7.4f}  {_from_here(path)}")
+            click.echo(f"nearest to {one_line(_from_here(query))}")
+        click.echo(f"{rank:4}  {cosine:7.4f}  {one_line(_from_here(path))}")
 
 
 def _from_here(path: str) -> str:

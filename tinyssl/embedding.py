@@ -25,7 +25,6 @@ from tinyssl.errors import Interrupted, JobError, UsageError
 from tinyssl.extraction import Extractor, open_extractor
 from tinyssl.feature_file import Features, check_format, read_features, read_key, write_features
 from tinyssl.files import atomic, write_text
-from tinyssl.opening import quiet
 from tinyssl.scanning import scan
 from tinyssl.signals import stop_signal
 
@@ -147,7 +146,7 @@ def embed_some(extractor: Extractor, paths: Sequence[Path]) -> NDArray[np.float3
     """(n, width) features of a few pictures; raises UsageError if one cannot be read."""
     pictures = []
     for path in paths:
-        with quiet():
+        with extractor.reading():
             read = extractor.read(path)
         if isinstance(read, str):
             raise UsageError(f"picture {path} cannot be used: {read}")
@@ -207,7 +206,7 @@ def _compute(
     with (
         stop_signal() as stopped,
         ThreadPoolExecutor(workers) as pool,
-        quiet(),
+        extractor.reading(),
         progress("embedding", len(numbers)) as advance,
     ):
         # While the encoder works on one batch, the threads are at the next.

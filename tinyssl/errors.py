@@ -1,6 +1,14 @@
 """What the user is told when something cannot go on: one line, and an exit status."""
 
 
+def one_line(text: str) -> str:
+    """Text from strangers, such as file names, without what acts on a terminal.
+
+    Line breaks, control characters and bytes that are no UTF-8 are shown as escapes.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class TinysslError(Exception):
     """Base of every error that a user can cause or mend; its text is one clear line."""
 

@@ -1,11 +1,12 @@
 """Files that are either whole or not there."""
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from tinyssl.errors import JobError
 
@@ -35,6 +36,23 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path, limit: int = 1 << 26) -> Any:
+    """What a JSON file holds, if it has no more than `limit` bytes.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is damaged, too large or nested too deeply.
+    """
+    with path.open("rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise ValueError(f"more than {limit:,} bytes")
+    try:
+        return json.loads(data.decode("utf-8"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def write_text(path: Path, text: str) -> None:

@@ -34,6 +34,7 @@ from tinyssl.finetune_build import build_network
 from tinyssl.finetune_config import FOR_AUTO, FinetuneRecipe, load_finetune_recipe
 from tinyssl.folds import Fold, repeats_for, stratified_folds
 from tinyssl.labeled import LABELS, read_labeled, smallest_class
+from tinyssl.opening import MAX_PIXELS
 from tinyssl.probing import FALLBACK_STRENGTH, choose_strength
 from tinyssl.run_folder import RunFolder
 from tinyssl.scanning import scan
@@ -203,6 +204,7 @@ class _Job:
                 size=self.description["image_size"],
                 rule=self.description["resize"],
                 channels=self.description["channels"],
+                max_pixels=self.description.get("max_pixels", MAX_PIXELS),
                 cache_dir=self.cache,
                 workers=self.workers,
                 progress=advance,
@@ -321,6 +323,7 @@ class _Job:
                 "init": str(self.run.absolute()),
                 "seed": self.seed,
                 "dtype": self.description.get("dtype", "uint8"),
+                "max_pixels": self.description.get("max_pixels", MAX_PIXELS),
                 "classes": self.labeled.classes,
             },
         )

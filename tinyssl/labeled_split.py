@@ -15,7 +15,7 @@ from tinyssl.data import Pictures, load_pictures
 from tinyssl.errors import UsageError
 from tinyssl.labeled import refuse_unreadable
 from tinyssl.labels import from_class_folders, from_csv, stratified_split, write_csv
-from tinyssl.opening import IMAGE_EXTENSIONS
+from tinyssl.opening import IMAGE_EXTENSIONS, MAX_PIXELS
 
 SPLIT_FILE = "eval_split.csv"
 
@@ -109,6 +109,7 @@ def split_pictures(split: LabeledSplit, description: Mapping[str, Any]) -> Pictu
         size=description["image_size"],
         rule=description["resize"],
         channels=description["channels"],
+        max_pixels=description.get("max_pixels", MAX_PIXELS),
     )
     refuse_unreadable(pictures)
     return pictures

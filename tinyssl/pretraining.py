@@ -271,6 +271,7 @@ class Run:
                 "init": self.recipe.encoder.init,
                 "seed": self.recipe.run.seed,
                 "dtype": self.pictures.array.dtype.name,
+                "max_pixels": self.recipe.data.max_pixels,
             },
         )
 

@@ -7,11 +7,11 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from tinyssl.errors import UsageError
+from tinyssl.errors import JobError, UsageError, one_line
 from tinyssl.files import write_text
 
 _OURS = (
@@ -65,13 +65,13 @@ class RunFolder:
 
     def log_metrics(self, values: Mapping[str, Any]) -> None:
         """Appends one object to `metrics.jsonl`."""
-        with self.metrics.open("a", encoding="utf-8") as file:
+        with _told(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
 
     def log_epoch(self, row: Mapping[str, Value], columns: list[str]) -> None:
         """Appends one row to `results.csv`; values that were not measured stay empty."""
         new = not self.results.exists()
-        with self.results.open("a", encoding="utf-8", newline="") as file:
+        with _told(self.results), self.results.open("a", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, columns, lineterminator="\n")
             if new:
                 writer.writeheader()
@@ -89,9 +89,9 @@ class RunFolder:
             kept = [line for line in lines if _is_whole(line) and json.loads(line)["step"] <= step]
             write_text(self.metrics, "".join(line + "\n" for line in kept))
         if self.results.exists():
-            lines = self.results.read_text(encoding="utf-8").splitlines()
-            kept = lines[:1] + [line for line in lines[1:] if int(line.split(",")[0]) <= epoch]
-            write_text(self.results, "".join(line + "\n" for line in kept))
+            lines = self.results.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines[1:] if _epoch(line, lines[0]) <= epoch]
+            write_text(self.results, "".join(lines[:1] + kept))
 
     @contextmanager
     def log_to_file(self) -> Iterator[None]:
@@ -119,18 +119,34 @@ class _LateFile(logging.Handler):
 
     def begin(self) -> None:
         lines, self.waiting = self.waiting or [], None
-        self._append(lines)
+        with _told(self.path):
+            self._append(lines)
 
     def emit(self, record: logging.LogRecord) -> None:
-        line = self.format(record) + "\n"
+        line = one_line(self.format(record)) + "\n"
         if self.waiting is None:
-            self._append([line])
+            with suppress(OSError):  # a full disk is told by the files that matter
+                self._append([line])
         else:
             self.waiting.append(line)
 
     def _append(self, lines: list[str]) -> None:
         with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.writelines(lines)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise JobError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _epoch(line: str, header: str) -> float:
+    """The epoch of a row of results; infinite where a crash cut it off."""
+    whole = line.endswith("\n") and line.count(",") == header.count(",")
+    return int(line.split(",")[0]) if whole else float("inf")
 
 
 def _short(value: Value) -> Value:
