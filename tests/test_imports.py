@@ -26,6 +26,7 @@ PAIRS = {
     "grid": {"picture"},
     "headers": {"opening", "picture", "tiff"},
     "labels": {"scanning"},
+    "likeness": {"neighbours"},
     "picture": {"opening", "tiff"},
     "probing": {"calibration", "folds", "logistic"},
     "scanning": {"opening"},

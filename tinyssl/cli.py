@@ -491,18 +491,41 @@ def _need(*modules: str, extra: str) -> None:
 @click.option("--recipe", default="mobilenetv3-small", show_default=True, help="Name or YAML file.")
 @click.option("--augment", type=click.Path(), help="Write a PNG of originals and views here.")
 @click.option("--rows", default=8, show_default=True, help="Pictures in the PNG.")
-def checks(arguments: tuple[str, ...], recipe: str, augment: str | None, rows: int) -> None:
-    """Look at the pictures in DATA as pretraining would read them: how many, what kind, what
-    would be skipped and why, exact copies; and what the augmentation makes of them.
+@click.option("--labels", help="CSV, or class folders: look for contradictions and leaks.")
+@click.option("--list", "listed", type=click.Path(), help="Write all that was found as a CSV.")
+@click.option("--cache", is_flag=True, help="List the caches of decoded pictures instead.")
+@click.option("--prune", type=click.Choice(["stale", "all"]), help="With --cache: remove these.")
+def checks(
+    arguments: tuple[str, ...],
+    recipe: str,
+    augment: str | None,
+    rows: int,
+    labels: str | None,
+    listed: str | None,
+    cache: bool,
+    prune: str | None,
+) -> None:
+    """Look at the pictures in DATA as pretraining would read them: how many, what kind and size,
+    what would be skipped and why, exact and near copies, blank pictures, a recipe that fits; and
+    what the augmentation makes of them.
+
+    With --labels also: copies with different labels, and copies in both train and test.
 
     \b
     tinyssl checks pictures/
     tinyssl checks pictures/ --augment views.png augment.preset=industrial
+    tinyssl checks --labels labels.csv --list found.csv
+    tinyssl checks --cache --prune stale
     """
+    data, overrides = _split_arguments(arguments)
+    if cache or prune is not None:
+        from tinyssl.caches import report
+
+        click.echo(report(None if not data else data[0], prune))
+        return
     from tinyssl.checks import check
 
-    data, overrides = _split_arguments(arguments)
-    click.echo(check(data, recipe, overrides, augment, rows))
+    click.echo(check(data, recipe, overrides, augment, rows, labels, listed))
 
 
 @cli.command(short_help="List the recipes, or print one.")

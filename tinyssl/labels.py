@@ -16,6 +16,7 @@ from tinyssl.errors import UsageError
 from tinyssl.files import write_text
 from tinyssl.scanning import begins_like_picture
 
+_LARGEST = 1 << 28  # bytes; a list of labels, not pictures
 SPLITS = ("train", "test")
 
 
@@ -83,6 +84,8 @@ def from_csv(path: str | Path, root: str | Path | None = None) -> LabeledPaths:
     for line, row in rows:
         where = f"{path}, line {line}"
         name, label = (row["path"] or "").strip(), (row["label"] or "").strip()
+        if "\0" in name + label:
+            raise UsageError(f"{where}: a zero byte in {(name + label)[:80]!r}")
         picture = _find(name, bases)
         if not label:
             unlabeled += 1
@@ -156,7 +159,11 @@ def _counts(path: Path, extensions: Collection[str]) -> bool:
 
 def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as file:
+            data = file.read(_LARGEST + 1)
+        if len(data) > _LARGEST:
+            raise UsageError(f"cannot read labels from {path}: more than {_LARGEST:,} bytes")
+        text = data.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read labels from {path}: {error}") from None
     reader = csv.DictReader(io.StringIO(text, newline=""))
@@ -175,9 +182,9 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
 
 def _find(name: str, bases: Sequence[Path]) -> Path | None:
     for base in bases:
-        candidate = Path(os.path.abspath(base / name))
-        if name and candidate.is_file():
-            return candidate
+        candidate = os.path.abspath(base / name)
+        if name and os.path.isfile(candidate):
+            return Path(candidate)
     return None
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from tinyssl.errors import UsageError
 
+_LARGEST = 1 << 24  # bytes; a list of many sources may be long
+
 
 def recipe_names(task: str | None = None) -> list[str]:
     """Names of the bundled recipes, sorted; with `task` (pretrain or finetune) those for it.
@@ -30,7 +32,11 @@ def recipe_text(recipe: str | Path) -> str:
         return bundled.read_text(encoding="utf-8")
     path = Path(recipe)
     try:
-        return (path / "recipe.yaml" if path.is_dir() else path).read_text(encoding="utf-8")
+        with (path / "recipe.yaml" if path.is_dir() else path).open("rb") as file:
+            data = file.read(_LARGEST + 1)
+        if len(data) > _LARGEST:
+            raise UsageError(f"recipe {recipe} has more than {_LARGEST:,} bytes; that is no recipe")
+        return data.decode("utf-8")
     except (OSError, UnicodeDecodeError):
         names = recipe_names()
         near = difflib.get_close_matches(str(recipe), names, n=1)

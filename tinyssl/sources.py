@@ -32,10 +32,25 @@ def read_pictures(recipe: Recipe) -> Pictures:
         UsageError: no pictures at the sources, or too few to tell apart.
         JobError: none of the pictures can be read.
     """
-    data = recipe.data
-    if not data.sources:
+    pictures = decode_files(find_files(recipe), recipe)
+    _refuse_hopeless(pictures)
+    return pictures
+
+
+def find_files(recipe: Recipe) -> list[Path]:
+    """The files at a recipe's sources; raises UsageError where there are none."""
+    if not recipe.data.sources:
         raise UsageError("no pictures given; name a folder, a picture or a .txt/.csv list of paths")
-    files = scan(data.sources)
+    return scan(recipe.data.sources)
+
+
+def decode_files(files: Sequence[Path], recipe: Recipe) -> Pictures:
+    """Decodes files into the cache as a recipe says, or finds them there; tells about them.
+
+    Raises:
+        JobError: none of the pictures can be read.
+    """
+    data = recipe.data
     with progress("reading", len(files)) as advance:
         pictures = load_pictures(
             files,
@@ -48,7 +63,6 @@ def read_pictures(recipe: Recipe) -> Pictures:
             progress=advance,
         )
     _tell_pictures(pictures)
-    _refuse_hopeless(pictures)
     return pictures
 
 
