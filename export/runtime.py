@@ -224,10 +224,17 @@ def _nonsense(manifest: dict[str, Any]) -> str:
         "input.resize": taken.get("resize") in ("crop", "pad", "squash"),
         "input.dtype": taken.get("dtype") in ("uint8", "uint16"),
         "features.width": _whole(given.get("width"), 1 << 20),
+        "encoder": _named(manifest.get("encoder")),
         "classes": isinstance(classes, list) and all(isinstance(name, str) for name in classes),
     }
     wanted.update({f"files: {name[:80]!r}": _listed(name, facts) for name, facts in files.items()})
     return next((f"{key} cannot be so" for key, good in wanted.items() if not good), "")
+
+
+def _named(encoder: Any) -> bool:
+    return isinstance(encoder, dict) and all(
+        isinstance(encoder.get(key), str) for key in ("name", "stem")
+    )
 
 
 def _whole(value: Any, most: int) -> bool:

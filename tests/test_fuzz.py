@@ -119,10 +119,8 @@ def test_recipes_of_odd_characters(text: str) -> None:
 @FUZZ
 @given(values=st.lists(SCALARS.map(str) | st.text(max_size=30), max_size=3))
 def test_overrides(values: list[str]) -> None:
-    overrides = [
-        f"{key}={value}"
-        for key, value in zip(("run.epochs", "data.channels", "a.b"), values, strict=False)
-    ]
+    keys = ("run.epochs", "data.channels", "a.b")[: len(values)]
+    overrides = [f"{key}={value}" for key, value in zip(keys, values, strict=True)]
     try:
         load_recipe("mobilenetv3-small", overrides)
     except UsageError as error:
@@ -222,6 +220,7 @@ def test_pictures_on_the_device(data: bytes, channels: int, file: Path) -> None:
 
 MANIFEST: dict[str, Any] = {
     "format": 1,
+    "encoder": {"name": "resnet18", "stem": "standard"},
     "input": {"size": 32, "resize": "crop", "channels": 3, "dtype": "uint8"},
     "features": {"width": 8, "normalized": True},
     "classes": ["a", "b"],

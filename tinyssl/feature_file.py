@@ -27,6 +27,7 @@ from tinyssl.files import atomic
 _DAMAGED = (
     OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile, MemoryError,
     csv.Error, zlib.error, struct.error, NotImplementedError, OverflowError, SyntaxError,
+    AttributeError, TypeError,
 )  # fmt: skip
 
 

@@ -38,6 +38,21 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
             temporary.unlink(missing_ok=True)
 
 
+def read_limited(path: Path, limit: int) -> bytes:
+    """A file's bytes, if it has no more than `limit`: a stranger's may have no end.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is larger.
+    """
+    with path.open("rb") as file:
+        known = os.fstat(file.fileno()).st_size  # 0 for pipes
+        data = file.read(limit + 1) if known <= limit else b""
+    if known > limit or len(data) > limit:
+        raise ValueError(f"more than {limit:,} bytes")
+    return data
+
+
 def read_json(path: Path, limit: int = 1 << 26) -> Any:
     """What a JSON file holds, if it has no more than `limit` bytes.
 
@@ -45,12 +60,8 @@ def read_json(path: Path, limit: int = 1 << 26) -> Any:
         OSError: it cannot be read.
         ValueError: it is damaged, too large or nested too deeply.
     """
-    with path.open("rb") as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise ValueError(f"more than {limit:,} bytes")
     try:
-        return json.loads(data.decode("utf-8"))
+        return json.loads(read_limited(path, limit).decode("utf-8"))
     except RecursionError:
         raise ValueError("nested too deeply") from None
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyssl.errors import UsageError
-from tinyssl.files import write_text
+from tinyssl.files import read_limited, write_text
 from tinyssl.scanning import begins_like_picture
 
 _LARGEST = 1 << 28  # bytes; a list of labels, not pictures
@@ -159,12 +159,8 @@ def _counts(path: Path, extensions: Collection[str]) -> bool:
 
 def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     try:
-        with path.open("rb") as file:
-            data = file.read(_LARGEST + 1)
-        if len(data) > _LARGEST:
-            raise UsageError(f"cannot read labels from {path}: more than {_LARGEST:,} bytes")
-        text = data.decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_limited(path, _LARGEST).decode("utf-8-sig")
+    except (OSError, ValueError) as error:
         raise UsageError(f"cannot read labels from {path}: {error}") from None
     reader = csv.DictReader(io.StringIO(text, newline=""))
     try:

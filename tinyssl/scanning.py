@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from tinyssl.errors import UsageError
+from tinyssl.files import read_limited
 from tinyssl.opening import IMAGE_EXTENSIONS
 
 # No TIFF and no BMP: cameras' raw files begin like the one, and any two letters like the other.
@@ -101,10 +102,8 @@ def _is_picture(path: str) -> bool:
 
 def _listed(path: Path) -> Iterator[str]:
     try:
-        if path.stat().st_size > _LARGEST_LIST:
-            raise UsageError(f"the list {path} has more than {_LARGEST_LIST:,} bytes")
-        lines = _lines(path, path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        lines = _lines(path, read_limited(path, _LARGEST_LIST).decode("utf-8-sig"))
+    except (OSError, ValueError, csv.Error) as error:
         raise UsageError(f"cannot read the list {path}: {error}") from None
     for line in lines:
         if "\0" in line:
