@@ -110,7 +110,7 @@ def export(
     model = to_onnx(deployed, example, _metadata(manifest), any_size=any_size)
     workshop = Workshop(deployed, model, samples, labeled, force)
     made = workshop.make(TARGETS[target], workspace=workspace, strict=target == "onnx-int8")
-    _write(folder, target, made, workshop, manifest)
+    _write(folder, target, made, workshop, manifest, overwrite)
     return Exported(folder, made)
 
 
@@ -120,6 +120,7 @@ def _write(
     made: Mapping[str, Variant],
     workshop: Workshop,
     manifest: dict[str, Any],
+    overwrite: bool,
 ) -> None:
     """The bundle with everything in it, and the programs that its target needs."""
     programs = [RUNTIME]
@@ -133,7 +134,7 @@ def _write(
     golden = {name: rows[:_GOLDEN] for name, rows in workshop.wanted.items()}
     packed = _npz(pictures=workshop.samples.measured[:_GOLDEN], **golden)
     facts = {name: variant.manifest() for name, variant in made.items()}
-    write_bundle(folder, contents, packed, manifest, facts, programs)
+    write_bundle(folder, contents, packed, manifest, facts, programs, overwrite)
 
 
 def table(exported: Exported) -> Table:

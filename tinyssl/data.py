@@ -16,7 +16,7 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyssl.errors import JobError, TinysslError
-from tinyssl.files import write_text
+from tinyssl.files import reason, write_text
 from tinyssl.headers import read_header
 from tinyssl.locks import locked
 from tinyssl.opening import MAX_PIXELS, allow_pixels, quiet, read_file
@@ -46,18 +46,18 @@ class Pictures:
         paths: n absolute paths.
         hashes: n digests of the files' bytes.
         skipped: files that could not be read, with the reason.
-        several: readable files that hold more than one picture; the first is taken.
         digest: of paths and hashes: which pictures these are.
         folder: where the cache lies.
+        several: readable files that hold more than one picture; the first is taken.
     """
 
     array: NDArray[Any]
     paths: list[str]
     hashes: list[str]
     skipped: list[tuple[str, str]]
-    several: list[str]
     digest: str
     folder: Path
+    several: list[str] = field(default_factory=list)
 
     def duplicates(self) -> list[list[int]]:
         """Groups of two and more pictures whose files are equal to the byte."""
@@ -135,8 +135,7 @@ def load_pictures(
             return _built_once(job, root, key)
     except OSError as error:
         raise JobError(
-            f"cannot write the cache {root / key}: {error.strerror or error}; it needs "
-            f"{job.needs:,} bytes"
+            f"cannot write the cache {root / key}: {reason(error, job.needs)}"
         ) from error
 
 

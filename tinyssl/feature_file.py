@@ -74,7 +74,7 @@ def write_features(
     Raises:
         JobError: the file cannot be written.
     """
-    with atomic(out) as file:
+    with atomic(out, shape[0] * shape[1] * np.dtype(dtype).itemsize) as file:
         _FORMATS[out.suffix].write(file, blocks, shape, np.dtype(dtype), key)
 
 

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -86,9 +86,9 @@ def finetune(
     with _workplace(target.path) as folder:
         job = _Job(run, labels, recipes, unlabeled)
         job.finish(folder, target.path)
-        if overwrite:
-            target.clear()
-        _move(folder, target.path)
+        with ExitStack() as held:
+            target.create(held, overwrite, resumable=False)
+            _move(folder, target.path)
     log.info(f"done: {target.path / 'classifier.safetensors'}")
     return target.path
 
@@ -381,6 +381,5 @@ def _workplace(out: Path) -> Iterator[Path]:
 
 def _move(folder: Path, out: Path) -> None:
     """The encoder's description comes last: a folder without it is no run to any verb."""
-    out.mkdir(exist_ok=True)
     for path in sorted(folder.iterdir(), key=lambda path: path.name == "encoder.json"):
         path.replace(out / path.name)

@@ -7,12 +7,13 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from tinyssl.errors import JobError, UsageError, one_line
-from tinyssl.files import write_text
+from tinyssl.files import reason, remove_leftovers, write_text
+from tinyssl.locks import InUse, locked
 
 _OURS = (
     "recipe.yaml", "metrics.jsonl", "results.csv", "train.log", "skipped.csv", "duplicates.csv",
@@ -20,6 +21,7 @@ _OURS = (
     "classifier.safetensors", "labels.csv", "finetune.json",
 )  # fmt: skip
 
+_LINE = 400  # bytes of a line of a log, about
 Value = float | int | str | None
 
 
@@ -56,12 +58,40 @@ class RunFolder:
             else:
                 path.unlink(missing_ok=True)
 
-    def create(self) -> None:
-        """Makes the folder; raises UsageError when that is not allowed there."""
+    def create(self, held: ExitStack, overwrite: bool, *, resumable: bool = True) -> None:
+        """Makes the folder, empty but for strangers' files, and holds it for this process.
+
+        Raises:
+            UsageError: that is not allowed there, or another run came first.
+        """
         try:
-            self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
+            held.enter_context(self.hold())
+            if overwrite:
+                self.clear()
+            else:
+                self.refuse_if_used(resumable=resumable)
+            if resumable:
+                self.checkpoint.parent.mkdir(exist_ok=True)
         except OSError as error:
             raise UsageError(f"--out {self.path} cannot be made: {error.strerror}") from error
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Keeps other processes from writing a run here; raises UsageError if one does."""
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locked(self.path))
+            except InUse:
+                raise UsageError(
+                    f"--out {self.path} is in use by another tinyssl; wait for it, or name "
+                    "another folder"
+                ) from None
+            except JobError as error:
+                logging.getLogger("tinyssl").warning(f"{error}; start no second run there")
+            for folder in (self.path, self.checkpoint.parent):
+                remove_leftovers(folder, {*_OURS, self.checkpoint.name})
+            yield
 
     def log_metrics(self, values: Mapping[str, Any]) -> None:
         """Appends one object to `metrics.jsonl`."""
@@ -140,7 +170,7 @@ def _told(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise JobError(f"cannot write {path}: {error.strerror or error}") from error
+        raise JobError(f"cannot write {path}: {reason(error, _LINE)}") from error
 
 
 def _epoch(line: str, header: str) -> float:

@@ -101,8 +101,9 @@ def save_encoder(
         JobError: a file cannot be written.
     """
     tensors = {key: value.cpu().contiguous() for key, value in encoder.state_dict().items()}
-    with atomic(folder / WEIGHTS) as file:
-        file.write(save(tensors))
+    data = save(tensors)
+    with atomic(folder / WEIGHTS, len(data)) as file:
+        file.write(data)
     description: dict[str, object] = {
         "format": FORMAT,
         "tinyssl": __version__,
