@@ -125,6 +125,11 @@ def load_pictures(
     settings = f"{CACHE_FORMAT} {size} {rule} {channels} {max_pixels}"
     key = fingerprint(files, settings)
     found = open_cache(root / key)
+    if found is None and channels != "auto":
+        # A resumed run knows the channels that its first start had to find out.
+        other = fingerprint(files, f"{CACHE_FORMAT} {size} {rule} auto {max_pixels}")
+        found = open_cache(root / other)
+        found = found if found is not None and found.array.shape[3] == channels else None
     if found is not None:
         if progress is not None:
             progress(len(files))
