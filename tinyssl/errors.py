@@ -25,6 +25,14 @@ class JobError(TinysslError, RuntimeError):
     """A job that began and cannot be finished: the text says where, and what was kept."""
 
 
+class NonFinite(JobError):
+    """A number came out as infinite or as none; `index` has the numbers of the batch's pictures."""
+
+    def __init__(self, text: str, index: list[int]) -> None:
+        super().__init__(text)
+        self.index = index
+
+
 class Interrupted(TinysslError):
     """A signal stopped the run after it was saved; the text says how to go on.
 

@@ -30,7 +30,7 @@ from tinyssl.console import log, progress
 from tinyssl.data import Pictures, write_skipped
 from tinyssl.device import keep_freed_memory, pick_device
 from tinyssl.encoder import Encoder, create_encoder, embed_pictures, resolve_name
-from tinyssl.errors import Interrupted, JobError, TinysslError, UsageError
+from tinyssl.errors import Interrupted, JobError, NonFinite, TinysslError, UsageError
 from tinyssl.files import write_text
 from tinyssl.loader import ResidentPictures, generator_for, pipeline_batches
 from tinyssl.pipeline import apply_pipeline, load_pipeline
@@ -198,6 +198,8 @@ class Run:
             )
             try:
                 fit(self.method, self.optimizer, self.batches, plan, self.progress, hooks)
+            except NonFinite as error:
+                raise JobError(f"{error}; {self._last_good()}; {self._batch(error)}") from error
             except JobError as error:
                 raise JobError(f"{error}; {self._last_good()}") from error
             except Interrupted as stop:
@@ -335,6 +337,12 @@ class Run:
         if self.folder.checkpoint.exists():
             return f"the last good checkpoint is {self.folder.checkpoint}; lower optim.base_lr"
         return "no checkpoint was written before it; lower optim.base_lr"
+
+    def _batch(self, error: NonFinite) -> str:
+        names = [self.pictures.paths[number] for number in error.index]
+        log.debug(f"the batch that failed: {', '.join(names)}")  # all of it in train.log
+        more = f" and {len(names) - 3:,} more in train.log" if len(names) > 3 else ""
+        return f"the batch is {', '.join(names[:3])}{more}"
 
 
 def to_unit(pictures: Tensor) -> Tensor:
