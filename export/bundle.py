@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyssl.errors import JobError, UsageError
-from tinyssl.files import atomic, reason
+from tinyssl.files import reason
 
 from .runtime import FORMAT, GOLDEN, MANIFEST
 
@@ -69,8 +70,7 @@ def write_bundle(
         temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
         try:
             for name, data in everything.items():
-                with atomic(temporary / name, len(data)) as file:
-                    file.write(data)
+                _write(temporary / name, data)
             temporary.chmod(0o755)
             refuse_if_used(out, overwrite)
             _swap(temporary, out)
@@ -79,6 +79,13 @@ def write_bundle(
     except OSError as error:
         needs = sum(map(len, everything.values()))
         raise JobError(f"cannot write {out}: {reason(error, needs)}") from error
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _swap(new: Path, out: Path) -> None:

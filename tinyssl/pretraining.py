@@ -199,7 +199,8 @@ class Run:
             try:
                 fit(self.method, self.optimizer, self.batches, plan, self.progress, hooks)
             except NonFinite as error:
-                raise JobError(f"{error}; {self._last_good()}; {self._batch(error)}") from error
+                told = f"{self._last_good()}; lower optim.base_lr; {self._batch(error)}"
+                raise JobError(f"{error}; {told}") from error
             except JobError as error:
                 raise JobError(f"{error}; {self._last_good()}") from error
             except Interrupted as stop:
@@ -335,8 +336,8 @@ class Run:
 
     def _last_good(self) -> str:
         if self.folder.checkpoint.exists():
-            return f"the last good checkpoint is {self.folder.checkpoint}; lower optim.base_lr"
-        return "no checkpoint was written before it; lower optim.base_lr"
+            return f"the last good checkpoint is {self.folder.checkpoint}"
+        return "no checkpoint was written before it"
 
     def _batch(self, error: NonFinite) -> str:
         names = [self.pictures.paths[number] for number in error.index]
