@@ -33,7 +33,8 @@ print(json.dumps([start, trained, memory("VmHWM")]))
 def peaks(data: Path, out: Path, epochs: int, *settings: str) -> list[float]:
     """MB at most: after loading the network, after training, after embedding."""
     out.mkdir()
-    quick = [s for s in killing.QUICK if "epochs" not in s and "workers" not in s]
+    given = {s.partition("=")[0] for s in (*settings, "run.epochs", "run.workers")}
+    quick = [s for s in killing.QUICK if s.partition("=")[0] not in given]
     command = [sys.executable, "-c", JOB, str(data), str(out), str(epochs), *quick, *settings]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
