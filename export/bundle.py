@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyssl.errors import JobError, UsageError
-from tinyssl.files import atomic
+from tinyssl.files import reason
 
 from .runtime import FORMAT, GOLDEN, MANIFEST
 
@@ -38,6 +39,7 @@ def write_bundle(
     manifest: Mapping[str, Any],
     facts: Mapping[str, Mapping[str, Any]],
     programs: Sequence[str] = (RUNTIME,),
+    overwrite: bool = False,
 ) -> None:
     """Writes models, golden pictures, programs and the manifest into a new folder.
 
@@ -48,8 +50,10 @@ def write_bundle(
         manifest: what is to be said beside the files.
         facts: more to be said of some files, by name.
         programs: files of this package that go along.
+        overwrite: replace a bundle that is there.
 
     Raises:
+        UsageError: `out` came into use meanwhile.
         JobError: it cannot be written; `out` is as it was.
     """
     ours = {name: files("tinyssl.export").joinpath(name).read_bytes() for name in programs}
@@ -60,17 +64,39 @@ def write_bundle(
         for name, data in contents.items()
     }
     told = json.dumps({"format": FORMAT, **manifest, "files": listed}, indent=1) + "\n"
+    everything = {**contents, MANIFEST: told.encode()}
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
         try:
-            for name, data in {**contents, MANIFEST: told.encode()}.items():
-                with atomic(temporary / name) as file:
-                    file.write(data)
+            for name, data in everything.items():
+                _write(temporary / name, data)
             temporary.chmod(0o755)
-            shutil.rmtree(out, ignore_errors=True)
-            temporary.rename(out)
+            refuse_if_used(out, overwrite)
+            _swap(temporary, out)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
-        raise JobError(f"cannot write {out}: {error.strerror or error}") from error
+        needs = sum(map(len, everything.values()))
+        raise JobError(f"cannot write {out}: {reason(error, needs)}") from error
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _swap(new: Path, out: Path) -> None:
+    """Puts the new folder in its place; the old one is whole beside it until then."""
+    aside = new.with_name(f"{new.name}.old")
+    if out.exists():
+        out.rename(aside)
+    try:
+        new.rename(out)
+    except OSError:
+        if aside.exists():
+            aside.rename(out)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)

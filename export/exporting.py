@@ -21,6 +21,7 @@ from tinyssl import __version__
 from tinyssl.classifier import Classifier, load_classifier
 from tinyssl.console import log
 from tinyssl.errors import UsageError
+from tinyssl.opening import MAX_PIXELS
 from tinyssl.weights import load_encoder
 
 from .build_engine import trtexec
@@ -109,7 +110,7 @@ def export(
     model = to_onnx(deployed, example, _metadata(manifest), any_size=any_size)
     workshop = Workshop(deployed, model, samples, labeled, force)
     made = workshop.make(TARGETS[target], workspace=workspace, strict=target == "onnx-int8")
-    _write(folder, target, made, workshop, manifest)
+    _write(folder, target, made, workshop, manifest, overwrite)
     return Exported(folder, made)
 
 
@@ -119,6 +120,7 @@ def _write(
     made: Mapping[str, Variant],
     workshop: Workshop,
     manifest: dict[str, Any],
+    overwrite: bool,
 ) -> None:
     """The bundle with everything in it, and the programs that its target needs."""
     programs = [RUNTIME]
@@ -132,7 +134,7 @@ def _write(
     golden = {name: rows[:_GOLDEN] for name, rows in workshop.wanted.items()}
     packed = _npz(pictures=workshop.samples.measured[:_GOLDEN], **golden)
     facts = {name: variant.manifest() for name, variant in made.items()}
-    write_bundle(folder, contents, packed, manifest, facts, programs)
+    write_bundle(folder, contents, packed, manifest, facts, programs, overwrite)
 
 
 def table(exported: Exported) -> Table:
@@ -202,6 +204,7 @@ def _manifest(
             "layout": "NHWC",
             "dtype": dtype.name,
             "any_size": any_size,
+            "max_pixels": description.get("max_pixels", MAX_PIXELS),
         },
         "features": {"width": description["width"], "normalized": not raw_features},
         **({} if classifier is None else {"classes": classifier.classes}),

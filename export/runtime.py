@@ -39,6 +39,9 @@ MODEL, ENGINE, ENGINE_FACTS = "encoder.onnx", "encoder.engine", "encoder.engine.
 _SIXTEEN_BIT = {"I", "I;16", "I;16B", "I;16L", "I;16N"}
 _GRAY = {"1", "L", "LA", "La"} | _SIXTEEN_BIT
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # EPS would start a program
+MAX_PIXELS = 89_478_485  # of a picture, where the manifest does not say
+_LARGEST_MANIFEST = 1 << 26  # bytes
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 
 Array = Any  # numpy arrays; devices have old numpys without types
@@ -92,6 +95,7 @@ class Extractor:
         taken = self.manifest["input"]
         self.size, self.rule = int(taken["size"]), str(taken["resize"])
         self.channels, self.dtype = int(taken["channels"]), np.dtype(taken["dtype"])
+        self.max_pixels = int(taken.get("max_pixels", MAX_PIXELS))
         self.width = int(self.manifest["features"]["width"])
         self.classes = [str(name) for name in self.manifest.get("classes", [])]
 
@@ -172,7 +176,7 @@ class Extractor:
 
     def prepare(self, picture: Picture) -> Array:
         """A picture as (size, size, channels), just as training's evaluation saw it."""
-        decoded = decode(picture, self.channels)
+        decoded = decode(picture, self.channels, self.max_pixels)
         shaped = to_depth(to_channels(decoded, self.channels), self.dtype)
         return resize(shaped, self.size, self.rule)
 
@@ -187,17 +191,68 @@ class Extractor:
 def read_manifest(bundle: Path) -> dict[str, Any]:
     """The content of `manifest.json`; raises BundleError when there is none that can be used."""
     try:
-        manifest = json.loads((bundle / MANIFEST).read_text(encoding="utf-8"))
+        with (bundle / MANIFEST).open("rb") as file:
+            text = file.read(_LARGEST_MANIFEST + 1)
+        if len(text) > _LARGEST_MANIFEST:
+            raise ValueError(f"more than {_LARGEST_MANIFEST:,} bytes")
+        manifest = json.loads(text.decode("utf-8"))
     except OSError:
         raise BundleError(f"no {MANIFEST} in {bundle}; name a folder made by tinyssl export") from (
             None
         )
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{bundle / MANIFEST} is damaged: {error}") from None
     found = manifest.get("format") if isinstance(manifest, dict) else None
     if found != FORMAT:
         raise BundleError(f"{bundle} has bundle format {found}, this runtime reads {FORMAT}")
+    wrong = _nonsense(manifest)
+    if wrong:
+        raise BundleError(f"{bundle / MANIFEST} is damaged: {wrong}")
     return dict(manifest)
+
+
+def _nonsense(manifest: dict[str, Any]) -> str:
+    """What cannot be in a manifest, which may come from a stranger; empty if all is well."""
+    taken, given = manifest.get("input"), manifest.get("features")
+    files, classes = manifest.get("files"), manifest.get("classes", [])
+    if not (isinstance(taken, dict) and isinstance(given, dict) and isinstance(files, dict)):
+        return "input, features and files must be there"
+    wanted = {
+        "input.size": _whole(taken.get("size"), 8192),
+        "input.channels": _whole(taken.get("channels"), 4),
+        "input.max_pixels": _whole(taken.get("max_pixels", MAX_PIXELS), 1 << 50),
+        "input.resize": taken.get("resize") in ("crop", "pad", "squash"),
+        "input.dtype": taken.get("dtype") in ("uint8", "uint16"),
+        "features.width": _whole(given.get("width"), 1 << 20),
+        "encoder": _named(manifest.get("encoder")),
+        "classes": isinstance(classes, list) and all(isinstance(name, str) for name in classes),
+    }
+    wanted.update({f"files: {name[:80]!r}": _listed(name, facts) for name, facts in files.items()})
+    return next((f"{key} cannot be so" for key, good in wanted.items() if not good), "")
+
+
+def _named(encoder: Any) -> bool:
+    return isinstance(encoder, dict) and all(
+        isinstance(encoder.get(key), str) for key in ("name", "stem")
+    )
+
+
+def _whole(value: Any, most: int) -> bool:
+    return type(value) is int and 1 <= value <= most
+
+
+def _listed(name: str, facts: Any) -> bool:
+    """A file of the bundle: no path that leads elsewhere, with a size and a checksum."""
+    plain = set(name).isdisjoint("/\\\0") and name not in ("", ".", "..")
+    told = isinstance(facts, dict) and isinstance(facts.get("sha256"), str)
+    limits = facts.get("tolerance", {"max_abs": 0, "cosine": 0}) if told else None
+    return (
+        plain
+        and told
+        and type(facts.get("bytes")) is int
+        and isinstance(limits, dict)
+        and all(isinstance(limits.get(key), (int, float)) for key in ("max_abs", "cosine"))
+    )
 
 
 def verified(bundle: Path, manifest: dict[str, Any], name: str) -> bytes:
@@ -205,14 +260,16 @@ def verified(bundle: Path, manifest: dict[str, Any], name: str) -> bytes:
     listed = manifest["files"]
     if name not in listed:
         raise BundleError(f"{bundle} has no {name}; it has: {', '.join(sorted(listed))}")
+    expected = listed[name]["bytes"]
     try:
-        data = (bundle / name).read_bytes()
+        size = (bundle / name).stat().st_size
+        data = (bundle / name).read_bytes() if size == expected else b""
     except OSError as error:
         raise BundleError(f"{bundle / name} cannot be read: {error.strerror or error}") from None
-    if hashlib.sha256(data).hexdigest() != listed[name]["sha256"]:
+    if size != expected or hashlib.sha256(data).hexdigest() != listed[name]["sha256"]:
         raise BundleError(
-            f"{bundle / name} is not the file that was exported ({len(data):,} bytes, "
-            f"{listed[name]['bytes']:,} expected): its checksum differs; copy the bundle again"
+            f"{bundle / name} is not the file that was exported ({size:,} bytes, "
+            f"{expected:,} expected): its checksum differs; copy the bundle again"
         )
     return data
 
@@ -248,15 +305,20 @@ class OnnxSession:
         options.intra_op_num_threads = threads
         wanted = ["CUDAExecutionProvider"] if device != "cpu" else []
         there = [p for p in wanted if p in onnxruntime.get_available_providers()]
-        self.session = onnxruntime.InferenceSession(
-            model, options, [*there, "CPUExecutionProvider"]
-        )
+        try:
+            self.session = onnxruntime.InferenceSession(
+                model, options, [*there, "CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime has a class for every cause
+            raise BundleError(f"the model cannot be loaded: {error}".partition("\n")[0]) from None
         self.provider = str(self.session.get_providers()[0])
         # onnxruntime lists CUDA without a GPU too, and then falls back without an error.
         if device == "cuda" and self.provider != "CUDAExecutionProvider":
             raise BundleError("device cuda cannot be used here: onnxruntime has no working GPU")
         self.input = self.session.get_inputs()[0].name
         self.names = [output.name for output in self.session.get_outputs()]
+        if FEATURES not in self.names:
+            raise BundleError(f"the model gives {', '.join(self.names)}, but no {FEATURES}")
 
     def run(self, pictures: Array) -> dict[str, Array]:
         """(n, size, size, channels) to outputs (n, width) float32 by name."""
@@ -323,7 +385,9 @@ class EngineSession:
 
 
 def _tensorrt(facts: dict[str, Any]) -> Any:
-    name, built = str(facts["package"]), str(facts["version"])
+    name, built = str(facts.get("package")), str(facts.get("version"))
+    if name not in ("tensorrt", "tensorrt_rtx"):  # it is imported: not any name will do
+        raise BundleError(f"{ENGINE_FACTS} names no TensorRT; run build_engine.py here")
     try:
         trt = importlib.import_module(name)
     except (ImportError, OSError):
@@ -393,8 +457,12 @@ def _load_cudart() -> Any:
     raise BundleError(f"{ENGINE} needs CUDA's runtime library (libcudart), which is not here")
 
 
-def decode(source: Picture, channels: int) -> Array:
-    """A picture to (h, w, c) uint8 or uint16, upright, c = 1 or 3, or `channels` with alpha."""
+def decode(source: Picture, channels: int, max_pixels: int = MAX_PIXELS) -> Array:
+    """A picture to (h, w, c) uint8 or uint16, upright, c = 1 or 3, or `channels` with alpha.
+
+    Raises:
+        Unreadable: no picture, broken, or of more than `max_pixels`; says why.
+    """
     if isinstance(source, np.ndarray):
         known = source.dtype in (np.uint8, np.uint16) and source.ndim in (2, 3)
         if not known or 0 in source.shape:
@@ -403,10 +471,16 @@ def decode(source: Picture, channels: int) -> Array:
     try:
         if isinstance(source, Image.Image):
             return _from_pillow(source, channels)
+        if not Path(source).is_file() and Path(source).exists():
+            raise Unreadable("not a regular file")
+        if Path(source).stat().st_size > 8 * max_pixels + (1 << 26):
+            raise Unreadable(f"more bytes than a picture of {max_pixels:,} pixels can have")
         data = Path(source).read_bytes()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data)) as image:
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+                if image.width * image.height > max_pixels:
+                    raise Unreadable(f"{image.width} x {image.height}: over {max_pixels:,} pixels")
                 return _from_pillow(image, channels)
     except Unreadable:
         raise
@@ -530,9 +604,12 @@ def find_pictures(names: Sequence[str]) -> list[Path]:
 def check(extractor: Extractor) -> tuple[bool, str]:
     """Compares this device's features with those of training: (passed, one line)."""
     data = verified(extractor.bundle, extractor.manifest, GOLDEN)
-    with np.load(io.BytesIO(data), allow_pickle=False) as golden:
-        pictures, wanted = golden["pictures"], golden["features"]
-    found = extractor.run(pictures)
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as golden:
+            pictures, wanted = golden["pictures"], golden["features"]
+        found = extractor.run(pictures)
+    except Exception as error:  # of zip files, arrays, memory and onnxruntime
+        raise BundleError(f"{GOLDEN} cannot be used: {error}".partition("\n")[0]) from None
     worst = float(np.abs(found - wanted).max())
     lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(wanted, axis=1)
     cosine = float(((found * wanted).sum(axis=1) / np.maximum(lengths, 1e-30)).min())
@@ -591,7 +668,8 @@ def _write(out: Path, extractor: Extractor, names: list[str], columns: dict[str,
             FEATURES: [f"feature{i}" for i in range(extractor.width)],
             PROBABILITIES: [f"p({name})" for name in extractor.classes],
         }
-        with temporary.open("w", newline="", encoding="utf-8") as file:
+        options = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
+        with temporary.open("w", **options) as file:  # type: ignore[call-overload]
             writer = csv.writer(file)
             writer.writerow(["path", *(n for name in columns for n in wide.get(name, [name]))])
             for row, path in enumerate(names):
@@ -619,10 +697,10 @@ def _extract(extractor: Extractor, names: Sequence[str], out: Path | None, batch
         for path, label, probability in zip(  # noqa: B905
             read, told.get("label", []), told.get("probability", [])
         ):
-            print(f"{path}: {label} {probability:.3f}")
+            print(f"{_shown(path)}: {label} {probability:.3f}")
         failed += len(bad)
         for path, reason in bad:
-            print(f"runtime: {path}: {reason}", file=sys.stderr)
+            print(f"runtime: {_shown(path)}: {reason}", file=sys.stderr)
     if good and out is not None:
         _write(
             out, extractor, good, {name: np.concatenate(parts) for name, parts in blocks.items()}
@@ -631,6 +709,12 @@ def _extract(extractor: Extractor, names: Sequence[str], out: Path | None, batch
     used = f"{extractor.variant} on {extractor.provider}"
     print(f"{len(good)} of {len(paths)} pictures, {used}: {end}")
     return 1 if failed else 0
+
+
+def _shown(path: Path) -> str:
+    """A name without what would act on a terminal."""
+    text = str(path)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _labels(extractor: Extractor, outputs: dict[str, Array]) -> dict[str, Array]:

@@ -12,10 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyssl.config import sources_of
-from tinyssl.data import load_pictures, scan
+from tinyssl.data import load_pictures
 from tinyssl.errors import UsageError
 from tinyssl.labeled import read_labeled
+from tinyssl.opening import MAX_PIXELS
 from tinyssl.picture import to_depth
+from tinyssl.scanning import scan
 
 MEASURED, CALIBRATED, LABELED = 64, 128, 1000
 Pictures = NDArray[Any]
@@ -40,6 +42,7 @@ class Reader:
             size=self.description["image_size"],
             rule=self.description["resize"],
             channels=self.description["channels"],
+            max_pixels=self.description.get("max_pixels", MAX_PIXELS),
         )
         return to_depth(np.array(found.array), self.dtype)
 

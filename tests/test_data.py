@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tinyssl.data import IMAGE_EXTENSIONS, Pictures, load_pictures, scan, write_skipped
+from tinyssl.data import Pictures, load_pictures, write_skipped
 from tinyssl.errors import JobError, UsageError
+from tinyssl.opening import IMAGE_EXTENSIONS
 from tinyssl.picture import decode, resize
+from tinyssl.scanning import scan
 
 Folder = Callable[..., Path]
 

@@ -299,7 +299,7 @@ def test_decoding_goes_on_while_the_encoder_works(
     seen: list[int] = []
 
     class Spy:
-        width = extractor.width
+        width, reading = extractor.width, extractor.reading
 
         def read(self, path: Path) -> object:
             read.append(path)

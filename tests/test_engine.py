@@ -20,7 +20,7 @@ from tinyssl.export.exporting import export
 
 from tests.making import make_pictures, make_run
 from tinyssl.cli import main
-from tinyssl.data import scan
+from tinyssl.scanning import scan
 
 
 @pytest.fixture(scope="module")
@@ -143,14 +143,14 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         return engines[-1]
 
     trt = SimpleNamespace(
-        __name__="pretended_trt",
+        __name__="tensorrt",
         __version__="11.2",
         Logger=type("Logger", (), {"ERROR": 1, "__init__": lambda self, level: None}),
         Runtime=lambda logger: SimpleNamespace(deserialize_cuda_engine=deserialize),
         TensorIOMode=SimpleNamespace(INPUT="in", OUTPUT="out"),
         engines=engines,
     )
-    monkeypatch.setitem(sys.modules, "pretended_trt", trt)
+    monkeypatch.setitem(sys.modules, "tensorrt", trt)
     monkeypatch.setattr(runtime, "_load_cudart", Memory)
     return trt
 
@@ -176,7 +176,7 @@ def test_an_engine_is_preferred_and_splits_batches(
 def test_another_version_of_tensorrt(bundle: Path, stand_in: SimpleNamespace) -> None:
     write_engine(bundle, b"plan", stand_in)
     stand_in.__version__ = "12.0"
-    line = "built by pretended_trt 11.2, here is 12.0; run build_engine.py"
+    line = "built by tensorrt 11.2, here is 12.0; run build_engine.py"
     assert line in told(bundle, variant="encoder.engine")
     assert line in told(bundle, device="tensorrt")
     extractor = runtime.Extractor(bundle)
@@ -196,7 +196,7 @@ def test_damaged_engines(bundle: Path, stand_in: SimpleNamespace, damage: str) -
     elif damage == "changed":
         (bundle / "encoder.engine").write_bytes(b"plam")
     else:
-        del sys.modules["pretended_trt"]
+        sys.modules["tensorrt"] = None  # type: ignore[assignment]
     line = told(bundle, variant="encoder.engine")
     wanted = {"changed": "is damaged", "no package": "not installed here"}
     assert wanted.get(damage, "no whole encoder.engine") in line

@@ -18,11 +18,11 @@ from tinyssl.export.parity import compare
 
 from tests.making import make_pictures, make_run
 from tinyssl.cli import main
-from tinyssl.data import scan
 from tinyssl.encoder import BACKBONES
 from tinyssl.errors import JobError, UsageError
 from tinyssl.model import load
 from tinyssl.picture import decode, resize, to_channels
+from tinyssl.scanning import scan
 
 Folder = Callable[..., Path]
 

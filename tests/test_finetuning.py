@@ -16,7 +16,6 @@ from rich.console import Console
 import tinyssl
 from tinyssl.classifier import load_classifier
 from tinyssl.config import sources_of
-from tinyssl.data import scan
 from tinyssl.encoder import create_encoder
 from tinyssl.errors import UsageError
 from tinyssl.evaluation import evaluate
@@ -24,6 +23,7 @@ from tinyssl.evaluation import table as evaluation_table
 from tinyssl.finetune_config import FOR_AUTO, load_finetune_recipe
 from tinyssl.finetuning import finetune, table
 from tinyssl.model import load
+from tinyssl.scanning import scan
 from tinyssl.weights import save_encoder
 
 Folder = Callable[..., Path]

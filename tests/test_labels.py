@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tinyssl.data import IMAGE_EXTENSIONS
 from tinyssl.errors import UsageError
 from tinyssl.labels import from_class_folders, from_csv, stratified_split, write_csv
+from tinyssl.opening import IMAGE_EXTENSIONS
 
 Folder = Callable[..., Path]
 

@@ -17,10 +17,11 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils import estimator_checks
 
 import tinyssl
-from tinyssl.data import load_pictures, scan
+from tinyssl.data import load_pictures
 from tinyssl.encoder import create_encoder, embed_pictures
 from tinyssl.errors import UsageError
 from tinyssl.model import load
+from tinyssl.scanning import scan
 from tinyssl.transformer import EmbeddingTransformer
 from tinyssl.weights import save_encoder
 

@@ -223,8 +223,12 @@ def test_non_finite_loss_names_step_and_checkpoint(
         return views
 
     monkeypatch.setattr(module, "augment_from", poisoned)
-    with pytest.raises(JobError, match=r"nan at step 5; the last good checkpoint is .*last\.pt"):
+    told = r"nan at step 5; the last good checkpoint is .*last\.pt.*the batch is .*\.png.* 2 more"
+    with pytest.raises(JobError, match=told):
         pretrain(picture_folder(), out=tmp_path / "run", overrides=QUICK)
+    log = (tmp_path / "run" / "train.log").read_text()
+    (line,) = [line for line in log.splitlines() if "the batch that failed" in line]
+    assert line.count(".png") == 5
     state = weights(tmp_path / "run")
     assert all(torch.isfinite(v).all() for v in state.values() if v.is_floating_point())
 
@@ -236,7 +240,43 @@ def test_one_picture_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("count", [2, 3, 5])
+def test_a_gradient_that_is_not_finite_stops_before_any_harm(
+    picture_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = module.build_method
+
+    def poisoned(*arguments: Any) -> Any:
+        method, calls = original(*arguments), [0]
+        weight = next(p for p in method.encoder.parameters() if p.ndim > 1)
+
+        def spoil(gradient: torch.Tensor) -> torch.Tensor:
+            calls[0] += 1
+            return gradient * float("inf") if calls[0] == 4 else gradient
+
+        weight.register_hook(spoil)
+        return method
+
+    monkeypatch.setattr(module, "build_method", poisoned)
+    with pytest.raises(JobError, match=r"gradient's norm is (nan|inf) at step 4; .*the batch is"):
+        pretrain(picture_folder(), out=tmp_path / "run", overrides=QUICK)
+    state = weights(tmp_path / "run")
+    assert all(torch.isfinite(v).all() for v in state.values() if v.is_floating_point())
+
+
+@pytest.mark.parametrize("files", ["copies", "saved twice", "one colour"])
+def test_pictures_that_are_all_the_same_are_refused(files: str, tmp_path: Path) -> None:
+    data = tmp_path / "same"
+    data.mkdir()
+    for number in range(7):
+        image = Image.new("RGB", (40, 40 + number * (files == "one colour")), "red")
+        kind = {"compress_level": number} if files == "saved twice" else {}
+        image.save(data / f"{number}.png", **kind)
+    with pytest.raises(UsageError, match="all 7 pictures are the same at 32 pixels a side"):
+        pretrain(data, out=tmp_path / "run", overrides=QUICK)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("count", [2, 3, 7])
 def test_very_few_pictures_and_a_larger_batch(count: int, tmp_path: Path) -> None:
     data = tmp_path / "few"
     data.mkdir()

@@ -1,7 +1,7 @@
 """A checkpoint holds everything that a run needs to go on, in one file, written atomically."""
 
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -18,8 +18,43 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     Raises:
         JobError: the file cannot be written; an older checkpoint at `path` stays as it was.
     """
-    with atomic(path) as file:
-        torch.save({"format": FORMAT, **state}, file)
+    with atomic(path, _bytes_of(state)) as file:
+        writer = _Writer(file)
+        try:
+            torch.save({"format": FORMAT, **state}, writer)  # type: ignore[arg-type]
+        except RuntimeError:
+            if writer.error is not None:
+                raise writer.error from None
+            raise
+
+
+class _Writer:
+    """Keeps the error of a full disk, which torch's writer turns into one of its own."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def _bytes_of(state: object) -> int:
+    """Of all tensors in nested dicts and lists, which is nearly all of the file."""
+    if isinstance(state, torch.Tensor):
+        return state.nbytes
+    if isinstance(state, dict):
+        return sum(map(_bytes_of, state.values()))
+    if isinstance(state, list | tuple):
+        return sum(map(_bytes_of, state))
+    return 0
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

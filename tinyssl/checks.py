@@ -1,8 +1,9 @@
-"""`tinyssl checks`: what is in a folder, and what the augmentation makes of it."""
+"""`tinyssl checks`: what is in a folder, what is odd there, and what augmentation makes of it."""
 
 from __future__ import annotations
 
 import io
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tinyssl.advice import advise
 from tinyssl.augment import Augment
 from tinyssl.build import augment_from
 from tinyssl.config import Recipe, load_recipe
 from tinyssl.data import Pictures
-from tinyssl.files import atomic
+from tinyssl.files import atomic, write_text
+from tinyssl.findings import find
 from tinyssl.grid import picture_grid
+from tinyssl.label_checks import read_table
 from tinyssl.loader import generator_for
 from tinyssl.pipeline import apply_pipeline, load_pipeline
-from tinyssl.sources import read_pictures, with_sources
+from tinyssl.sources import decode_files, find_files, with_sources
+from tinyssl.survey import survey
 
 _VIEWS = 8
 
@@ -30,15 +35,21 @@ def check(
     overrides: Sequence[str] = (),
     augment: str | Path | None = None,
     rows: int = 8,
+    labels: str | Path | None = None,
+    listed: str | Path | None = None,
 ) -> str:
     """Reads pictures as pretraining would, and tells what it found.
 
     Args:
-        data: a folder, a picture, a .txt/.csv list, or several of these.
+        data: a folder, a picture, a .txt/.csv list, or several of these; may be left out with
+            `labels`.
         recipe: whose data settings and augmentation count.
         overrides: `section.key=value` settings on top.
         augment: where to write a PNG of originals and their augmented views; not at all if None.
         rows: pictures in that PNG.
+        labels: a CSV or class folders, also in `train` and `test`: looks for copies that have
+            different labels or are in both parts.
+        listed: where to write all that was found as a CSV; not at all if None.
 
     Returns:
         The report, several lines.
@@ -48,33 +59,23 @@ def check(
         JobError: no picture can be read.
     """
     settled = with_sources(load_recipe(recipe, overrides), data)
-    pictures = read_pictures(settled)
-    report = _report(pictures)
+    table = None if labels is None else read_table(labels)
+    files = set() if table is None else set(table.paths)
+    if settled.data.sources or table is None:
+        files |= set(find_files(settled))
+    pictures = decode_files(sorted(files), settled)
+    headers = survey(sorted(files), settled.data.max_pixels, settled.run.workers)
+    findings = find(pictures, headers, table)
+    advice = advise(headers, findings.different, pictures.array.shape[3] == 1)
+    sources = settled.data.sources or [str(labels)]
+    findings.say("recipe", advice.command(shlex.join(sources)), *advice.reasons)
+    if listed is not None:
+        write_text(Path(listed), findings.to_csv())
+        findings.say("wrote", f"{listed}: {len(findings.rows):,} rows, all that was found")
     if augment is not None:
         _write_grid(Path(augment), settled, pictures, rows)
-        report += f"\nwrote {augment}: originals on the left, {_VIEWS} views of each"
-    return report
-
-
-def _report(pictures: Pictures) -> str:
-    n, side, _, channels = pictures.array.shape
-    groups = pictures.duplicates()
-    mean, std = pictures.statistics()
-    lines = [
-        f"pictures   {n:,} readable, kept as {side} x {side} x {channels} {pictures.array.dtype}",
-        f"mean       {_row(mean)}   of 0 to 1",
-        f"deviation  {_row(std)}",
-        f"copies     {sum(len(g) - 1 for g in groups):,} exact, in {len(groups):,} groups",
-        f"skipped    {len(pictures.skipped):,}",
-    ]
-    lines += [f"           {path}: {reason}" for path, reason in pictures.skipped[:10]]
-    if len(pictures.skipped) > 10:
-        lines.append(f"           all in {pictures.folder / 'skipped.csv'}")
-    return "\n".join(lines)
-
-
-def _row(values: Sequence[float]) -> str:
-    return " ".join(f"{value:.3f}" for value in values)
+        findings.say("wrote", f"{augment}: originals on the left, {_VIEWS} views of each")
+    return findings.text()
 
 
 def _write_grid(path: Path, recipe: Recipe, pictures: Pictures, rows: int) -> None:

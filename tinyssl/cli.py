@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from tinyssl import __version__
-from tinyssl.errors import JobError, TinysslError, UsageError
+from tinyssl.errors import JobError, TinysslError, UsageError, one_line
 
 _OVERRIDE = re.compile(r"[a-z_]+\.[a-z0-9_.]+=")
 
@@ -73,7 +73,7 @@ def _raise_if_debug(given: Sequence[str]) -> None:
 
 
 def _fail(text: str, status: int) -> None:
-    click.echo(f"tinyssl: {text}", err=True)
+    click.echo(f"tinyssl: {one_line(text)}", err=True)
     sys.exit(status)
 
 
@@ -88,12 +88,13 @@ class _Echo(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        text = prefix + one_line(record.getMessage())
         if "tinyssl.console" in sys.modules:
             from tinyssl.console import say
 
-            say(prefix + record.getMessage())
+            say(text)
         else:
-            click.echo(prefix + record.getMessage(), err=True)
+            click.echo(text, err=True)
 
 
 def _recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -326,8 +327,8 @@ def embed(
 def _print_nearest(rows: Sequence[tuple[Any, ...]]) -> None:
     for query, rank, path, cosine in rows:
         if rank == 1:
-            click.echo(f"nearest to {_from_here(query)}")
-        click.echo(f"{rank:4}  {cosine:7.4f}  {_from_here(path)}")
+            click.echo(f"nearest to {one_line(_from_here(query))}")
+        click.echo(f"{rank:4}  {cosine:7.4f}  {one_line(_from_here(path))}")
 
 
 def _from_here(path: str) -> str:
@@ -490,18 +491,41 @@ def _need(*modules: str, extra: str) -> None:
 @click.option("--recipe", default="mobilenetv3-small", show_default=True, help="Name or YAML file.")
 @click.option("--augment", type=click.Path(), help="Write a PNG of originals and views here.")
 @click.option("--rows", default=8, show_default=True, help="Pictures in the PNG.")
-def checks(arguments: tuple[str, ...], recipe: str, augment: str | None, rows: int) -> None:
-    """Look at the pictures in DATA as pretraining would read them: how many, what kind, what
-    would be skipped and why, exact copies; and what the augmentation makes of them.
+@click.option("--labels", help="CSV, or class folders: look for contradictions and leaks.")
+@click.option("--list", "listed", type=click.Path(), help="Write all that was found as a CSV.")
+@click.option("--cache", is_flag=True, help="List the caches of decoded pictures instead.")
+@click.option("--prune", type=click.Choice(["stale", "all"]), help="With --cache: remove these.")
+def checks(
+    arguments: tuple[str, ...],
+    recipe: str,
+    augment: str | None,
+    rows: int,
+    labels: str | None,
+    listed: str | None,
+    cache: bool,
+    prune: str | None,
+) -> None:
+    """Look at the pictures in DATA as pretraining would read them: how many, what kind and size,
+    what would be skipped and why, exact and near copies, blank pictures, a recipe that fits; and
+    what the augmentation makes of them.
+
+    With --labels also: copies with different labels, and copies in both train and test.
 
     \b
     tinyssl checks pictures/
     tinyssl checks pictures/ --augment views.png augment.preset=industrial
+    tinyssl checks --labels labels.csv --list found.csv
+    tinyssl checks --cache --prune stale
     """
+    data, overrides = _split_arguments(arguments)
+    if cache or prune is not None:
+        from tinyssl.caches import report
+
+        click.echo(report(None if not data else data[0], prune))
+        return
     from tinyssl.checks import check
 
-    data, overrides = _split_arguments(arguments)
-    click.echo(check(data, recipe, overrides, augment, rows))
+    click.echo(check(data, recipe, overrides, augment, rows, labels, listed))
 
 
 @cli.command(short_help="List the recipes, or print one.")

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from tinyssl.augment import PRESETS
 from tinyssl.errors import UsageError
+from tinyssl.opening import MAX_PIXELS
 from tinyssl.recipe_files import recipe_text
 
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -24,6 +25,7 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Pair = Annotated[list[float], Field(min_length=2, max_length=2)]
+_DEEPEST = 20  # levels; a pipeline of albumentations has half as many
 Schema = TypeVar("Schema", bound=BaseModel)
 
 SHORTCUTS: Mapping[str, str] = {
@@ -39,7 +41,7 @@ SHORTCUTS: Mapping[str, str] = {
 class Section(BaseModel):
     """Refuses keys it does not know and values of another type."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Data(Section):
@@ -53,6 +55,7 @@ class Data(Section):
         "crop", description="how a picture becomes square"
     )
     channels: Literal["auto", 1, 2, 3, 4] = Field("auto", description="auto: 1 or 3 by the files")
+    max_pixels: Count = Field(MAX_PIXELS, description="larger pictures are skipped")
     cache_dir: str | None = Field(None, description="null: the user's cache folder")
 
 
@@ -274,13 +277,37 @@ def validate_as(schema: type[Schema], values: Any, source: str) -> Schema:
 
 def _parse_yaml(text: str, source: str) -> dict[str, Any]:
     try:
+        if not _is_plain_mapping(text):
+            raise UsageError(f"recipe {source} holds no sections; see: tinyssl recipes NAME")
         values = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
+    except UsageError:
+        raise
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"recipe {source} is not valid YAML: {reason}") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise UsageError(f"recipe {source} holds no sections; see: tinyssl recipes NAME")
     return {str(key): value for key, value in values.items()}
+
+
+def _is_plain_mapping(text: str) -> bool:
+    """Refuses what no recipe needs and a stranger's may hold; whether it is a mapping, or empty.
+
+    Tags name types to build, an alias of an alias of ... grows without end, and so do depths.
+    """
+    depth, first = 0, None
+    for event in yaml.parse(text, yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            raise ValueError(f"anchors and aliases are not allowed{event.start_mark}")
+        if getattr(event, "tag", None):
+            raise ValueError(f"tags such as {event.tag} are not allowed{event.start_mark}")
+        starts = isinstance(event, yaml.CollectionStartEvent)
+        depth += starts - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise ValueError(f"more than {_DEEPEST} levels{event.start_mark}")
+        if first is None and isinstance(event, yaml.NodeEvent):
+            first = event
+    return first is None or isinstance(first, yaml.MappingStartEvent)
 
 
 def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
@@ -294,7 +321,7 @@ def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         seen.add(key)
     try:
         values = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)), resolve=False)
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
         raise UsageError(f"overrides {list(overrides)}: {' '.join(str(error).split())}") from None
     return {str(k): v for k, v in values.items()} if isinstance(values, dict) else {}
 

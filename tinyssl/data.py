@@ -1,4 +1,4 @@
-"""Folder -> scan -> cache: every picture is decoded once.
+"""Files -> cache: every picture is decoded once.
 
 n = pictures, s = cache size, c = channels.
 """
@@ -9,49 +9,32 @@ import csv
 import hashlib
 import io
 import json
+import logging
 import math
 import os
 import shutil
-import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from tinyssl.errors import JobError, TinysslError, UsageError
-from tinyssl.files import write_text
-from tinyssl.picture import (
-    ResizeRule,
-    decode,
-    is_gray,
-    is_sixteen_bit,
-    quiet,
-    resize,
-    to_channels,
-    to_depth,
-)
+from tinyssl.errors import JobError, TinysslError
+from tinyssl.files import reason, write_text
+from tinyssl.headers import read_header
+from tinyssl.locks import locked
+from tinyssl.opening import MAX_PIXELS, allow_pixels, quiet, read_file
+from tinyssl.picture import ResizeRule, decode, resize, to_channels, to_depth
 
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
+log = logging.getLogger("tinyssl")
+BUILDING, INDEX, PIXELS = ".building-", "index.json", "pictures.bin"
 _IN_FLIGHT = 64
-
-_NOT_PICTURES = {".pdf", ".ps", ".eps", ".mpg", ".mpeg", ".wmf", ".emf", ".h5", ".hdf", ".grib"}
-_NOT_PICTURES |= {".bufr", ".fli", ".flc", ".xbm", ".palm", ".im", ".msp", ".fits", ".fit"}
-
-
-def _extensions() -> frozenset[str]:
-    Image.init()
-    readable = {s for s, name in Image.EXTENSION.items() if name in Image.OPEN}
-    return frozenset(readable - _NOT_PICTURES)
-
-
-IMAGE_EXTENSIONS = _extensions()
 
 
 @dataclass(frozen=True)
@@ -65,6 +48,7 @@ class Pictures:
         skipped: files that could not be read, with the reason.
         digest: of paths and hashes: which pictures these are.
         folder: where the cache lies.
+        several: readable files that hold more than one picture; the first is taken.
     """
 
     array: NDArray[Any]
@@ -73,6 +57,7 @@ class Pictures:
     skipped: list[tuple[str, str]]
     digest: str
     folder: Path
+    several: list[str] = field(default_factory=list)
 
     def duplicates(self) -> list[list[int]]:
         """Groups of two and more pictures whose files are equal to the byte."""
@@ -106,31 +91,6 @@ def default_cache_dir() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "tinyssl"
 
 
-def scan(sources: Sequence[str | Path]) -> list[Path]:
-    """Finds the pictures of folders (at any depth), picture files and .txt or .csv lists.
-
-    Hidden files are passed over; linked folders are entered once. A list has one path a line, or
-    the column `path` (else its first); its relative paths count from its folder, or else from
-    the current one. Listed files may be missing: reading them says so later.
-
-    Returns:
-        Absolute paths, sorted, none twice.
-
-    Raises:
-        UsageError: a source is missing, or no picture was found.
-    """
-    found: set[str] = set()
-    for source in sources:
-        names = set(_names(source))
-        if not names:
-            raise UsageError(
-                f"no pictures in {source}; looked for files ending in .jpg .png .tif .bmp .webp "
-                "and Pillow's other formats, at any depth"
-            )
-        found |= names
-    return [Path(name) for name in sorted(found)]
-
-
 def load_pictures(
     files: Sequence[Path],
     *,
@@ -139,6 +99,7 @@ def load_pictures(
     channels: int | Literal["auto"] = "auto",
     cache_dir: Path | None = None,
     workers: int = 0,
+    max_pixels: int = MAX_PIXELS,
     progress: Callable[[int], None] | None = None,
 ) -> Pictures:
     """Decodes pictures into a cache, or finds them there if nothing has changed.
@@ -146,33 +107,41 @@ def load_pictures(
     What counts as a change: the list of files, any file's size or time, and the settings here.
 
     Args:
-        files: from `scan`.
+        files: from `scanning.scan`.
         size: pixels a side.
         rule: how a picture becomes square.
         channels: 1 to 4; `auto` is 1 when every picture is gray, else 3.
         cache_dir: holds one folder per key; the user's cache folder when None.
         workers: threads; 0 is one a CPU core.
+        max_pixels: of a picture; larger ones are skipped.
         progress: told the number of newly finished pictures.
+
+    Two processes that want the same cache: the second waits for the first and uses its work.
 
     Raises:
         JobError: no picture can be read, or the cache cannot be written.
     """
     root = cache_dir if cache_dir is not None else default_cache_dir()
-    folder = root / fingerprint(files, f"{CACHE_FORMAT} {size} {rule} {channels}")
-    found = _open(folder)
+    settings = f"{CACHE_FORMAT} {size} {rule} {channels} {max_pixels}"
+    key = fingerprint(files, settings)
+    found = open_cache(root / key)
+    if found is None and channels != "auto":
+        # A resumed run knows the channels that its first start had to find out.
+        other = fingerprint(files, f"{CACHE_FORMAT} {size} {rule} auto {max_pixels}")
+        found = open_cache(root / other)
+        found = found if found is not None and found.array.shape[3] == channels else None
     if found is not None:
         if progress is not None:
             progress(len(files))
         return found
+    job = _Build(files, size, rule, channels, settings, workers or os.cpu_count() or 1, progress)
     try:
-        with quiet():
-            _build(files, size, rule, channels, folder, workers or os.cpu_count() or 1, progress)
+        with quiet(), allow_pixels(max_pixels):
+            return _built_once(job, root, key)
     except OSError as error:
-        raise JobError(f"cannot write the cache {folder}: {error.strerror or error}") from error
-    built = _open(folder)
-    if built is None:
-        raise JobError(f"the cache {folder} was damaged while it was made; try again")
-    return built
+        raise JobError(
+            f"cannot write the cache {root / key}: {reason(error, job.needs)}"
+        ) from error
 
 
 def read_picture(
@@ -180,7 +149,7 @@ def read_picture(
 ) -> tuple[str, NDArray[Any]] | str:
     """The digest of a file's bytes and its picture (size, size, channels), or why there is none."""
     try:
-        data = path.read_bytes()
+        data = read_file(path)
         picture = to_depth(to_channels(decode(data, channels), channels), dtype)
         return hashlib.blake2b(data, digest_size=16).hexdigest(), resize(picture, size, rule)
     except OSError as error:
@@ -205,12 +174,15 @@ def in_order(
 
 
 def fingerprint(files: Sequence[Path], settings: str) -> str:
-    """A key that changes with the list of files, any file's size or time, and the settings."""
+    """A key that changes with the list of files, any file's size or times, and the settings.
+
+    Of the times also that of the change, which no program can set back.
+    """
     digest = hashlib.blake2b(settings.encode(), digest_size=10)
     for path in files:
         try:
             status = path.stat()
-            stamp = f"{status.st_size} {status.st_mtime_ns}"
+            stamp = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
         except OSError:
             stamp = "missing"
         digest.update(f"\0{path}\0{stamp}".encode(errors="surrogateescape"))
@@ -224,151 +196,131 @@ def write_skipped(path: Path, skipped: Iterable[tuple[str, str]]) -> None:
     write_text(path, text.getvalue())
 
 
-def _names(source: str | Path) -> Iterable[str]:
-    path = Path(os.path.abspath(source))
-    if path.is_dir():
-        return _walk(path)
-    if not path.is_file():
-        raise UsageError(f"no folder or file {source}; give one that exists")
-    return _listed(path) if path.suffix.lower() in (".txt", ".csv") else [str(path)]
+@dataclass
+class _Build:
+    """What is to be decoded, and how."""
+
+    files: Sequence[Path]
+    size: int
+    rule: ResizeRule
+    channels: int | Literal["auto"]
+    settings: str
+    workers: int
+    progress: Callable[[int], None] | None
+    dtype: Any = np.uint8
+
+    @property
+    def needs(self) -> int:
+        """Bytes of all pictures, if each can be read."""
+        channels = 3 if self.channels == "auto" else self.channels
+        return len(self.files) * self.size**2 * channels * int(np.dtype(self.dtype).itemsize)
 
 
-def _walk(folder: Path) -> Iterator[str]:
-    seen: set[tuple[int, int]] = set()
-    for base, folders, names in os.walk(folder, followlinks=True):
-        status = os.stat(base)
-        if (status.st_dev, status.st_ino) in seen:  # a link that leads back
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in names:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS:
-                yield os.path.join(base, name)
-
-
-def _listed(path: Path) -> Iterator[str]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the list {path}: {error}") from None
-    stripped = (line.strip() for line in text.splitlines())
-    lines = [line for line in stripped if line and not line.startswith("#")]
-    if path.suffix.lower() == ".csv":
-        rows = list(csv.reader(lines))
-        column = rows[0].index("path") if rows and "path" in rows[0] else 0
-        lines = [row[column] for row in rows if len(row) > column and row[column] != "path"]
-    for line in lines:
-        beside, here = path.parent / line, Path.cwd() / line
-        yield os.path.abspath(here if not beside.exists() and here.exists() else beside)
-
-
-def _build(
-    files: Sequence[Path],
-    size: int,
-    rule: ResizeRule,
-    channels: int | Literal["auto"],
-    folder: Path,
-    workers: int,
-    progress: Callable[[int], None] | None,
-) -> None:
+def _built_once(job: _Build, root: Path, key: str) -> Pictures:
     """Builds in a folder of its own and renames it, so that a cache is whole or not there."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".building-"))
+    root.mkdir(parents=True, exist_ok=True)
+    temporary, folder = root / f"{BUILDING}{key}", root / key
+    while True:
+        temporary.mkdir(exist_ok=True)
+        try:
+            with locked(temporary, lambda: log.info(f"waiting: another tinyssl makes {folder}")):
+                found = open_cache(folder)
+                if found is None:
+                    return _build(job, temporary, folder)
+                temporary.rmdir()
+                return found  # made while this waited
+        except FileNotFoundError:  # renamed or removed while this waited
+            continue
+
+
+def _build(job: _Build, temporary: Path, folder: Path) -> Pictures:
     try:
-        with ThreadPoolExecutor(workers) as pool:
-            kind, channels = _survey(files, channels, pool)
-            index = _decode_all(files, size, rule, channels, kind, temporary, pool, progress)
+        for leftover in temporary.iterdir():  # of a build that was killed
+            leftover.unlink()
+        with ThreadPoolExecutor(job.workers) as pool:
+            several = _survey(job, pool)
+            index = _decode_all(job, several, temporary, pool)
         if not index["paths"]:
             path, reason = index["skipped"][0]
             raise JobError(
-                f"none of the {len(files)} pictures can be read; first: {path}: {reason}"
+                f"none of the {len(job.files)} pictures can be read; first: {path}: {reason}"
             )
         write_skipped(temporary / "skipped.csv", [tuple(row) for row in index["skipped"]])
-        write_text(temporary / "index.json", json.dumps(index))
-        temporary.chmod(0o755)
-        _move_into_place(temporary, folder)
+        write_text(temporary / INDEX, json.dumps(index))
+        if folder.exists():  # damaged: a whole one would have been used
+            shutil.rmtree(folder)
+        temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    built = open_cache(folder)
+    if built is None:
+        raise JobError(f"the cache {folder} was damaged while it was made; try again")
+    return built
 
 
-def _move_into_place(temporary: Path, folder: Path) -> None:
-    """Renames; what another process finished first is kept, what is damaged is replaced."""
-    if folder.exists() and _open(folder) is None:
-        shutil.rmtree(folder)
-    try:
-        temporary.rename(folder)
-    except OSError:
-        if _open(folder) is None:
-            raise
+def _survey(job: _Build, pool: ThreadPoolExecutor) -> list[bool]:
+    """Reads headers to settle the array's dtype and channels before it is allocated.
 
-
-def _survey(
-    files: Sequence[Path], channels: int | Literal["auto"], pool: ThreadPoolExecutor
-) -> tuple[Any, int]:
-    """Reads headers to settle the array's dtype and channels before it is allocated."""
-    kinds = {kind for kind in in_order(pool, _header, files) if kind is not None}
-    dtype = np.uint16 if any(deep for deep, _ in kinds) else np.uint8
-    if channels == "auto":
-        channels = 1 if all(gray for _, gray in kinds) else 3
-    return dtype, channels
-
-
-def _header(path: Path) -> tuple[bool, bool] | None:
-    try:
-        with Image.open(path) as image:
-            return is_sixteen_bit(image), is_gray(image)
-    except Exception:  # unreadable for whatever reason: decoding tells it later
-        return None
+    Returns:
+        For each file, whether it holds more than one picture.
+    """
+    kinds, several = set(), []
+    for header in in_order(pool, read_header, job.files):
+        several.append(header is not None and header.frames)
+        if header is not None:
+            kinds.add((header.deep, header.gray))
+    job.dtype = np.uint16 if any(deep for deep, _ in kinds) else np.uint8
+    if job.channels == "auto":
+        job.channels = 1 if all(gray for _, gray in kinds) else 3
+    return several
 
 
 def _decode_all(
-    files: Sequence[Path],
-    size: int,
-    rule: ResizeRule,
-    channels: int,
-    dtype: Any,
-    folder: Path,
-    pool: ThreadPoolExecutor,
-    progress: Callable[[int], None] | None,
+    job: _Build, several: Sequence[bool], folder: Path, pool: ThreadPoolExecutor
 ) -> dict[str, Any]:
-    def work(path: Path) -> tuple[str, NDArray[Any]] | str:
-        return read_picture(path, size, rule, channels, dtype)
+    channels = int(job.channels)
 
-    index: dict[str, Any] = {"paths": [], "hashes": [], "skipped": []}
-    with (folder / "pictures.bin").open("wb") as file:
-        for path, result in zip(files, in_order(pool, work, files), strict=True):
+    def work(path: Path) -> tuple[str, NDArray[Any]] | str:
+        return read_picture(path, job.size, job.rule, channels, job.dtype)
+
+    index: dict[str, Any] = {"paths": [], "hashes": [], "skipped": [], "several": []}
+    with (folder / PIXELS).open("wb") as file:
+        for number, result in enumerate(in_order(pool, work, job.files)):
+            path = str(job.files[number])
             if isinstance(result, str):
-                index["skipped"].append([str(path), result])
+                index["skipped"].append([path, result])
             else:
                 file.write(result[1].tobytes())
-                index["paths"].append(str(path))
+                index["paths"].append(path)
                 index["hashes"].append(result[0])
-            if progress is not None:
-                progress(1)
+                index["several"] += [path] if several[number] else []
+            if job.progress is not None:
+                job.progress(1)
         file.flush()
         os.fsync(file.fileno())
-    shape = [len(index["paths"]), size, size, channels]
-    return index | {"shape": shape, "dtype": np.dtype(dtype).name}
+    shape = [len(index["paths"]), job.size, job.size, channels]
+    return index | {"shape": shape, "dtype": np.dtype(job.dtype).name, "settings": job.settings}
 
 
-def _open(folder: Path) -> Pictures | None:
+def open_cache(folder: Path) -> Pictures | None:
     """The cache in a folder; None where there is none that is whole."""
     try:
-        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         dtype, shape = np.dtype(index["dtype"]), tuple(index["shape"])
-        whole = (folder / "pictures.bin").stat().st_size == math.prod(shape) * dtype.itemsize
+        whole = (folder / PIXELS).stat().st_size == math.prod(shape) * dtype.itemsize
+        identity = hashlib.blake2b(json.dumps([index["paths"], index["hashes"]]).encode())
+        return (
+            Pictures(
+                array=np.memmap(folder / PIXELS, dtype, "r", shape=shape),
+                paths=index["paths"],
+                hashes=index["hashes"],
+                skipped=[(path, reason) for path, reason in index["skipped"]],
+                several=index["several"],
+                digest=identity.hexdigest()[:32],
+                folder=folder,
+            )
+            if whole
+            else None
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    if not whole:
-        return None
-    array = np.memmap(folder / "pictures.bin", dtype, "r", shape=shape)
-    identity = hashlib.blake2b(json.dumps([index["paths"], index["hashes"]]).encode())
-    return Pictures(
-        array=array,
-        paths=index["paths"],
-        hashes=index["hashes"],
-        skipped=[(path, reason) for path, reason in index["skipped"]],
-        digest=identity.hexdigest()[:32],
-        folder=folder,
-    )

@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -20,12 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyssl.console import log, progress
-from tinyssl.data import fingerprint, in_order, scan, write_skipped
+from tinyssl.data import fingerprint, in_order, write_skipped
 from tinyssl.errors import Interrupted, JobError, UsageError
 from tinyssl.extraction import Extractor, open_extractor
 from tinyssl.feature_file import Features, check_format, read_features, read_key, write_features
 from tinyssl.files import atomic, write_text
-from tinyssl.picture import quiet
+from tinyssl.locks import InUse, locked
+from tinyssl.scanning import scan
 from tinyssl.signals import stop_signal
 
 CHUNK = 512  # pictures that an interruption can cost at most
@@ -127,7 +129,24 @@ def embed_paths(
     if out.exists() and not overwrite:
         raise UsageError(f"{out} exists; name another file, or give --overwrite")
     folder = _named_after(beside or out, ".parts")
-    _start_parts(folder, key)
+    with ExitStack() as held:
+        _start_parts(folder, key, held)
+        return _embed_all(
+            extractor, paths, out, folder, beside or out, key, dtype, batch_size, workers
+        )
+
+
+def _embed_all(
+    extractor: Extractor,
+    paths: Sequence[Path],
+    out: Path,
+    folder: Path,
+    beside: Path,
+    key: str,
+    dtype: str,
+    batch_size: int,
+    workers: int,
+) -> Embedded:
     parts = _compute(extractor, paths, folder, dtype, batch_size, workers or os.cpu_count() or 1)
     skipped = [(str(paths[i]), reason) for part in parts for i, reason in _skipped(part)]
     if len(skipped) == len(paths):
@@ -137,7 +156,7 @@ def embed_paths(
     shape = (len(paths) - len(skipped), extractor.width)
     blocks = (_features(part, paths) for part in parts)
     write_features(out, blocks, shape, dtype, f"{key} {shape[0]}")
-    _tell_skipped(_named_after(beside or out, ".skipped.csv"), skipped)
+    _tell_skipped(_named_after(beside, ".skipped.csv"), skipped)
     shutil.rmtree(folder)
     return Embedded(out, shape[0], len(skipped), extractor)
 
@@ -146,7 +165,7 @@ def embed_some(extractor: Extractor, paths: Sequence[Path]) -> NDArray[np.float3
     """(n, width) features of a few pictures; raises UsageError if one cannot be read."""
     pictures = []
     for path in paths:
-        with quiet():
+        with extractor.reading():
             read = extractor.read(path)
         if isinstance(read, str):
             raise UsageError(f"picture {path} cannot be used: {read}")
@@ -173,17 +192,21 @@ def _is_unicode(name: str) -> bool:
     return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
-def _start_parts(folder: Path, key: str) -> None:
-    """Makes the folder of parts; what belongs to another job in it is removed."""
+def _start_parts(folder: Path, key: str, held: ExitStack) -> None:
+    """Makes and holds the folder of parts; what belongs to another job in it is removed."""
     try:
-        if folder.exists() and (folder / _KEY).is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        held.enter_context(locked(folder))
+        if (folder / _KEY).is_file():
             if (folder / _KEY).read_text(encoding="utf-8") == key:
                 return
             log.info(f"{folder} is of another encoder, list or option: starting afresh")
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
+            for path in folder.iterdir():
+                path.unlink()
+        if any(not path.name.startswith(f".{_KEY}.") for path in folder.iterdir()):
             raise UsageError(f"{folder} is not empty, and not of tinyssl; move it, or change --out")
+    except InUse:
+        raise UsageError(f"another tinyssl writes {folder}; wait for it, or change --out") from None
     except OSError as error:
         raise JobError(f"cannot make {folder}: {error.strerror or error}") from error
     write_text(folder / _KEY, key)
@@ -206,7 +229,7 @@ def _compute(
     with (
         stop_signal() as stopped,
         ThreadPoolExecutor(workers) as pool,
-        quiet(),
+        extractor.reading(),
         progress("embedding", len(numbers)) as advance,
     ):
         # While the encoder works on one batch, the threads are at the next.
@@ -264,7 +287,7 @@ def _part(folder: Path, chunk: range) -> Path:
 
 
 def _write_part(path: Path, blocks: Sequence[_Block], dtype: str) -> None:
-    with atomic(path) as file:
+    with atomic(path, sum(b.features.nbytes for b in blocks)) as file:
         np.savez(
             file,
             features=np.concatenate([b.features for b in blocks]).astype(dtype),

@@ -1,6 +1,14 @@
 """What the user is told when something cannot go on: one line, and an exit status."""
 
 
+def one_line(text: str) -> str:
+    """Text from strangers, such as file names, without what acts on a terminal.
+
+    Line breaks, control characters and bytes that are no UTF-8 are shown as escapes.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class TinysslError(Exception):
     """Base of every error that a user can cause or mend; its text is one clear line."""
 
@@ -15,6 +23,14 @@ class UsageError(TinysslError, ValueError):
 
 class JobError(TinysslError, RuntimeError):
     """A job that began and cannot be finished: the text says where, and what was kept."""
+
+
+class NonFinite(JobError):
+    """A number came out as infinite or as none; `index` has the numbers of the batch's pictures."""
+
+    def __init__(self, text: str, index: list[int]) -> None:
+        super().__init__(text)
+        self.index = index
 
 
 class Interrupted(TinysslError):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +18,7 @@ from tinyssl.device import keep_freed_memory, pick_device
 from tinyssl.encoder import embed_pictures
 from tinyssl.errors import UsageError
 from tinyssl.neighbours import unit_rows
+from tinyssl.opening import MAX_PIXELS, allow_pixels, quiet
 from tinyssl.picture import ResizeRule
 from tinyssl.weights import DESCRIPTION, WEIGHTS, load_encoder
 
@@ -33,6 +35,7 @@ class Extractor:
         channels: that it takes.
         dtype: of its input, uint8 or uint16.
         width: of the features.
+        max_pixels: of a picture; larger ones are not read.
         identity: changes with the encoder and with what is done to its features.
         features: (b, size, size, channels) of `dtype` to (b, width) float32.
     """
@@ -42,8 +45,15 @@ class Extractor:
     channels: int
     dtype: np.dtype[Any]
     width: int
+    max_pixels: int
     identity: str
     features: Callable[[NDArray[Any]], NDArray[np.float32]]
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Around reading, in the thread that starts it: odd files are no news, limits hold."""
+        with quiet(), allow_pixels(self.max_pixels):
+            yield
 
     def read(self, path: Path) -> tuple[str, NDArray[Any]] | str:
         """The digest of a file and its picture as the encoder takes it, or why there is none."""
@@ -88,6 +98,7 @@ def _of_run(run: Path, raw: bool, device: str) -> Extractor:
         channels=encoder.channels,
         dtype=np.dtype(description.get("dtype", "uint8")),
         width=encoder.width,
+        max_pixels=int(description.get("max_pixels", MAX_PIXELS)),
         identity=_identity(*files, str(raw).encode()),
         features=features,
     )
@@ -118,6 +129,7 @@ def _of_bundle(bundle: Path, raw: bool, device: str) -> Extractor:
         channels=opened.channels,
         dtype=opened.dtype,
         width=opened.width,
+        max_pixels=opened.max_pixels,
         identity=_identity((bundle / _MANIFEST).read_bytes(), str(raw).encode()),
         features=features,
     )

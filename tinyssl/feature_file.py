@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import csv
 import io
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -22,7 +24,11 @@ from tinyssl.errors import UsageError
 from tinyssl.files import atomic
 
 # What the three readers raise for files that are something else.
-_DAMAGED = (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile)
+_DAMAGED = (
+    OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile, MemoryError,
+    csv.Error, zlib.error, struct.error, NotImplementedError, OverflowError, SyntaxError,
+    AttributeError, TypeError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ def write_features(
     Raises:
         JobError: the file cannot be written.
     """
-    with atomic(out) as file:
+    with atomic(out, shape[0] * shape[1] * np.dtype(dtype).itemsize) as file:
         _FORMATS[out.suffix].write(file, blocks, shape, np.dtype(dtype), key)
 
 

@@ -1,40 +1,106 @@
 """Files that are either whole or not there."""
 
+import errno
+import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from tinyssl.errors import JobError
 
 
 @contextmanager
-def atomic(path: Path) -> Iterator[IO[bytes]]:
+def atomic(path: Path, needs: int = 0) -> Iterator[IO[bytes]]:
     """Opens a temporary file beside `path` and renames it there once it is whole on the disk.
 
     Whatever goes wrong inside, `path` keeps what it held and the temporary file is removed.
 
+    Args:
+        path: of the file.
+        needs: bytes that will be written, if that is known.
+
     Raises:
-        JobError: the file cannot be written (no space, no permission); names the path.
+        JobError: the file cannot be written (no space, no permission); names the path, and the
+            bytes needed where space is what lacks.
     """
-    temporary = None
+    temporary, written = None, 0
     try:
         with tempfile.NamedTemporaryFile(
             dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False
         ) as file:
             temporary = Path(file.name)
-            yield file
-            file.flush()
+            try:
+                yield file
+                file.flush()
+            finally:
+                written = _position(file)
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except OSError as error:
-        raise JobError(f"cannot write {path}: {error.strerror or error}") from error
+        raise JobError(f"cannot write {path}: {reason(error, max(needs, written))}") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def reason(error: OSError, needs: int) -> str:
+    """Why something was not written, and how many bytes it needs where the disk is full."""
+    told = error.strerror or str(error)
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or not needs:
+        return told
+    return f"{told}; it needs {needs:,} bytes"
+
+
+def remove_leftovers(folder: Path, names: Collection[str]) -> None:
+    """Removes what `atomic` left of these files when its process was killed.
+
+    Only where no other process can be writing them.
+    """
+    if folder.is_dir():
+        for path in folder.iterdir():
+            name = path.name[1:].rsplit(".", 2)[0]
+            if path.name.startswith(".") and path.suffix == ".tmp" and name in names:
+                path.unlink(missing_ok=True)
+
+
+def _position(file: IO[bytes]) -> int:
+    """How far writing came; what is still in the buffer counts, since it was to be written."""
+    try:
+        return file.tell()
+    except (OSError, ValueError):
+        return 0
+
+
+def read_limited(path: Path, limit: int) -> bytes:
+    """A file's bytes, if it has no more than `limit`: a stranger's may have no end.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is larger.
+    """
+    with path.open("rb") as file:
+        known = os.fstat(file.fileno()).st_size  # 0 for pipes
+        data = file.read(limit + 1) if known <= limit else b""
+    if known > limit or len(data) > limit:
+        raise ValueError(f"more than {limit:,} bytes")
+    return data
+
+
+def read_json(path: Path, limit: int = 1 << 26) -> Any:
+    """What a JSON file holds, if it has no more than `limit` bytes.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is damaged, too large or nested too deeply.
+    """
+    try:
+        return json.loads(read_limited(path, limit).decode("utf-8"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def write_text(path: Path, text: str) -> None:
@@ -43,8 +109,9 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         JobError: as `atomic` does.
     """
-    with atomic(path) as file:
-        file.write(text.encode("utf-8", "surrogateescape"))
+    data = text.encode("utf-8", "surrogateescape")
+    with atomic(path, len(data)) as file:
+        file.write(data)
 
 
 def _umask() -> int:

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from tinyssl.approaches import Approach, Linear, Semi, held_out_logits
 from tinyssl.classifier import Classifier, save_classifier
 from tinyssl.config import shortcuts, sources_of
 from tinyssl.console import log, progress
-from tinyssl.data import load_pictures, scan
+from tinyssl.data import load_pictures
 from tinyssl.device import keep_freed_memory, pick_device
 from tinyssl.encoder import Encoder, embed_pictures
 from tinyssl.errors import UsageError
@@ -34,8 +34,10 @@ from tinyssl.finetune_build import build_network
 from tinyssl.finetune_config import FOR_AUTO, FinetuneRecipe, load_finetune_recipe
 from tinyssl.folds import Fold, repeats_for, stratified_folds
 from tinyssl.labeled import LABELS, read_labeled, smallest_class
+from tinyssl.opening import MAX_PIXELS
 from tinyssl.probing import FALLBACK_STRENGTH, choose_strength
 from tinyssl.run_folder import RunFolder
+from tinyssl.scanning import scan
 from tinyssl.weights import load_encoder, save_encoder
 
 RESULT = "finetune.json"
@@ -84,9 +86,9 @@ def finetune(
     with _workplace(target.path) as folder:
         job = _Job(run, labels, recipes, unlabeled)
         job.finish(folder, target.path)
-        if overwrite:
-            target.clear()
-        _move(folder, target.path)
+        with ExitStack() as held:
+            target.create(held, overwrite, resumable=False)
+            _move(folder, target.path)
     log.info(f"done: {target.path / 'classifier.safetensors'}")
     return target.path
 
@@ -202,6 +204,7 @@ class _Job:
                 size=self.description["image_size"],
                 rule=self.description["resize"],
                 channels=self.description["channels"],
+                max_pixels=self.description.get("max_pixels", MAX_PIXELS),
                 cache_dir=self.cache,
                 workers=self.workers,
                 progress=advance,
@@ -320,6 +323,7 @@ class _Job:
                 "init": str(self.run.absolute()),
                 "seed": self.seed,
                 "dtype": self.description.get("dtype", "uint8"),
+                "max_pixels": self.description.get("max_pixels", MAX_PIXELS),
                 "classes": self.labeled.classes,
             },
         )
@@ -377,6 +381,5 @@ def _workplace(out: Path) -> Iterator[Path]:
 
 def _move(folder: Path, out: Path) -> None:
     """The encoder's description comes last: a folder without it is no run to any verb."""
-    out.mkdir(exist_ok=True)
     for path in sorted(folder.iterdir(), key=lambda path: path.name == "encoder.json"):
         path.replace(out / path.name)

@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyssl.console import log, progress
-from tinyssl.data import IMAGE_EXTENSIONS, Pictures, load_pictures
+from tinyssl.data import Pictures, load_pictures
 from tinyssl.errors import UsageError
 from tinyssl.labels import LabeledPaths, from_class_folders, from_csv
+from tinyssl.opening import IMAGE_EXTENSIONS, MAX_PIXELS
 
 LABELS = "labels.csv"
 
@@ -86,6 +87,7 @@ def read_labeled(
             size=description["image_size"],
             rule=description["resize"],
             channels=description["channels"],
+            max_pixels=description.get("max_pixels", MAX_PIXELS),
             cache_dir=cache_dir,
             workers=workers,
             progress=advance,

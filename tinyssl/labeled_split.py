@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyssl.console import log
-from tinyssl.data import IMAGE_EXTENSIONS, Pictures, load_pictures
+from tinyssl.data import Pictures, load_pictures
 from tinyssl.errors import UsageError
 from tinyssl.labeled import refuse_unreadable
 from tinyssl.labels import from_class_folders, from_csv, stratified_split, write_csv
+from tinyssl.opening import IMAGE_EXTENSIONS, MAX_PIXELS
 
 SPLIT_FILE = "eval_split.csv"
 
@@ -108,6 +109,7 @@ def split_pictures(split: LabeledSplit, description: Mapping[str, Any]) -> Pictu
         size=description["image_size"],
         rule=description["resize"],
         channels=description["channels"],
+        max_pixels=description.get("max_pixels", MAX_PIXELS),
     )
     refuse_unreadable(pictures)
     return pictures

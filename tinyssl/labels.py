@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyssl.errors import UsageError
-from tinyssl.files import write_text
+from tinyssl.files import read_limited, write_text
+from tinyssl.scanning import begins_like_picture
 
+_LARGEST = 1 << 28  # bytes; a list of labels, not pictures
 SPLITS = ("train", "test")
 
 
@@ -82,6 +84,8 @@ def from_csv(path: str | Path, root: str | Path | None = None) -> LabeledPaths:
     for line, row in rows:
         where = f"{path}, line {line}"
         name, label = (row["path"] or "").strip(), (row["label"] or "").strip()
+        if "\0" in name + label:
+            raise UsageError(f"{where}: a zero byte in {(name + label)[:80]!r}")
         picture = _find(name, bases)
         if not label:
             unlabeled += 1
@@ -145,14 +149,18 @@ def _pictures_below(folder: Path, extensions: Collection[str]) -> list[Path]:
     for base, folders, names in os.walk(folder, followlinks=False):
         folders[:] = [name for name in folders if not name.startswith(".")]
         visible = (name for name in names if not name.startswith("."))
-        found += [Path(base, n) for n in visible if Path(n).suffix.lower() in extensions]
+        found += [path for path in (Path(base, n) for n in visible) if _counts(path, extensions)]
     return sorted(found)
+
+
+def _counts(path: Path, extensions: Collection[str]) -> bool:
+    return path.suffix.lower() in extensions or begins_like_picture(path)
 
 
 def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_limited(path, _LARGEST).decode("utf-8-sig")
+    except (OSError, ValueError) as error:
         raise UsageError(f"cannot read labels from {path}: {error}") from None
     reader = csv.DictReader(io.StringIO(text, newline=""))
     try:
@@ -170,9 +178,9 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
 
 def _find(name: str, bases: Sequence[Path]) -> Path | None:
     for base in bases:
-        candidate = Path(os.path.abspath(base / name))
-        if name and candidate.is_file():
-            return candidate
+        candidate = os.path.abspath(base / name)
+        if name and os.path.isfile(candidate):
+            return Path(candidate)
     return None
 
 

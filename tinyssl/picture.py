@@ -6,19 +6,18 @@ h, w, c = height, width, channels.
 from __future__ import annotations
 
 import io
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
-from tinyssl.errors import TinysslError
+from tinyssl.opening import Unreadable, first_line, open_picture, read_file, refuse_large
+from tinyssl.tiff import Layout, read_layout, read_samples
 
 ResizeRule = Literal["crop", "pad", "squash"]
 Array = NDArray[Any]
@@ -28,22 +27,6 @@ _SIXTEEN_BIT_MODES = {"I", "I;16", "I;16B", "I;16L", "I;16N"}
 _PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 _BITS_PER_SAMPLE, _ORIENTATION = 0x0102, 0x0112  # TIFF and EXIF tags
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
-
-
-class Unreadable(TinysslError):
-    """A picture cannot be used; the text is the reason, short."""
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silences the readers' warnings about oddities in files that they can read all the same.
-
-    Filters belong to the whole process, so this is for the thread that starts the work, never
-    for one of many.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def decode(source: Path | bytes | Image.Image, channels: int | None = None) -> Array:
@@ -67,7 +50,11 @@ def decode(source: Path | bytes | Image.Image, channels: int | None = None) -> A
     try:
         if isinstance(source, Image.Image):
             return _from_pillow(source, channels)
-        data = source if isinstance(source, bytes) else source.read_bytes()
+        data = source if isinstance(source, bytes) else read_file(source)
+        layout = read_layout(io.BytesIO(data))
+        if layout is not None and not layout.plain:
+            refuse_large(layout.width, layout.height)
+            return _many_channels(data, layout)
         with open_picture(data) as image:
             if deep_colour(image):
                 return _decode_deep_colour(data, image, channels)
@@ -75,33 +62,9 @@ def decode(source: Path | bytes | Image.Image, channels: int | None = None) -> A
     except Unreadable:
         raise
     except OSError as error:
-        raise Unreadable(error.strerror or f"broken data: {_first(error)}") from None
+        raise Unreadable(error.strerror or f"broken data: {first_line(error)}") from None
     except Exception as error:  # decoders raise nearly anything on broken data
-        raise Unreadable(f"broken data: {_first(error)}") from None
-
-
-def open_picture(data: bytes) -> Image.Image:
-    """Opens encoded bytes lazily: mode and size are known, pixels are not decoded yet.
-
-    Raises:
-        Unreadable: empty, no picture, or larger than Pillow's limit against bombs.
-    """
-    if not data:
-        raise Unreadable("empty file")
-    limit = Image.MAX_IMAGE_PIXELS
-    try:
-        image = Image.open(io.BytesIO(data))
-        if limit is not None and image.width * image.height > limit:
-            raise Unreadable(f"{image.width} x {image.height}: more than {limit:,} pixels")
-        return image
-    except Unreadable:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise Unreadable(f"more than {limit:,} pixels") from None
-    except UnidentifiedImageError:
-        raise Unreadable(f"not a picture ({_looks_like(data)})") from None
-    except Exception as error:  # Pillow's readers raise nearly anything on broken headers
-        raise Unreadable(f"broken header: {_first(error)}") from None
+        raise Unreadable(f"broken data: {first_line(error)}") from None
 
 
 def is_gray(image: Image.Image) -> bool:
@@ -229,20 +192,40 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _decode_deep_colour(data: bytes, image: Image.Image, channels: int | None) -> Array:
-    import cv2
-
-    array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if array is None or array.dtype != np.uint16:
+    array = _from_opencv(data, str(image.format))
+    if array.dtype != np.uint16:
         raise Unreadable(f"{image.format} of 16 bits a channel that cannot be decoded")
-    array = array[..., None] if array.ndim == 2 else array
-    if array.shape[2] >= 3:
-        array = array[..., [2, 1, 0, 3][: array.shape[2]]]  # OpenCV has blue first
     if array.shape[2] == 4 and channels != 4:
         alpha = array[..., 3:].astype(np.float64) / 65535
         array = np.rint(array[..., :3] * alpha + 65535 * (1 - alpha)).astype(np.uint16)
     # OpenCV turns TIFFs upright itself, whatever flags it is given, but not PNGs.
     turned = image.format == "TIFF"
     return array if turned else _upright(array, int(image.getexif().get(_ORIENTATION, 1)))
+
+
+def _many_channels(data: bytes, layout: Layout) -> Array:
+    if layout.strips:
+        return _upright(read_samples(data, layout), layout.orientation)
+    array = _from_opencv(data, "TIFF")  # knows all compressions, but not all layouts
+    if layout.planes or array.shape[2] != layout.samples:
+        raise Unreadable(
+            f"TIFF of {layout.samples} channels in tiles or compressed; store it in strips, "
+            "uncompressed or deflated"
+        )
+    return array
+
+
+def _from_opencv(data: bytes, kind: str) -> Array:
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")  # warnings would go to the terminal
+    import cv2
+
+    array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if array is None:
+        raise Unreadable(f"{kind} of 16 bits a channel that cannot be decoded")
+    array = array[..., None] if array.ndim == 2 else array
+    if array.shape[2] >= 3:
+        array = array[..., [2, 1, 0, 3][: array.shape[2]]]  # OpenCV has blue first
+    return np.asarray(array)
 
 
 def _upright(array: Array, orientation: int) -> Array:
@@ -254,16 +237,3 @@ def _upright(array: Array, orientation: int) -> Array:
     if orientation in (3, 4, 7, 8):
         array = array[::-1]
     return array
-
-
-def _looks_like(data: bytes) -> str:
-    head = data[:200].lstrip().lower()
-    if head.startswith((b"<!doctype html", b"<html")):
-        return "an HTML page"
-    if head.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer"
-    return "unknown format"
-
-
-def _first(error: Exception) -> str:
-    return (str(error) or type(error).__name__).partition("\n")[0]

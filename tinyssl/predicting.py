@@ -15,11 +15,10 @@ import torch
 
 from tinyssl.classifier import Classifier, load_classifier
 from tinyssl.console import log, progress
-from tinyssl.data import scan
 from tinyssl.errors import UsageError
 from tinyssl.extraction import Extractor, open_extractor
 from tinyssl.files import atomic
-from tinyssl.picture import quiet
+from tinyssl.scanning import scan
 
 _CHUNK = 256
 
@@ -90,7 +89,7 @@ def _rows(
     classifier: Classifier,
     skipped: list[tuple[str, str]],
 ) -> Iterator[list[object]]:
-    with quiet(), ThreadPoolExecutor() as pool:
+    with extractor.reading(), ThreadPoolExecutor() as pool:
         read = list(pool.map(extractor.read, paths))
     found = [(p, r[1]) for p, r in zip(paths, read, strict=True) if not isinstance(r, str)]
     skipped += [(str(p), r) for p, r in zip(paths, read, strict=True) if isinstance(r, str)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from tinyssl.console import log, progress
 from tinyssl.data import Pictures, write_skipped
 from tinyssl.device import keep_freed_memory, pick_device
 from tinyssl.encoder import Encoder, create_encoder, embed_pictures, resolve_name
-from tinyssl.errors import Interrupted, JobError, TinysslError, UsageError
+from tinyssl.errors import Interrupted, JobError, NonFinite, TinysslError, UsageError
 from tinyssl.files import write_text
 from tinyssl.loader import ResidentPictures, generator_for, pipeline_batches
 from tinyssl.pipeline import apply_pipeline, load_pipeline
@@ -77,9 +78,9 @@ def pretrain(
         Interrupted: SIGINT or SIGTERM; the run was saved and can be resumed.
     """
     folder = RunFolder(out if out is not None else Path("runs") / Path(recipe).stem)
-    with folder.log_to_file():
+    with folder.log_to_file(), ExitStack() as held:
         all_overrides = [*overrides, *shortcuts(settings)]
-        return _prepare(data, recipe, folder, all_overrides, resume, overwrite).go()
+        return _prepare(data, recipe, folder, all_overrides, resume, overwrite, held).go()
 
 
 def _prepare(
@@ -89,12 +90,15 @@ def _prepare(
     overrides: Sequence[str],
     resume: bool,
     overwrite: bool,
+    held: ExitStack,
 ) -> Run:
-    """Checks everything and reads the pictures; only then is anything written to the folder."""
+    """Checks everything and reads the pictures; only then is anything written to the folder.
+
+    The folder is held for this process until `held` ends.
+    """
     state = None
     if resume:
-        state = load_checkpoint(folder.checkpoint)
-        settled = read_recipe(state["recipe"], str(folder.checkpoint))
+        state, settled = _read_saved(folder, held)
         if overrides or data:
             raise UsageError("--resume goes on with the saved recipe; give no data and no settings")
     else:
@@ -107,9 +111,20 @@ def _prepare(
     settled = settle(settled, len(pictures.paths), pictures.array.shape[3])
     run = Run(settled, pictures, folder, state)
     if state is None:
-        run.create_folder(overwrite)
+        run.create_folder(held, overwrite or resume)
     folder.begin_log()
     return run
+
+
+def _read_saved(folder: RunFolder, held: ExitStack) -> tuple[dict[str, Any] | None, Recipe]:
+    """The checkpoint and its recipe; of a run that was stopped before its first, the recipe."""
+    if folder.checkpoint.exists() or not folder.recipe.is_file():
+        if folder.path.is_dir():
+            held.enter_context(folder.hold())
+        state = load_checkpoint(folder.checkpoint)
+        return state, read_recipe(str(state.get("recipe")), str(folder.checkpoint))
+    log.info(f"{folder.path} has no checkpoint yet: beginning again with its recipe")
+    return None, load_recipe(folder.recipe)
 
 
 class Run:
@@ -142,11 +157,9 @@ class Run:
         if state is not None:
             self._restore(state)
 
-    def create_folder(self, overwrite: bool) -> None:
-        """Writes what is known before training."""
-        if overwrite:
-            self.folder.clear()
-        self.folder.create()
+    def create_folder(self, held: ExitStack, overwrite: bool) -> None:
+        """Holds the folder and writes what is known before training."""
+        self.folder.create(held, overwrite)
         write_text(self.folder.recipe, self.recipe.to_yaml())
         write_skipped(self.folder.skipped, self.pictures.skipped)
         write_text(self.folder.duplicates, duplicates_csv(self.pictures))
@@ -164,6 +177,7 @@ class Run:
         plan, done = self.plan, self.progress.step
         total = plan.steps_per_epoch * plan.epochs
         if done >= total:
+            self._save_encoder()  # the last checkpoint may have been all that was written
             log.info(f"{self.folder.path}: all {plan.epochs} epochs are done; nothing to resume")
             return
         self._tell_start(done)
@@ -184,6 +198,9 @@ class Run:
             )
             try:
                 fit(self.method, self.optimizer, self.batches, plan, self.progress, hooks)
+            except NonFinite as error:
+                told = f"{self._last_good()}; lower optim.base_lr; {self._batch(error)}"
+                raise JobError(f"{error}; {told}") from error
             except JobError as error:
                 raise JobError(f"{error}; {self._last_good()}") from error
             except Interrupted as stop:
@@ -262,6 +279,9 @@ class Run:
             "rng": torch.get_rng_state(),
         }
         save_checkpoint(self.folder.checkpoint, state)
+        self._save_encoder()
+
+    def _save_encoder(self) -> None:
         save_encoder(
             self._blended(),
             self.folder.path,
@@ -271,6 +291,7 @@ class Run:
                 "init": self.recipe.encoder.init,
                 "seed": self.recipe.run.seed,
                 "dtype": self.pictures.array.dtype.name,
+                "max_pixels": self.recipe.data.max_pixels,
             },
         )
 
@@ -315,8 +336,14 @@ class Run:
 
     def _last_good(self) -> str:
         if self.folder.checkpoint.exists():
-            return f"the last good checkpoint is {self.folder.checkpoint}; lower optim.base_lr"
-        return "no checkpoint was written before it; lower optim.base_lr"
+            return f"the last good checkpoint is {self.folder.checkpoint}"
+        return "no checkpoint was written before it"
+
+    def _batch(self, error: NonFinite) -> str:
+        names = [self.pictures.paths[number] for number in error.index]
+        log.debug(f"the batch that failed: {', '.join(names)}")  # all of it in train.log
+        more = f" and {len(names) - 3:,} more in train.log" if len(names) > 3 else ""
+        return f"the batch is {', '.join(names[:3])}{more}"
 
 
 def to_unit(pictures: Tensor) -> Tensor:

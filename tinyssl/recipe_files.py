@@ -7,6 +7,9 @@ from importlib.resources import files
 from pathlib import Path
 
 from tinyssl.errors import UsageError
+from tinyssl.files import read_limited
+
+_LARGEST = 1 << 24  # bytes; a list of many sources may be long
 
 
 def recipe_names(task: str | None = None) -> list[str]:
@@ -30,13 +33,15 @@ def recipe_text(recipe: str | Path) -> str:
         return bundled.read_text(encoding="utf-8")
     path = Path(recipe)
     try:
-        return (path / "recipe.yaml" if path.is_dir() else path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
+        file = path / "recipe.yaml" if path.is_dir() else path
+        return read_limited(file, _LARGEST).decode("utf-8")
+    except (OSError, ValueError) as error:
         names = recipe_names()
         near = difflib.get_close_matches(str(recipe), names, n=1)
         meant = f"; did you mean {near[0]}?" if near else ";"
+        large = f" ({error})" if "more than" in str(error) else ""
         raise UsageError(
-            f"recipe {str(recipe)!r} is neither bundled nor a readable YAML file{meant} "
+            f"recipe {str(recipe)!r} is neither bundled nor a readable YAML file{large}{meant} "
             f"bundled: {', '.join(names)}"
         ) from None
 

@@ -7,12 +7,13 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from tinyssl.errors import UsageError
-from tinyssl.files import write_text
+from tinyssl.errors import JobError, UsageError, one_line
+from tinyssl.files import reason, remove_leftovers, write_text
+from tinyssl.locks import InUse, locked
 
 _OURS = (
     "recipe.yaml", "metrics.jsonl", "results.csv", "train.log", "skipped.csv", "duplicates.csv",
@@ -20,6 +21,7 @@ _OURS = (
     "classifier.safetensors", "labels.csv", "finetune.json",
 )  # fmt: skip
 
+_LINE = 400  # bytes of a line of a log, about
 Value = float | int | str | None
 
 
@@ -56,22 +58,50 @@ class RunFolder:
             else:
                 path.unlink(missing_ok=True)
 
-    def create(self) -> None:
-        """Makes the folder; raises UsageError when that is not allowed there."""
+    def create(self, held: ExitStack, overwrite: bool, *, resumable: bool = True) -> None:
+        """Makes the folder, empty but for strangers' files, and holds it for this process.
+
+        Raises:
+            UsageError: that is not allowed there, or another run came first.
+        """
         try:
-            self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
+            held.enter_context(self.hold())
+            if overwrite:
+                self.clear()
+            else:
+                self.refuse_if_used(resumable=resumable)
+            if resumable:
+                self.checkpoint.parent.mkdir(exist_ok=True)
         except OSError as error:
             raise UsageError(f"--out {self.path} cannot be made: {error.strerror}") from error
 
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Keeps other processes from writing a run here; raises UsageError if one does."""
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locked(self.path))
+            except InUse:
+                raise UsageError(
+                    f"--out {self.path} is in use by another tinyssl; wait for it, or name "
+                    "another folder"
+                ) from None
+            except JobError as error:
+                logging.getLogger("tinyssl").warning(f"{error}; start no second run there")
+            for folder in (self.path, self.checkpoint.parent):
+                remove_leftovers(folder, {*_OURS, self.checkpoint.name})
+            yield
+
     def log_metrics(self, values: Mapping[str, Any]) -> None:
         """Appends one object to `metrics.jsonl`."""
-        with self.metrics.open("a", encoding="utf-8") as file:
+        with _told(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
 
     def log_epoch(self, row: Mapping[str, Value], columns: list[str]) -> None:
         """Appends one row to `results.csv`; values that were not measured stay empty."""
         new = not self.results.exists()
-        with self.results.open("a", encoding="utf-8", newline="") as file:
+        with _told(self.results), self.results.open("a", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, columns, lineterminator="\n")
             if new:
                 writer.writeheader()
@@ -89,9 +119,9 @@ class RunFolder:
             kept = [line for line in lines if _is_whole(line) and json.loads(line)["step"] <= step]
             write_text(self.metrics, "".join(line + "\n" for line in kept))
         if self.results.exists():
-            lines = self.results.read_text(encoding="utf-8").splitlines()
-            kept = lines[:1] + [line for line in lines[1:] if int(line.split(",")[0]) <= epoch]
-            write_text(self.results, "".join(line + "\n" for line in kept))
+            lines = self.results.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines[1:] if _epoch(line, lines[0]) <= epoch]
+            write_text(self.results, "".join(lines[:1] + kept))
 
     @contextmanager
     def log_to_file(self) -> Iterator[None]:
@@ -119,18 +149,34 @@ class _LateFile(logging.Handler):
 
     def begin(self) -> None:
         lines, self.waiting = self.waiting or [], None
-        self._append(lines)
+        with _told(self.path):
+            self._append(lines)
 
     def emit(self, record: logging.LogRecord) -> None:
-        line = self.format(record) + "\n"
+        line = one_line(self.format(record)) + "\n"
         if self.waiting is None:
-            self._append([line])
+            with suppress(OSError):  # a full disk is told by the files that matter
+                self._append([line])
         else:
             self.waiting.append(line)
 
     def _append(self, lines: list[str]) -> None:
         with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.writelines(lines)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise JobError(f"cannot write {path}: {reason(error, _LINE)}") from error
+
+
+def _epoch(line: str, header: str) -> float:
+    """The epoch of a row of results; infinite where a crash cut it off."""
+    whole = line.endswith("\n") and line.count(",") == header.count(",")
+    return int(line.split(",")[0]) if whole else float("inf")
 
 
 def _short(value: Value) -> Value:

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from tinyssl.choosing import METHODS, choose
 from tinyssl.console import log
-from tinyssl.data import scan
 from tinyssl.embedding import embed_paths
 from tinyssl.errors import UsageError
 from tinyssl.extraction import Extractor, open_extractor
@@ -21,7 +20,9 @@ from tinyssl.feature_file import Features
 from tinyssl.files import atomic, write_text
 from tinyssl.grid import contact_sheet
 from tinyssl.labels import from_csv
-from tinyssl.picture import decode, quiet, resize, to_depth
+from tinyssl.opening import quiet
+from tinyssl.picture import decode, resize, to_depth
+from tinyssl.scanning import scan
 
 _SHOWN = 400  # pictures on a contact sheet; more would not be looked at
 _THUMBNAIL = 112

@@ -7,10 +7,13 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from tinyssl.config import Recipe
 from tinyssl.console import log, progress
-from tinyssl.data import Pictures, load_pictures, scan
+from tinyssl.data import Pictures, load_pictures
 from tinyssl.errors import UsageError
+from tinyssl.scanning import scan
 
 
 def with_sources(recipe: Recipe, data: str | Path | Sequence[str | Path]) -> Recipe:
@@ -29,10 +32,25 @@ def read_pictures(recipe: Recipe) -> Pictures:
         UsageError: no pictures at the sources, or too few to tell apart.
         JobError: none of the pictures can be read.
     """
-    data = recipe.data
-    if not data.sources:
+    pictures = decode_files(find_files(recipe), recipe)
+    _refuse_hopeless(pictures)
+    return pictures
+
+
+def find_files(recipe: Recipe) -> list[Path]:
+    """The files at a recipe's sources; raises UsageError where there are none."""
+    if not recipe.data.sources:
         raise UsageError("no pictures given; name a folder, a picture or a .txt/.csv list of paths")
-    files = scan(data.sources)
+    return scan(recipe.data.sources)
+
+
+def decode_files(files: Sequence[Path], recipe: Recipe) -> Pictures:
+    """Decodes files into the cache as a recipe says, or finds them there; tells about them.
+
+    Raises:
+        JobError: none of the pictures can be read.
+    """
+    data = recipe.data
     with progress("reading", len(files)) as advance:
         pictures = load_pictures(
             files,
@@ -41,15 +59,24 @@ def read_pictures(recipe: Recipe) -> Pictures:
             channels=data.channels,
             cache_dir=None if data.cache_dir is None else Path(data.cache_dir),
             workers=recipe.run.workers,
+            max_pixels=data.max_pixels,
             progress=advance,
         )
     _tell_pictures(pictures)
+    return pictures
+
+
+def _refuse_hopeless(pictures: Pictures) -> None:
     if len(pictures.paths) < 2:
         raise UsageError(
             "got 1 readable picture; instance discrimination needs at least 2, and some hundreds "
             "for a useful encoder"
         )
-    return pictures
+    if all(np.array_equal(picture, pictures.array[0]) for picture in pictures.array[1:]):
+        raise UsageError(
+            f"all {len(pictures.paths):,} pictures are the same at {pictures.array.shape[1]} "
+            "pixels a side; there is nothing to tell apart"
+        )
 
 
 def duplicates_csv(pictures: Pictures) -> str:
@@ -74,6 +101,11 @@ def _tell_pictures(pictures: Pictures) -> None:
         path, reason = pictures.skipped[0]
         log.warning(
             f"{len(pictures.skipped):,} files skipped, see skipped.csv; first: {path}: {reason}"
+        )
+    if pictures.several:
+        log.warning(
+            f"{len(pictures.several):,} files hold several pictures (frames or pages), of which "
+            f"the first is taken; first: {pictures.several[0]}"
         )
     if repeated:
         log.warning(f"{repeated:,} pictures are exact copies of others, listed in duplicates.csv")

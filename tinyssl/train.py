@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tinyssl.augment import cutmix
 from tinyssl.console import Advance, log
 from tinyssl.encoder import freeze_batch_norm
-from tinyssl.errors import Interrupted, JobError
+from tinyssl.errors import Interrupted, NonFinite
 from tinyssl.loader import epoch_order, generator_for, steps_in_epoch
 from tinyssl.method import Method, Mix
 
@@ -117,7 +117,7 @@ def fit(
     """Trains `method` from `progress` to the end of `plan`.
 
     Raises:
-        JobError: a loss is not finite; the last checkpoint is from before that step.
+        NonFinite: a loss or a gradient; the last checkpoint is from before that step.
         Interrupted: a signal came; the run was saved after the step.
     """
     steps = plan.steps_per_epoch
@@ -162,6 +162,9 @@ def train_step(
 
     Returns:
         The detached loss terms.
+
+    Raises:
+        NonFinite: the loss or a gradient is not finite; nothing was changed by it.
     """
     generator = generator_for(plan.seed, step, stream=2)
     mix = None
@@ -181,12 +184,25 @@ def train_step(
     terms = method.losses(z, index, candidates, mix)
     loss = torch.stack(list(terms.values())).sum()
     torch.autograd.backward(loss)
+    _refuse_non_finite(loss, optimizer, index, step)
     if plan.clip_norm is not None:
         clip_gradients([p for g in optimizer.param_groups for p in g["params"]], plan.clip_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     method.update_bank(index, z.detach(), candidates, mix)
     return {name: term.detach() for name, term in terms.items()}
+
+
+def _refuse_non_finite(
+    loss: Tensor, optimizer: torch.optim.Optimizer, index: Tensor, step: int
+) -> None:
+    """Before the weights and the bank take any harm from it."""
+    gradients = [p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
+    # One transfer from the device for both.
+    values = torch.stack([loss.detach().float(), nn.utils.get_total_norm(gradients).float()])
+    for name, value in zip(("loss", "gradient's norm"), values.tolist(), strict=True):
+        if not np.isfinite(value):
+            raise NonFinite(f"the {name} is {value} at step {step + 1}", index.tolist())
 
 
 def _stop(progress: Progress, hooks: Hooks) -> None:
@@ -210,8 +226,6 @@ def _record(
 ) -> None:
     values = {name: float(term) for name, term in terms.items()}
     values["loss"] = sum(values.values())
-    if not np.isfinite(values["loss"]):
-        raise JobError(f"the loss is {values['loss']} at step {progress.step}")
     progress.window.append(values)
     for name, value in values.items():
         progress.epoch_sums[name] = progress.epoch_sums.get(name, 0.0) + value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from tinyssl import __version__
 from tinyssl.encoder import Encoder, create_encoder
 from tinyssl.errors import UsageError
-from tinyssl.files import atomic, write_text
+from tinyssl.files import atomic, read_json, write_text
 from tinyssl.tensor_file import read_tensors
 
 FORMAT = 1
@@ -101,8 +101,9 @@ def save_encoder(
         JobError: a file cannot be written.
     """
     tensors = {key: value.cpu().contiguous() for key, value in encoder.state_dict().items()}
-    with atomic(folder / WEIGHTS) as file:
-        file.write(save(tensors))
+    data = save(tensors)
+    with atomic(folder / WEIGHTS, len(data)) as file:
+        file.write(data)
     description: dict[str, object] = {
         "format": FORMAT,
         "tinyssl": __version__,
@@ -156,7 +157,7 @@ def read_description(folder: str | Path) -> dict[str, Any]:
     """The content of `encoder.json`; raises UsageError when there is none that can be read."""
     path = Path(folder) / DESCRIPTION
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
+        description = read_json(path)
     except OSError:
         raise UsageError(
             f"no encoder in {folder}; name a run folder, one that holds {DESCRIPTION}"
@@ -166,7 +167,30 @@ def read_description(folder: str | Path) -> dict[str, Any]:
     found = description.get("format") if isinstance(description, dict) else None
     if found != FORMAT:
         raise UsageError(f"{path} has format {found}, this tinyssl reads {FORMAT}")
+    _refuse_nonsense(description, path)
     return dict(description)
+
+
+def _refuse_nonsense(description: Mapping[str, Any], path: Path) -> None:
+    """The file may come from a stranger: sizes are believed only within limits."""
+    allowed: dict[str, Callable[[Any], bool]] = {
+        "name": lambda value: isinstance(value, str),
+        "channels": lambda value: _whole(value, 1, 4),
+        "stem": lambda value: value in ("standard", "small"),
+        "image_size": lambda value: _whole(value, 1, 8192),
+        "resize": lambda value: value in ("crop", "pad", "squash"),
+        "width": lambda value: _whole(value, 1, 1 << 20),
+        "dtype": lambda value: value in ("uint8", "uint16"),
+        "max_pixels": lambda value: _whole(value, 1, 1 << 50),
+        "classes": lambda value: isinstance(value, list) and all(isinstance(n, str) for n in value),
+    }
+    for key, good in allowed.items():
+        if key in description and not good(description[key]):
+            raise UsageError(f"{path}: {key} is {str(description[key])[:60]!r}, which cannot be")
+
+
+def _whole(value: Any, low: int, high: int) -> bool:
+    return type(value) is int and low <= value <= high
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from tests.benchmarks.machine import machine
-from tinyssl.data import scan
 from tinyssl.embedding import embed_paths
 from tinyssl.extraction import Extractor, open_extractor
+from tinyssl.scanning import scan
 
 
 def whole_job(extractor: Extractor, paths: list[Path], batch: int, workers: int) -> float:

@@ -26,11 +26,11 @@ from tests.benchmarks.machine import machine
 from tinyssl import finetune
 from tinyssl.calibration import calibration_error
 from tinyssl.classifier import load_classifier
-from tinyssl.data import IMAGE_EXTENSIONS
 from tinyssl.encoder import create_encoder
 from tinyssl.files import write_text
 from tinyssl.labels import LabeledPaths, from_class_folders, write_csv
 from tinyssl.model import load
+from tinyssl.opening import IMAGE_EXTENSIONS
 from tinyssl.scoring import interval, scores
 from tinyssl.weights import load_weights, random_like, read_description, save_encoder
 

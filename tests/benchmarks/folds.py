@@ -21,9 +21,10 @@ from tests.benchmarks.machine import machine
 from tinyssl import pretrain
 from tinyssl.checkpoint import load_checkpoint
 from tinyssl.config import load_recipe
-from tinyssl.data import IMAGE_EXTENSIONS, load_pictures
+from tinyssl.data import load_pictures
 from tinyssl.encoder import embed_pictures
 from tinyssl.labels import from_class_folders
+from tinyssl.opening import IMAGE_EXTENSIONS
 from tinyssl.scoring import choose_k, few_shot, knn_predict, linear_probe, rankme, scores
 from tinyssl.weights import load_encoder
 

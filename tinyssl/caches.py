@@ -1,0 +1,102 @@
+"""`tinyssl checks --cache`: which caches of decoded pictures there are, and removing them."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from tinyssl.data import BUILDING, INDEX, default_cache_dir, fingerprint
+from tinyssl.errors import JobError, UsageError, one_line
+from tinyssl.files import read_json
+from tinyssl.locks import InUse, locked
+
+_LARGEST_INDEX = 1 << 32  # bytes; of millions of pictures
+
+
+@dataclass(frozen=True)
+class Cache:
+    """One folder in the cache.
+
+    Attributes:
+        folder: where it lies.
+        size: bytes on the disk.
+        state: `current`; `stale` if a file has changed since, or gone; `damaged`; `unfinished`.
+        told: what is in it.
+    """
+
+    folder: Path
+    size: int
+    state: str
+    told: str
+
+
+def list_caches(root: Path | None = None) -> list[Cache]:
+    """All caches below a folder, the user's cache folder when None."""
+    folder = root if root is not None else default_cache_dir()
+    if not folder.is_dir():
+        return []
+    return [found for child in sorted(folder.iterdir()) if (found := _look(child)) is not None]
+
+
+def prune(root: Path | None = None, which: str = "stale") -> list[Cache]:
+    """Removes caches and returns them; one that a process is building stays.
+
+    Args:
+        root: the user's cache folder when None.
+        which: `stale` for all that cannot be used any more, `all` for every one.
+
+    Raises:
+        UsageError: `which` is another word.
+        JobError: a cache cannot be removed.
+    """
+    if which not in ("stale", "all"):
+        raise UsageError(f"prune: got {which!r}, allowed are stale and all")
+    found = [c for c in list_caches(root) if which == "all" or c.state != "current"]
+    return [cache for cache in found if _remove(cache.folder)]
+
+
+def report(root: str | Path | None = None, which: str | None = None) -> str:
+    """Lists the caches, or removes some, and tells it in lines."""
+    folder = default_cache_dir() if root is None else Path(root)
+    caches = list_caches(folder) if which is None else prune(folder, which)
+    lines = [
+        f"{c.folder.name:<30} {c.size / 1e6:10,.1f} MB  {c.state:<10} {c.told}" for c in caches
+    ]
+    total = sum(cache.size for cache in caches) / 1e6
+    done = "caches" if which is None else "caches removed"
+    return "\n".join(
+        [*map(one_line, lines), f"{len(caches):,} {done}, {total:,.1f} MB, in {folder}"]
+    )
+
+
+def _look(folder: Path) -> Cache | None:
+    """None for what is not of tinyssl."""
+    if not folder.is_dir() or folder.is_symlink():
+        return None
+    size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+    if folder.name.startswith(BUILDING):
+        return Cache(folder, size, "unfinished", "")
+    if not (folder / INDEX).is_file():
+        return None
+    try:
+        index = read_json(folder / INDEX, _LARGEST_INDEX)
+        files = sorted(Path(name) for name in [*index["paths"], *(p for p, _ in index["skipped"])])
+        n, side, _, channels = index["shape"]
+        told = f"{n:,} x {side} x {side} x {channels} {index['dtype']}"
+        first = f", first {files[0]}" if files else ""
+        now = fingerprint(files, str(index["settings"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return Cache(folder, size, "damaged", "")
+    return Cache(folder, size, "current" if now == folder.name else "stale", told + first)
+
+
+def _remove(folder: Path) -> bool:
+    try:
+        with locked(folder):
+            shutil.rmtree(folder)
+    except InUse:
+        return False
+    except OSError as error:
+        raise JobError(f"cannot remove {folder}: {error.strerror or error}") from error
+    return True

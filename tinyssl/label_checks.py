@@ -1,0 +1,78 @@
+"""Labels that cannot all be right, and test pictures that were seen in training."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tinyssl.labels import LabeledPaths, from_class_folders, from_csv
+from tinyssl.opening import IMAGE_EXTENSIONS
+
+
+@dataclass(frozen=True)
+class LabelFindings:
+    """What is odd about labels; every group holds paths.
+
+    Attributes:
+        contradictions: copies, exact or near, with different labels.
+        leaks: copies, exact or near, in both the training and the test part.
+    """
+
+    contradictions: list[list[str]]
+    leaks: list[list[str]]
+
+
+def read_table(source: str | Path) -> LabeledPaths:
+    """Labels of a CSV, of class folders, or of class folders in `train/` and `test/`.
+
+    Raises:
+        UsageError: none of these.
+    """
+    root = Path(source)
+    if not root.is_dir():
+        return from_csv(source)
+    if not all((root / part).is_dir() for part in ("train", "test")):
+        return from_class_folders(source, IMAGE_EXTENSIONS)
+    parts = {part: from_class_folders(root / part, IMAGE_EXTENSIONS) for part in ("train", "test")}
+    paths = [path for part in parts.values() for path in part.paths]
+    names = [name for part in parts.values() for name in part.labels]
+    splits = [name for name, part in parts.items() for _ in part.paths]
+    return LabeledPaths(paths, names, splits)
+
+
+def check_labels(table: LabeledPaths, groups: Sequence[Sequence[str]]) -> LabelFindings:
+    """Looks at groups of copies, as paths, with their labels and splits."""
+    label = {str(p): name for p, name in zip(table.paths, table.labels, strict=True)}
+    split = {}
+    if table.splits is not None:
+        split = {str(p): name for p, name in zip(table.paths, table.splits, strict=True)}
+    contradictions, leaks = [], []
+    for group in groups:
+        named = [path for path in group if path in label]
+        if len({label[path] for path in named}) > 1:
+            contradictions.append(named)
+        if len({split[path] for path in named if path in split}) > 1:
+            leaks.append(named)
+    return LabelFindings(contradictions, leaks)
+
+
+def class_lines(table: LabeledPaths) -> list[str]:
+    """Classes and how many pictures each has, the rarest first; refuses nothing."""
+    counts = sorted(Counter(table.labels).items(), key=lambda item: (item[1], item[0]))
+    lines = [f"{len(table.labels):,} pictures of {len(counts):,} classes"]
+    if len(counts) < 2:
+        lines.append("one class: a classifier needs at least two")
+    rare = [f"{name} {count:,}" for name, count in counts[:5]]
+    lines.append(f"rarest: {', '.join(rare)}")
+    if table.splits is not None:
+        parts = Counter(table.splits)
+        lines.append(f"split: {parts['train']:,} train, {parts['test']:,} test")
+        trained = {n for n, s in zip(table.labels, table.splits, strict=True) if s == "train"}
+        unseen = sorted(set(table.labels) - trained)
+        if unseen:
+            lines.append(f"no training picture of {', '.join(unseen[:5])}")
+    if table.unlabeled:
+        lines.append(f"{table.unlabeled:,} rows without a label are left out")
+    return lines

@@ -1,0 +1,58 @@
+"""One process at a time in a folder."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from tinyssl.errors import JobError
+
+if sys.platform != "win32":
+    import fcntl
+
+
+class InUse(Exception):
+    """Another process holds the folder."""
+
+
+@contextmanager
+def locked(folder: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+    """Holds a folder for this process; the system lets go of it however the process ends.
+
+    The folder itself is locked, so that no file is left behind. On Windows, which cannot do
+    this, nothing is held.
+
+    Args:
+        folder: exists.
+        waiting: called once before this waits for another process; without it, it does not wait.
+
+    Raises:
+        InUse: another process holds it, and `waiting` is None.
+        JobError: the file system knows no locks.
+        FileNotFoundError: the folder is gone, or went while this waited.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if waiting is None:
+                raise InUse from None
+            waiting()
+            fcntl.flock(number, fcntl.LOCK_EX)
+        except OSError as error:
+            raise JobError(
+                f"cannot lock {folder}: {error.strerror or error}; use a folder on a local disk"
+            ) from None
+        if os.fstat(number).st_ino != os.stat(folder).st_ino:
+            raise FileNotFoundError(f"{folder} is another folder now")
+        yield
+    finally:
+        with suppress(OSError):
+            os.close(number)

@@ -1,0 +1,147 @@
+"""Picture files opened safely: nothing waits, no format starts a program, sizes have limits."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from PIL import Image, UnidentifiedImageError
+
+from tinyssl.errors import TinysslError
+
+MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485
+_FORMATS = (
+    "AVIF", "BMP", "DDS", "DIB", "GIF", "ICNS", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM",
+    "PSD", "QOI", "SGI", "SUN", "TGA", "TIFF", "WEBP",
+)  # fmt: skip
+
+
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+# Content decides what a file is, so what may be found there is chosen: EPS starts Ghostscript.
+FORMATS = _formats()
+IMAGE_EXTENSIONS = frozenset(s for s, name in Image.EXTENSION.items() if name in FORMATS)
+
+
+class Unreadable(TinysslError):
+    """A picture cannot be used; the text is the reason, short."""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silences the readers' warnings about oddities in files that they can read all the same.
+
+    Filters belong to the whole process, so this is for the thread that starts the work, never
+    for one of many.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def allow_pixels(limit: int) -> Iterator[None]:
+    """Sets how many pixels a picture may have, for the whole process, as Pillow has it.
+
+    As `quiet`, for the thread that starts the work.
+    """
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = limit
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def open_file(path: Path) -> IO[bytes]:
+    """Opens a picture file; never waits, and reads nothing that is larger than pictures may be.
+
+    Raises:
+        Unreadable: no regular file, or too large.
+        OSError: missing, or not permitted.
+    """
+    number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    file = os.fdopen(number, "rb") if not _is_folder(number) else None
+    if file is None:
+        os.close(number)
+        raise Unreadable("a folder, not a file")
+    status = os.fstat(number)
+    limit = _largest_file()
+    if stat.S_ISREG(status.st_mode) and status.st_size <= limit:
+        return file
+    file.close()
+    if not stat.S_ISREG(status.st_mode):
+        raise Unreadable("not a regular file")
+    raise Unreadable(
+        f"{status.st_size:,} bytes: more than {limit:,}, 8 for each of data.max_pixels"
+    )
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a picture file; raises as `open_file` does."""
+    with open_file(path) as file:
+        return file.read(_largest_file())
+
+
+def open_picture(data: bytes) -> Image.Image:
+    """Opens encoded bytes lazily: mode and size are known, pixels are not decoded yet.
+
+    Raises:
+        Unreadable: empty, no picture, or larger than Pillow's limit against bombs.
+    """
+    if not data:
+        raise Unreadable("empty file")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        refuse_large(image.width, image.height)
+        return image
+    except Unreadable:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        limit = f"{Image.MAX_IMAGE_PIXELS:,}"
+        raise Unreadable(f"more than {limit} pixels; data.max_pixels raises the limit") from None
+    except UnidentifiedImageError:
+        raise Unreadable(f"not a picture ({_looks_like(data)})") from None
+    except Exception as error:  # Pillow's readers raise nearly anything on broken headers
+        raise Unreadable(f"broken header: {first_line(error)}") from None
+
+
+def refuse_large(width: int, height: int) -> None:
+    """Raises Unreadable for more pixels than are allowed; names the limit."""
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and width * height > limit:
+        raise Unreadable(
+            f"{width} x {height}: more than {limit:,} pixels; data.max_pixels raises the limit"
+        )
+
+
+def _is_folder(number: int) -> bool:
+    return stat.S_ISDIR(os.fstat(number).st_mode)
+
+
+def _largest_file() -> int:
+    """Bytes: what the largest picture takes with 4 channels of 16 bits, and a little more."""
+    return 8 * (Image.MAX_IMAGE_PIXELS or MAX_PIXELS) + (1 << 26)
+
+
+def _looks_like(data: bytes) -> str:
+    head = data[:200].lstrip().lower()
+    if head.startswith((b"<!doctype html", b"<html")):
+        return "an HTML page"
+    if head.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer"
+    return "unknown format"
+
+
+def first_line(error: Exception) -> str:
+    """Of what an error says."""
+    return (str(error) or type(error).__name__).partition("\n")[0]

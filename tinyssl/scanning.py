@@ -1,0 +1,124 @@
+"""Which files are pictures: folders, lists and single files to sorted paths."""
+
+from __future__ import annotations
+
+import csv
+import os
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from tinyssl.errors import UsageError
+from tinyssl.files import read_limited
+from tinyssl.opening import IMAGE_EXTENSIONS
+
+# No TIFF and no BMP: cameras' raw files begin like the one, and any two letters like the other.
+_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a")
+_LARGEST_LIST = 1 << 28  # bytes; a list of pictures, not pictures
+
+
+def scan(sources: Sequence[str | Path]) -> list[Path]:
+    """Finds the pictures of folders (at any depth), picture files and .txt or .csv lists.
+
+    In folders a file counts by its extension, or by its content where that is JPEG, PNG, GIF or
+    WebP under another name. Hidden files are passed over; linked folders are entered once;
+    folders that may not be entered are listed, so that reading them tells why. A list has one
+    path a line, or the column `path` (else its first); its relative paths count from its folder,
+    or else from the current one. Listed files may be missing: reading them says so later.
+
+    Returns:
+        Absolute paths, sorted, none twice.
+
+    Raises:
+        UsageError: a source is missing, or no picture was found.
+    """
+    found: set[str] = set()
+    for source in sources:
+        names = set(_names(source))
+        if not names:
+            raise UsageError(
+                f"no pictures in {source}; looked for files ending in .jpg .png .tif .bmp .webp "
+                "and Pillow's other formats, at any depth"
+            )
+        found |= names
+    return [Path(name) for name in sorted(found)]
+
+
+def begins_like_picture(path: str | Path) -> bool:
+    """Whether a file's first bytes are those of JPEG, PNG, GIF or WebP, whatever its name."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
+            return False
+        with Path(path).open("rb") as file:
+            head = file.read(12)
+    except OSError:
+        return False
+    return head.startswith(_BEGINNINGS) or (head[:4] == b"RIFF" and head[8:] == b"WEBP")
+
+
+def _names(source: str | Path) -> Iterable[str]:
+    path = Path(os.path.abspath(source))
+    if os.path.isdir(path):
+        return _walk(path)
+    if not os.path.exists(path):
+        raise UsageError(f"no folder or file {source}; give one that exists")
+    return _listed(path) if path.suffix.lower() in (".txt", ".csv") else [str(path)]
+
+
+def _walk(folder: Path) -> Iterator[str]:
+    seen: set[tuple[int, int]] = set()
+    closed: list[str] = []
+
+    def note(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # gone since its parent was listed
+            closed.append(str(error.filename))
+
+    for base, folders, names in os.walk(folder, followlinks=True, onerror=note):
+        if _seen_before(base, seen):
+            folders.clear()
+            continue
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in names:
+            path = os.path.join(base, name)
+            if not name.startswith(".") and _is_picture(path):
+                yield path
+    yield from closed
+
+
+def _seen_before(folder: str, seen: set[tuple[int, int]]) -> bool:
+    """A link that leads back is met here a second time; a folder that has vanished is passed."""
+    try:
+        status = os.stat(folder)
+    except OSError:
+        return True
+    known = (status.st_dev, status.st_ino) in seen
+    seen.add((status.st_dev, status.st_ino))
+    return known
+
+
+def _is_picture(path: str) -> bool:
+    return os.path.splitext(path)[1].lower() in IMAGE_EXTENSIONS or begins_like_picture(path)
+
+
+def _listed(path: Path) -> Iterator[str]:
+    try:
+        lines = _lines(path, read_limited(path, _LARGEST_LIST).decode("utf-8-sig"))
+    except (OSError, ValueError, csv.Error) as error:
+        raise UsageError(f"cannot read the list {path}: {error}") from None
+    for line in lines:
+        if "\0" in line:
+            raise UsageError(f"the list {path} holds a name with a zero byte: {line[:80]!r}")
+        beside, here = path.parent / line, Path.cwd() / line
+        yield os.path.abspath(
+            here if not os.path.exists(beside) and os.path.exists(here) else beside
+        )
+
+
+def _lines(path: Path, text: str) -> list[str]:
+    stripped = (line.strip() for line in text.splitlines())
+    lines = [line for line in stripped if line and not line.startswith("#")]
+    if path.suffix.lower() != ".csv":
+        return lines
+    rows = list(csv.reader(lines))
+    column = rows[0].index("path") if rows and "path" in rows[0] else 0
+    return [row[column] for row in rows if len(row) > column and row[column] != "path"]

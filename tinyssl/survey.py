@@ -1,0 +1,68 @@
+"""What the headers of many picture files say, counted."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tinyssl.data import in_order
+from tinyssl.headers import Header, read_header
+from tinyssl.opening import allow_pixels, quiet
+
+
+@dataclass
+class Survey:
+    """Counts over files whose header can be read.
+
+    Attributes:
+        formats: by Pillow's names.
+        modes: by Pillow's names, or words where it has none.
+        channels: that the files have.
+        sides: (short, long) sides in pixels, and how often.
+        deep: files of more than 8 bits a channel.
+    """
+
+    formats: Counter[str] = field(default_factory=Counter)
+    modes: Counter[str] = field(default_factory=Counter)
+    channels: Counter[int] = field(default_factory=Counter)
+    sides: Counter[tuple[int, int]] = field(default_factory=Counter)
+    deep: int = 0
+
+    @property
+    def files(self) -> int:
+        """Files counted."""
+        return sum(self.formats.values())
+
+    def add(self, header: Header) -> None:
+        """Counts one more file."""
+        self.formats[header.format] += 1
+        self.modes[header.mode] += 1
+        self.channels[header.channels] += 1
+        self.sides[tuple(sorted((header.width, header.height)))] += 1  # type: ignore[index]
+        self.deep += header.deep
+
+    def short_sides(self) -> list[int]:
+        """The short side of every file, sorted."""
+        return sorted(short for (short, _), count in self.sides.items() for _ in range(count))
+
+    def long_pictures(self, ratio: float) -> int:
+        """Files whose long side is more than `ratio` times the short one."""
+        return sum(n for (short, long), n in self.sides.items() if long > ratio * short)
+
+
+def survey(files: Sequence[Path], max_pixels: int, workers: int = 0) -> Survey:
+    """Reads the headers of files; those that cannot be read are left out."""
+    found = Survey()
+    with (
+        quiet(),
+        allow_pixels(max_pixels),
+        ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool,
+    ):
+        for header in in_order(pool, read_header, files):
+            if header is not None:
+                found.add(header)
+    return found
