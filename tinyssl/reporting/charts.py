@@ -1,0 +1,150 @@
+"""Charts as plotly's own JSON; colours are numbers of a palette that the page sets by theme."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tinyssl.reporting.names import for_plot
+from tinyssl.reporting.run_facts import RunFacts
+from tinyssl.reporting.verdict import Judged
+
+Points = Sequence[tuple[float, float]]
+
+_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "triangle-down")
+_DASHES = ("solid", "dash", "dot", "dashdot")
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart.
+
+    Attributes:
+        key: of its element in the page.
+        title: a short heading.
+        told: what it shows, in words, for those who do not see it.
+        figure: `data` and `layout` for plotly.
+    """
+
+    key: str
+    title: str
+    told: str
+    figure: dict[str, Any]
+
+
+def score_chart(encoders: Sequence[Judged]) -> Chart:
+    """Every score of every encoder with its interval, the run's own in the first colour."""
+    measures = list(dict.fromkeys(m for encoder in encoders for m in encoder.scores))
+    traces = [
+        _dots(encoder, measures, place, len(encoders)) for place, encoder in enumerate(encoders)
+    ]
+    axis = {
+        "tickvals": list(range(len(measures))),
+        "ticktext": measures,
+        "range": [-0.5, len(measures) - 0.5],
+        "showgrid": False,
+    }
+    told = "; ".join(
+        f"{encoder.name}: " + ", ".join(f"{m} {s.mean:.1f}" for m, s in encoder.scores.items())
+        for encoder in encoders
+    )
+    layout = {
+        "xaxis": axis,
+        "yaxis": {"title": {"text": "balanced accuracy, %"}},
+        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+    }
+    return Chart("scores", "Scores on held-out pictures", told, {"data": traces, "layout": layout})
+
+
+def run_charts(runs: Sequence[RunFacts]) -> list[Chart]:
+    """Curves over the epochs, of one run or of several; those that nothing was logged for are
+    left out."""
+    one = len(runs) == 1
+    losses = {
+        "instance": "instance discrimination",
+        "distillation": "self-distillation",
+    }
+    drawn = [
+        _losses(runs[0], losses) if one else _curves(runs, "loss", "Loss", "loss"),
+        _curves(runs, "knn", "k-NN accuracy on the watched labels", "balanced accuracy, %", 100),
+        _curves(runs, "rankme", "Dimensions in use (RankMe)", "effective rank"),
+        _curves(runs, "bank_cosine", "How alike embeddings are", "mean cosine"),
+        _curves(runs, "lr", "Learning rate", "learning rate"),
+        _curves(runs, "pictures_per_s", "Speed so far", "pictures/s"),
+    ]
+    return [chart for chart in drawn if chart is not None]
+
+
+def _dots(encoder: Judged, measures: Sequence[str], place: int, count: int) -> dict[str, Any]:
+    shift = 0.5 * (place - (count - 1) / 2) / max(count, 2)
+    shown = [(i, encoder.scores[m]) for i, m in enumerate(measures) if m in encoder.scores]
+    colour = 0 if place == count - 1 else place + 1
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": for_plot(encoder.name),
+        "x": [i + shift for i, _ in shown],
+        "y": [round(score.mean, 2) for _, score in shown],
+        "error_y": {
+            "type": "data",
+            "array": [round(score.half, 2) for _, score in shown],
+            "thickness": 1.5,
+            "width": 3,
+        },
+        "marker": {"size": 10 if colour == 0 else 8, "symbol": _SYMBOLS[colour % len(_SYMBOLS)]},
+        "hovertemplate": "%{y:.1f} ± %{error_y.array:.1f} %<extra>" + for_plot(encoder.name)
+        + "</extra>",
+        "meta": {"colour": colour},
+    }  # fmt: skip
+
+
+def _losses(run: RunFacts, terms: Mapping[str, str]) -> Chart | None:
+    lines = {name: run.curve(key) for key, name in terms.items()}
+    lines = {name: points for name, points in lines.items() if points}
+    if len(lines) > 1:
+        lines["sum"] = run.curve("loss")
+    return _chart("loss", "Loss terms" if len(lines) > 1 else "Loss", "loss", lines)
+
+
+def _curves(
+    runs: Sequence[RunFacts], key: str, title: str, unit: str, scale: float = 1
+) -> Chart | None:
+    named = {run.name if len(runs) > 1 else title: run.curve(key) for run in runs}
+    if len(named) < len(runs):
+        named = {str(run.path): run.curve(key) for run in runs}
+    lines = {name: [(x, scale * y) for x, y in points] for name, points in named.items() if points}
+    return _chart(key, title, unit, lines)
+
+
+def _chart(key: str, title: str, unit: str, lines: Mapping[str, Points]) -> Chart | None:
+    if not lines:
+        return None
+    traces = [_line(name, points, number) for number, (name, points) in enumerate(lines.items())]
+    told = "; ".join(_course(name, points) for name, points in lines.items())
+    layout = {
+        "xaxis": {"title": {"text": "epoch"}},
+        "yaxis": {"title": {"text": unit}},
+        "showlegend": len(lines) > 1,
+        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+    }
+    return Chart(key, title, told, {"data": traces, "layout": layout})
+
+
+def _line(name: str, points: Points, number: int) -> dict[str, Any]:
+    return {
+        "type": "scatter",
+        "mode": "lines+markers" if len(points) < 30 else "lines",
+        "name": for_plot(name),
+        "x": [x for x, _ in points],
+        "y": [float(f"{y:.5g}") for _, y in points],
+        "line": {"width": 2, "dash": _DASHES[number % len(_DASHES)]},
+        "marker": {"size": 6, "symbol": _SYMBOLS[number % len(_SYMBOLS)]},
+        "hovertemplate": "epoch %{x}: %{y:.4g}<extra></extra>",
+        "meta": {"colour": number},
+    }
+
+
+def _course(name: str, points: Points) -> str:
+    (start, first), (end, last) = points[0], points[-1]
+    return f"{name}: {first:.4g} at epoch {start:.0f}, {last:.4g} at epoch {end:.0f}"
