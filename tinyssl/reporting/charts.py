@@ -71,7 +71,7 @@ def run_charts(runs: Sequence[RunFacts]) -> list[Chart]:
         _curves(runs, "rankme", "Dimensions in use (RankMe)", "effective rank"),
         _curves(runs, "bank_cosine", "How alike embeddings are", "mean cosine"),
         _curves(runs, "lr", "Learning rate", "learning rate"),
-        _curves(runs, "pictures_per_s", "Speed so far", "pictures/s"),
+        _curves(runs, "pictures_per_s", "Speed, mean so far", "pictures/s"),
     ]
     return [chart for chart in drawn if chart is not None]
 

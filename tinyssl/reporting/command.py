@@ -175,6 +175,7 @@ def _seen_context(facts: RunFacts, gallery: Gallery) -> dict[str, Any]:
         "neighbours": content.neighbour_sheets(gallery, seen, shots),
         "clusters": content.cluster_sheets(gallery, seen, shots),
         "groups": len(seen.copies),
+        "threshold": seen.threshold,
         "copies": content.copy_sheets(gallery, seen, shots),
         "odd": content.odd_shots(gallery, seen, shots),
         "confusion": None,

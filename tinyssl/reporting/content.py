@@ -76,7 +76,7 @@ def neighbour_sheets(gallery: Gallery, seen: Seen, shots: Shots) -> list[Sheet]:
             [
                 shots(row, label_of(gallery, row)),
                 *(
-                    shots(other, _joined(label_of(gallery, other), f"{cosine:.2f}"))
+                    shots(other, _joined(label_of(gallery, other), f"{cosine:.3f}"))
                     for other, cosine in zip(
                         seen.near[row][:_PER_QUERY], seen.cosines[row], strict=False
                     )
@@ -183,7 +183,8 @@ def map_data(gallery: Gallery, seen: Seen, progress: Callable[[int], None]) -> d
         "test": None if gallery.test is None else gallery.test.astype(int).tolist(),
         "odd": rank.tolist(),
         "near": seen.near[:, :_PER_QUERY].tolist(),
-        "cosines": [_short(row, 2) for row in seen.cosines[:, :_PER_QUERY]],
+        "start": int(seen.diverse[0]),
+        "cosines": [_short(row, 3) for row in seen.cosines[:, :_PER_QUERY]],
         "thumbs": map_thumbnails(gallery.pictures.array, progress),
     }
 

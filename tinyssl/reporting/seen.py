@@ -26,7 +26,8 @@ Numbers = NDArray[np.int64]
 
 STEPS = 5  # that `look` tells of
 _NEIGHBOURS = 8
-_NEAR_COPY = 0.95
+_NEAR_COPY = 0.95  # cosine of near copies, at least
+_NEARER = 5  # times nearer than nearest pictures usually are: where all are alike, 0.95 says little
 _AXES = 50  # principal axes that the map and the clusters are made of
 _CLUSTERS = 12
 _A_CLUSTER = 30  # pictures, at least, on average
@@ -45,6 +46,7 @@ class Seen:
         near: (n, k) rows of the nearest others, best first.
         cosines: (n, k) of these.
         copies: groups of rows that are near copies.
+        threshold: the cosine that makes a near copy.
         odd: (n,) rows, those that fit least first.
         distance: (n,) mean of 1 - cosine to the nearest ten.
         diverse: a dozen typical rows of as many regions.
@@ -56,6 +58,7 @@ class Seen:
     near: Numbers
     cosines: Rows
     copies: list[list[int]]
+    threshold: float
     odd: Numbers
     distance: Rows
     diverse: Numbers
@@ -83,7 +86,8 @@ def look(
     near, cosines = nearest(unit, unit, _NEIGHBOURS, without=np.arange(len(unit)))
     distance = isolation(unit)
     step(1)
-    copies, _ = alike(unit, _NEAR_COPY, digests)
+    threshold = max(_NEAR_COPY, 1 - (1 - float(np.median(cosines[:, 0]))) / _NEARER)
+    copies, _ = alike(unit, threshold, digests)
     diverse = choose(unit, min(_DIVERSE, len(unit)), method="typiclust", seed=seed)
     step(1)
     return Seen(
@@ -93,6 +97,7 @@ def look(
         near=near,
         cosines=cosines,
         copies=sorted(copies, key=len, reverse=True),
+        threshold=threshold,
         odd=np.argsort(-distance, kind="stable"),
         distance=distance,
         diverse=diverse,
@@ -106,7 +111,7 @@ def _principal(unit: Rows, seed: int) -> Rows:
 
 
 def _map(axes: Rows, seed: int) -> Rows:
-    """PCA, then t-SNE; scaled to -1 to 1 with one factor, so that distances keep their sense."""
+    """PCA, then t-SNE; each axis is scaled to -1 to 1."""
     if len(axes) < _FEW:
         place = np.zeros((len(axes), 2), np.float32)
         place[:, : axes.shape[1]] = axes[:, :2]
@@ -114,8 +119,8 @@ def _map(axes: Rows, seed: int) -> Rows:
         perplexity = min(30.0, (len(axes) - 1) / 3)
         drawn = TSNE(2, perplexity=perplexity, init="pca", max_iter=750, random_state=seed)
         place = _stretched(drawn.fit_transform(axes))
-    place = place - (place.max(axis=0) + place.min(axis=0)) / 2
-    scaled: Rows = (place / max(float(np.abs(place).max()), 1e-9)).astype(np.float32)
+    low, high = place.min(axis=0), place.max(axis=0)
+    scaled: Rows = (2 * (place - low) / np.maximum(high - low, 1e-9) - 1).astype(np.float32)
     return scaled
 
 

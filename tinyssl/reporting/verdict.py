@@ -158,7 +158,7 @@ def _headline(level: Level, outcomes: Mapping[str, Mapping[str, Score]]) -> str:
     ]
     even = [n for n, found in outcomes.items() if all(d.sign == 0 for d in found.values())]
     parts = [f"clearly better than {_listed(better)}"] if better else []
-    parts += [f"{'' if better else 'clearly better '}{text}" for text in partly]
+    parts += [f"{'but ' if better else 'clearly better '}{text}" for text in partly]
     parts += [f"not clearly different from {_listed(even)}"] if even else []
     parts += [f"worse than {_listed(worse)}"] if worse else []
     word = {"yes": "Yes", "partly": "Partly", "no": "No", "unknown": "Not known"}[level]

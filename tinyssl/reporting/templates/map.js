@@ -21,10 +21,7 @@
   const members = () => {
     const grouping = groupings[state.by];
     const groups = grouping.names.map((name) => ({ name, rows: [] }));
-    for (let i = 0; i < count; i++) {
-      const number = grouping.of(i);
-      groups[number < 0 ? groups.length - 1 : number].rows.push(i);
-    }
+    for (let i = 0; i < count; i++) groups[groupNumber(i)].rows.push(i);
     return groups;
   };
 
@@ -54,9 +51,14 @@
     return drawn;
   };
 
-  // One picture a square of the screen, so that none covers another.
+  const groupNumber = (i) => {
+    const number = groupings[state.by].of(i);
+    return number < 0 ? groupings[state.by].names.length - 1 : number;
+  };
+
+  // One picture a square of the screen, moved to its middle, so that none covers another.
   const pictures = () => {
-    if (!faces.checked) return [];
+    if (!faces.checked) return { shown: [] };
     const [[x0, x1], [y0, y1]] = state.view;
     const side = 40;
     const across = (x1 - x0) / Math.max(element.clientWidth - 16, 1) * side;
@@ -66,23 +68,33 @@
     for (let i = 0; i < count; i++) {
       const [x, y] = [data.x[i], data.y[i]];
       if (x < x0 || x > x1 || y < y0 || y > y1 || !clear(i)) continue;
-      if (state.alone !== null && groupings[state.by].of(i) !== state.alone) continue;
+      if (state.alone !== null && groupNumber(i) !== state.alone) continue;
       const cell = `${Math.floor(x / across)} ${Math.floor(y / down)}`;
       if (taken.has(cell)) continue;
       taken.add(cell);
-      shown.push({
-        source: data.thumbs[i], xref: "x", yref: "y", x, y, sizex: across * 0.94, sizey: down * 0.94,
-        xanchor: "center", yanchor: "middle", layer: "above",
-      });
+      shown.push([i, (Math.floor(x / across) + 0.5) * across, (Math.floor(y / down) + 0.5) * down]);
     }
-    return shown;
+    return { shown, across, down };
+  };
+
+  const frames = () => {
+    const { shown, across, down } = pictures();
+    const images = shown.map(([i, x, y]) => ({
+      source: data.thumbs[i], xref: "x", yref: "y", x, y, sizex: across * 0.9, sizey: down * 0.9,
+      xanchor: "center", yanchor: "middle", layer: "above", sizing: "stretch",
+    }));
+    const shapes = shown.map(([i, x, y]) => ({
+      type: "rect", x0: x - across * 0.46, x1: x + across * 0.46, y0: y - down * 0.46, y1: y + down * 0.46,
+      line: { width: 2, color: style(groupNumber(i)).colour }, layer: "above",
+    }));
+    return { images, shapes };
   };
 
   const layout = () => {
     const axis = { visible: false, fixedrange: false };
     return {
       ...page.layout({ xaxis: { ...axis, range: [...state.view[0]] }, yaxis: { ...axis, range: [...state.view[1]] } }),
-      margin: { l: 8, r: 8, t: 8, b: 8 }, dragmode: "pan", hovermode: "closest", hoverdistance: 24, images: pictures(),
+      margin: { l: 8, r: 8, t: 8, b: 8 }, dragmode: "pan", hovermode: "closest", hoverdistance: 24, ...frames(),
     };
   };
 
@@ -122,7 +134,7 @@
       one.type = "button";
       one.title = data.names[other];
       one.setAttribute("aria-label", `${data.names[other]}, cosine ${data.cosines[i][place]}`);
-      one.append(picture(other), String(data.cosines[i][place].toFixed(2)));
+      one.append(picture(other), String(data.cosines[i][place].toFixed(3)));
       one.addEventListener("click", () => choose(other, true));
       near.append(one);
     });
@@ -260,6 +272,7 @@
   page.redraws.push(() => { writeLegend(); paint(); });
 
   await colourBy();
+  choose(data.start, false);
   element.on("plotly_hover", (event) => { if (!state.held) choose(event.points[0].customdata, false); });
   element.on("plotly_click", (event) => choose(event.points[0].customdata, true));
   element.on("plotly_relayout", (change) => {

@@ -18,13 +18,15 @@ page.plotly = (async () => {
 })();
 
 page.layout = (layout) => {
-  const axis = { gridcolor: page.colour("--grid"), linecolor: page.colour("--line"), zeroline: false, automargin: true };
+  const title = { font: { size: innerWidth < 600 ? 11 : 13 }, standoff: 8 };
+  const axis = { tickangle: 0, gridcolor: page.colour("--grid"), linecolor: page.colour("--line"), zeroline: false, automargin: true };
   return {
     ...layout,
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-    font: { family: getComputedStyle(document.body).fontFamily, size: 13, color: page.colour("--soft") },
-    margin: { l: 56, r: 12, t: 30, b: 44 },
-    xaxis: { ...axis, ...layout.xaxis }, yaxis: { ...axis, ...layout.yaxis },
+    font: { family: getComputedStyle(document.body).fontFamily, size: innerWidth < 600 ? 11 : 13, color: page.colour("--soft") },
+    margin: { l: 52, r: 12, t: 24, b: 40 },
+    xaxis: { ...axis, ...layout.xaxis, title: { ...title, ...layout.xaxis?.title } },
+    yaxis: { ...axis, ...layout.yaxis, title: { ...title, ...layout.yaxis?.title } },
     hoverlabel: { bgcolor: page.colour("--card"), bordercolor: page.colour("--line"), font: { color: page.colour("--ink") } },
     dragmode: false,
   };
