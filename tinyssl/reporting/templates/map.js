@@ -9,6 +9,7 @@
   const count = data.x.length;
   const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "star", "x", "triangle-down"];
   const FULL = 1.08; // half the side of the whole map
+  const MARGIN = 8;
   const state = { by: "", chosen: -1, held: false, alone: null, found: null, view: [[-FULL, FULL], [-FULL, FULL]] };
 
   const groupings = {
@@ -33,7 +34,7 @@
   const clear = (i) => (!state.found || state.found.has(i));
 
   const traces = () => {
-    const drawn = members().map((group, number) => {
+    return members().map((group, number) => {
       const { colour, symbol } = style(number);
       const dim = state.alone !== null && state.alone !== number;
       return {
@@ -42,13 +43,6 @@
         marker: { size: 7, color: colour, symbol, opacity: group.rows.map((i) => (dim || !clear(i) ? 0.08 : 0.8)), line: { width: 0 } },
       };
     });
-    const ring = state.chosen < 0 ? [] : [state.chosen];
-    drawn.push({
-      type: "scatter", mode: "markers", hoverinfo: "skip", showlegend: false,
-      x: ring.map((i) => data.x[i]), y: ring.map((i) => data.y[i]),
-      marker: { size: 20, color: "rgba(0,0,0,0)", line: { width: 3, color: page.colour("--ink") } },
-    });
-    return drawn;
   };
 
   const groupNumber = (i) => {
@@ -61,8 +55,8 @@
     if (!faces.checked) return { shown: [] };
     const [[x0, x1], [y0, y1]] = state.view;
     const side = 40;
-    const across = (x1 - x0) / Math.max(element.clientWidth - 16, 1) * side;
-    const down = (y1 - y0) / Math.max(element.clientHeight - 16, 1) * side;
+    const across = (x1 - x0) / Math.max(element.clientWidth - 2 * MARGIN, 1) * side;
+    const down = (y1 - y0) / Math.max(element.clientHeight - 2 * MARGIN, 1) * side;
     const taken = new Set();
     const shown = [];
     for (let i = 0; i < count; i++) {
@@ -94,12 +88,28 @@
     const axis = { visible: false, fixedrange: false };
     return {
       ...page.layout({ xaxis: { ...axis, range: [...state.view[0]] }, yaxis: { ...axis, range: [...state.view[1]] } }),
-      margin: { l: 8, r: 8, t: 8, b: 8 }, dragmode: "pan", hovermode: "closest", hoverdistance: 24, ...frames(),
+      margin: { l: MARGIN, r: MARGIN, t: MARGIN, b: MARGIN }, dragmode: "pan", hovermode: "closest", hoverdistance: 24, ...frames(),
     };
   };
 
   const Plotly = await page.plotly;
-  const paint = () => Plotly.react(element, traces(), layout(), { ...page.config, doubleClick: false });
+  const paint = async () => {
+    await Plotly.react(element, traces(), layout(), { ...page.config, doubleClick: false });
+    placeRing();
+  };
+
+  // An element of our own: a change of plotly's traces would draw every point again.
+  const ring = document.createElement("div");
+  ring.className = "ring";
+  element.parentElement.append(ring);
+  const placeRing = () => {
+    const i = state.chosen;
+    ring.hidden = i < 0 || !inView(i);
+    if (ring.hidden) return;
+    const share = (value, [low, high]) => (value - low) / (high - low);
+    ring.style.left = `${MARGIN + share(data.x[i], state.view[0]) * (element.clientWidth - 2 * MARGIN)}px`;
+    ring.style.top = `${MARGIN + (1 - share(data.y[i], state.view[1])) * (element.clientHeight - 2 * MARGIN)}px`;
+  };
 
   const line = (text) => {
     const p = document.createElement("p");
@@ -154,16 +164,14 @@
       const half = state.view.map(([low, high]) => (high - low) / 2);
       state.view = [[data.x[i] - half[0], data.x[i] + half[0]], [data.y[i] - half[1], data.y[i] + half[1]]];
       paint();
-      return;
     }
-    const last = element.data.length - 1;
-    Plotly.restyle(element, { x: [[data.x[i]]], y: [[data.y[i]]] }, [last]);
+    placeRing();
   };
 
   const release = () => {
     state.held = false;
     state.chosen = -1;
-    paint();
+    placeRing();
   };
 
   // Keeps the point (fx, fy), in shares of the map from the lower left, where it is.
@@ -280,6 +288,9 @@
     const { xaxis, yaxis } = element.layout;
     state.view = [[...xaxis.range], [...yaxis.range]];
     if (faces.checked) paint();
+    placeRing();
   });
+  element.on("plotly_relayouting", () => { ring.hidden = true; });
+  addEventListener("resize", placeRing);
   element.dataset.ready = "yes";
 })();
