@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 from collections.abc import Iterator, Sequence
@@ -32,7 +33,9 @@ from tinyssl.encoder import Encoder, create_encoder, embed_pictures, resolve_nam
 from tinyssl.errors import Interrupted, JobError, TinysslError, UsageError
 from tinyssl.files import write_text
 from tinyssl.loader import ResidentPictures, generator_for, pipeline_batches
+from tinyssl.machine import MACHINE, machine_facts
 from tinyssl.pipeline import apply_pipeline, load_pipeline
+from tinyssl.reporting.command import leave_report
 from tinyssl.run_folder import RunFolder
 from tinyssl.signals import stop_signal
 from tinyssl.sources import duplicates_csv, read_pictures, with_sources
@@ -79,7 +82,10 @@ def pretrain(
     folder = RunFolder(out if out is not None else Path("runs") / Path(recipe).stem)
     with folder.log_to_file():
         all_overrides = [*overrides, *shortcuts(settings)]
-        return _prepare(data, recipe, folder, all_overrides, resume, overwrite).go()
+        run = _prepare(data, recipe, folder, all_overrides, resume, overwrite)
+        path = run.go()
+        leave_report(path, run.pictures)
+        return path
 
 
 def _prepare(
@@ -189,6 +195,9 @@ class Run:
             except Interrupted as stop:
                 how = f"tinyssl pretrain --resume --out {self.folder.path}"
                 raise Interrupted(f"{stop}, saved; go on with: {how}", stop.signum) from None
+        facts = machine_facts(self.device, self.progress.seconds)
+        facts["pictures"] = len(self.pictures.paths)
+        write_text(self.folder.path / MACHINE, json.dumps(facts, indent=1) + "\n")
         log.info(f"done: {self.folder.path / 'encoder.safetensors'}")
 
     def _start_bank(self) -> None:

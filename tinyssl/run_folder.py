@@ -18,6 +18,7 @@ _OURS = (
     "recipe.yaml", "metrics.jsonl", "results.csv", "train.log", "skipped.csv", "duplicates.csv",
     "encoder.safetensors", "encoder.json", "eval.json", "checkpoints",
     "classifier.safetensors", "labels.csv", "finetune.json",
+    "machine.json", "report.html", "report_features.npz", "tensorboard",
 )  # fmt: skip
 
 Value = float | int | str | None

@@ -57,22 +57,25 @@ def score_chart(encoders: Sequence[Judged]) -> Chart:
     return Chart("scores", "Scores on held-out pictures", told, {"data": traces, "layout": layout})
 
 
-def run_charts(runs: Sequence[RunFacts]) -> list[Chart]:
-    """Curves over the epochs, of one run or of several; those that nothing was logged for are
-    left out."""
+def run_charts(runs: Sequence[RunFacts], names: Sequence[str] = ()) -> list[Chart]:
+    """Curves over the epochs, of one run or of several under their names; those that nothing was
+    logged for are left out."""
     one = len(runs) == 1
     losses = {
         "instance": "instance discrimination",
         "distillation": "self-distillation",
     }
-    drawn = [
-        _losses(runs[0], losses) if one else _curves(runs, "loss", "Loss", "loss"),
-        _curves(runs, "knn", "k-NN accuracy on the watched labels", "balanced accuracy, %", 100),
-        _curves(runs, "rankme", "Dimensions in use (RankMe)", "effective rank"),
-        _curves(runs, "bank_cosine", "How alike embeddings are", "mean cosine"),
-        _curves(runs, "lr", "Learning rate", "learning rate"),
-        _curves(runs, "pictures_per_s", "Speed, mean so far", "pictures/s"),
+    curves = [
+        ("knn", "k-NN accuracy on the watched labels", "balanced accuracy, %", 100),
+        ("rankme", "Dimensions in use (RankMe)", "effective rank", 1),
+        ("bank_cosine", "How alike embeddings are", "mean cosine", 1),
+        ("lr", "Learning rate", "learning rate", 1),
+        ("pictures_per_s", "Speed, mean so far", "pictures/s", 1),
     ]
+    lines = dict(zip(names, runs, strict=True))
+    first = _losses(runs[0], losses) if one else _curves(lines, "loss", "Loss", "loss", 1)
+    named = {"": runs[0]} if one else lines
+    drawn = [first, *(_curves(named, *curve) for curve in curves)]
     return [chart for chart in drawn if chart is not None]
 
 
@@ -108,12 +111,10 @@ def _losses(run: RunFacts, terms: Mapping[str, str]) -> Chart | None:
 
 
 def _curves(
-    runs: Sequence[RunFacts], key: str, title: str, unit: str, scale: float = 1
+    runs: Mapping[str, RunFacts], key: str, title: str, unit: str, scale: float
 ) -> Chart | None:
-    named = {run.name if len(runs) > 1 else title: run.curve(key) for run in runs}
-    if len(named) < len(runs):
-        named = {str(run.path): run.curve(key) for run in runs}
-    lines = {name: [(x, scale * y) for x, y in points] for name, points in named.items() if points}
+    curves = {name or title: run.curve(key) for name, run in runs.items()}
+    lines = {name: [(x, scale * y) for x, y in points] for name, points in curves.items() if points}
     return _chart(key, title, unit, lines)
 
 

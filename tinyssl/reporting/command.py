@@ -26,11 +26,11 @@ from tinyssl.reporting.device_tables import find_bundle
 from tinyssl.reporting.gallery import Gallery, gather
 from tinyssl.reporting.mistakes import Mistakes, find_mistakes, from_shares
 from tinyssl.reporting.names import short_names, shown
-from tinyssl.reporting.page import check_installed, missing, write_page
+from tinyssl.reporting.page import check_installed, missing, target_of, write_page
 from tinyssl.reporting.recipe_diff import nearest_recipe
 from tinyssl.reporting.run_facts import RunFacts, read_run
-from tinyssl.reporting.tiles import duration, tiles
 from tinyssl.reporting.seen import STEPS, look
+from tinyssl.reporting.tiles import duration, tiles
 from tinyssl.reporting.verdict import Verdict, judged, label_free_verdict, label_verdict
 
 REPORT = "report.html"
@@ -46,7 +46,7 @@ def report(
     out: str | Path | None = None,
     bundle: str | Path | None = None,
     card: str | Path | None = None,
-    most: int = MOST,
+    pictures: int = MOST,
     workers: int = 0,
     device: str = "auto",
 ) -> Path:
@@ -61,7 +61,7 @@ def report(
         out: the page; `report.html` in the run folder when None.
         bundle: of the run, made by `export`; `RUN-bundle` if that is there.
         card: a YAML file with fields of the model card, see `tinyssl.reporting.card.Card`.
-        most: pictures shown at most.
+        pictures: shown at most.
         workers: threads that decode; 0 is one a CPU core.
         device: auto, cpu, cuda or cuda:N.
 
@@ -74,14 +74,14 @@ def report(
         JobError: the page cannot be written.
     """
     check_installed()
-    if most < 2:
-        raise UsageError(f"pictures: got {most}; at least 2 are needed")
+    if pictures < 2:
+        raise UsageError(f"pictures: got {pictures}; at least 2 are needed")
     facts = read_run(run)
     told = model_card.read_card(card)
     device_facts = find_bundle(facts.path, bundle)
-    target = _target(facts, out)
+    target = target_of(facts.path / REPORT if out is None else out)
     sources = [data] if isinstance(data, str | Path) else list(data)
-    gallery = gather(facts, sources, labels, most=most, device=device, workers=workers)
+    gallery = gather(facts, sources, labels, most=pictures, device=device, workers=workers)
     context = _run_context(facts, facts.machine.get("pictures"), told)
     context |= _seen_context(facts, gallery)
     context["advice"] = advise(facts, context["pictures"], context["near_copies"])
@@ -109,15 +109,6 @@ def leave_report(run: Path, pictures: Pictures) -> None:
         log.warning(f"no report: {type(error).__name__}: {error}")
         return
     log.info(f"wrote {run / REPORT}; with a map of the pictures: tinyssl report {run}")
-
-
-def _target(facts: RunFacts, out: str | Path | None) -> Path:
-    target = facts.path / REPORT if out is None else Path(out)
-    if target.is_dir():
-        raise UsageError(f"--out {target} is a folder; name a file such as {target / REPORT}")
-    if not target.parent.is_dir():
-        raise UsageError(f"--out {target}: there is no folder {target.parent}")
-    return target
 
 
 def _run_context(facts: RunFacts, pictures: int | None, card: model_card.Card) -> dict[str, Any]:
@@ -202,13 +193,13 @@ def _mistakes(facts: RunFacts, gallery: Gallery) -> Mistakes | None:
             how = "by the run's own classifier, on pictures that had no part in its fine-tuning"
             return from_shares(rows, shares, gallery.labels, how)
     encoders = facts.result.get("encoders", {})
-    strength = next(reversed(encoders.values()), {}).get("linear", {}).get("C")
+    own_scores: dict[str, Any] = list(encoders.values())[-1] if encoders else {}
     return find_mistakes(
         gallery.features,
         gallery.labels,
         len(gallery.classes),
         test=gallery.test,
-        strength=strength,
+        strength=own_scores.get("linear", {}).get("C"),
     )
 
 
@@ -226,4 +217,3 @@ def _views(facts: RunFacts, pictures: Pictures) -> list[list[content.Shot]]:
         return []
     names = short_names([pictures.paths[row] for row in rows])
     return content.view_sheets(originals, names, views)
-

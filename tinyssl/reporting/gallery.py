@@ -179,8 +179,6 @@ def _features(facts: RunFacts, pictures: Pictures, device: str) -> NDArray[np.fl
 def _keep(path: Path, pictures: Pictures, features: NDArray[np.float32], key: str) -> None:
     block = Features(pictures.paths, pictures.hashes, features)
     try:
-        write_features(path, [block], features.shape, "float32", key)  # type: ignore[arg-type]
+        write_features(path, [block], features.shape, "float32", key)
     except JobError as error:
         log.warning(f"features are not kept for the next report: {error}")
-
-

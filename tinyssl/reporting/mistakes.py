@@ -82,8 +82,7 @@ def find_mistakes(
         if test is not None
         else "by linear classifiers, each on pictures that had no part in its fit"
     )
-    found = from_shares(np.concatenate(rows), np.concatenate(predicted), labels, how, most)
-    return found
+    return from_shares(np.concatenate(rows), np.concatenate(predicted), labels, how, most)
 
 
 def from_shares(rows: Ints, shares: Floats, labels: Ints, how: str, most: int = 24) -> Mistakes:

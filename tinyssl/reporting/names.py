@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 
 def shown(text: object) -> str:
@@ -14,11 +15,11 @@ def shown(text: object) -> str:
 def short_names(paths: Sequence[str]) -> list[str]:
     """Paths without the folder that all of them share."""
     if len(paths) < 2:
-        return [shown(os.path.basename(path)) for path in paths]
-    root = os.path.commonpath([os.path.dirname(path) for path in paths])
+        return [shown(Path(path).name) for path in paths]
+    root = os.path.commonpath([Path(path).parent for path in paths])
     return [shown(os.path.relpath(path, root)) for path in paths]
 
 
 def for_plot(text: object) -> str:
-    """The text for a chart: plotly reads some tags in it, so `<` and `&` are written as entities."""
+    """The text for a chart: plotly reads tags in it, so `<` and `&` become entities."""
     return shown(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -46,19 +46,20 @@ def _settings(own: Mapping[str, Any], default: Mapping[str, Any]) -> list[Settin
     return [
         Setting(
             key,
-            _told(value),
-            _told(default.get(key)),
+            told(value),
+            told(default.get(key)),
             key not in _OWN and value != default.get(key) and default.get(key) != "auto",
         )
         for key, value in own.items()
     ]
 
 
-def _told(value: Any) -> str:
+def told(value: Any) -> str:
+    """A setting's value as it is typed on the command line."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):
-        return "[" + ",".join(map(_told, value)) + "]"
+        return "[" + ",".join(map(told, value)) + "]"
     return str(value)

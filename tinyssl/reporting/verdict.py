@@ -125,6 +125,22 @@ def label_free_verdict(
     return Verdict("unknown", f"Not known yet: there are no labels; {healthy}.", told)
 
 
+def best_of(encoders: Sequence[Judged]) -> Verdict:
+    """Which of several runs, judged on the same pictures, is best, and by how much."""
+    measures = counted(encoders)
+    if not measures:
+        return Verdict("unknown", "Not known: the runs share no measure.", [])
+    best = max(encoders, key=lambda e: sum(e.scores[m].mean for m in measures))
+    outcomes = {other.name: compare(best, other) for other in encoders if other is not best}
+    beaten = [n for n, d in outcomes.items() if sum(x.sign for x in d.values()) > 0]
+    close = [name for name in outcomes if name not in beaten]
+    parts = [f"clearly better than {_listed(beaten)}"] if beaten else []
+    parts += [f"too close to call against {_listed(close)}"] if close else []
+    headline = f"Best on average is {best.name}: {'; '.join(parts)}."
+    sentences = [_against(name, found) for name, found in outcomes.items()]
+    return Verdict("yes" if not close else "partly", headline, sentences)
+
+
 def _scores(found: Figure) -> dict[str, Score]:
     scores = {}
     for key, name in (("knn", "k-NN"), ("linear", "linear")):
