@@ -33,6 +33,7 @@ from tinyssl.encoder import Encoder, create_encoder, embed_pictures, resolve_nam
 from tinyssl.errors import Interrupted, JobError, TinysslError, UsageError
 from tinyssl.files import write_text
 from tinyssl.loader import ResidentPictures, generator_for, pipeline_batches
+from tinyssl.loggers import check_loggers, open_loggers
 from tinyssl.machine import MACHINE, machine_facts
 from tinyssl.pipeline import apply_pipeline, load_pipeline
 from tinyssl.reporting.command import leave_report
@@ -109,6 +110,7 @@ def _prepare(
             folder.refuse_if_used()
     resolve_name(settled.encoder.name)
     pick_device(settled.run.device)
+    check_loggers(settled.run.loggers)
     pictures = read_pictures(settled)
     settled = settle(settled, len(pictures.paths), pictures.array.shape[3])
     run = Run(settled, pictures, folder, state)
@@ -178,10 +180,18 @@ class Run:
         with (
             progress("training", total * plan.step_size, "pictures") as advance,
             stop_signal() as stop,
+            open_loggers(
+                self.recipe.run.loggers, self.folder.path, self.recipe.to_yaml(), done
+            ) as log_too,
         ):
             advance(done * plan.step_size)
+
+            def log_step(line: dict[str, Any]) -> None:
+                self.folder.log_metrics(line)
+                log_too(line)
+
             hooks = Hooks(
-                log_step=self.folder.log_metrics,
+                log_step=log_step,
                 log_epoch=self._log_epoch,
                 save=self._save,
                 watch=self._watch,

@@ -73,8 +73,7 @@ def limits(facts: RunFacts, pictures: int | None) -> list[str]:
     else:
         found.append(
             f"It was measured on {facts.result['test']:,} test pictures of "
-            f"{len(facts.result['classes'])} classes, from the same source as its training pictures "
-            "as far as the split tells."
+            f"{len(facts.result['classes'])} classes; other sources were not tried."
         )
     return found
 

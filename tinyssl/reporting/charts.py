@@ -13,6 +13,7 @@ from tinyssl.reporting.verdict import Judged
 Points = Sequence[tuple[float, float]]
 
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "triangle-down")
+_TERMS = {"instance": "instance discrimination", "distillation": "self-distillation"}
 _DASHES = ("solid", "dash", "dot", "dashdot")
 
 
@@ -33,11 +34,12 @@ class Chart:
     figure: dict[str, Any]
 
 
-def score_chart(encoders: Sequence[Judged]) -> Chart:
-    """Every score of every encoder with its interval, the run's own in the first colour."""
+def score_chart(encoders: Sequence[Judged], colours: Sequence[int]) -> Chart:
+    """Every score of every encoder with its interval, in the palette's colours of these numbers."""
     measures = list(dict.fromkeys(m for encoder in encoders for m in encoder.scores))
     traces = [
-        _dots(encoder, measures, place, len(encoders)) for place, encoder in enumerate(encoders)
+        _dots(encoder, measures, place - (len(encoders) - 1) / 2, colour)
+        for place, (encoder, colour) in enumerate(zip(encoders, colours, strict=True))
     ]
     axis = {
         "tickvals": list(range(len(measures))),
@@ -60,11 +62,6 @@ def score_chart(encoders: Sequence[Judged]) -> Chart:
 def run_charts(runs: Sequence[RunFacts], names: Sequence[str] = ()) -> list[Chart]:
     """Curves over the epochs, of one run or of several under their names; those that nothing was
     logged for are left out."""
-    one = len(runs) == 1
-    losses = {
-        "instance": "instance discrimination",
-        "distillation": "self-distillation",
-    }
     curves = [
         ("knn", "k-NN accuracy on the watched labels", "balanced accuracy, %", 100),
         ("rankme", "Dimensions in use (RankMe)", "effective rank", 1),
@@ -72,17 +69,15 @@ def run_charts(runs: Sequence[RunFacts], names: Sequence[str] = ()) -> list[Char
         ("lr", "Learning rate", "learning rate", 1),
         ("pictures_per_s", "Speed, mean so far", "pictures/s", 1),
     ]
-    lines = dict(zip(names, runs, strict=True))
-    first = _losses(runs[0], losses) if one else _curves(lines, "loss", "Loss", "loss", 1)
-    named = {"": runs[0]} if one else lines
-    drawn = [first, *(_curves(named, *curve) for curve in curves)]
+    lines = dict(zip(names, runs, strict=True)) if names else {"": runs[0]}
+    loss = _curves(lines, "loss", "Loss", "loss", 1) if names else _losses(runs[0])
+    drawn = [loss, *(_curves(lines, *curve) for curve in curves)]
     return [chart for chart in drawn if chart is not None]
 
 
-def _dots(encoder: Judged, measures: Sequence[str], place: int, count: int) -> dict[str, Any]:
-    shift = 0.5 * (place - (count - 1) / 2) / max(count, 2)
+def _dots(encoder: Judged, measures: Sequence[str], place: float, colour: int) -> dict[str, Any]:
+    shift = 0.17 * place
     shown = [(i, encoder.scores[m]) for i, m in enumerate(measures) if m in encoder.scores]
-    colour = 0 if place == count - 1 else place + 1
     return {
         "type": "scatter",
         "mode": "markers",
@@ -102,8 +97,8 @@ def _dots(encoder: Judged, measures: Sequence[str], place: int, count: int) -> d
     }  # fmt: skip
 
 
-def _losses(run: RunFacts, terms: Mapping[str, str]) -> Chart | None:
-    lines = {name: run.curve(key) for key, name in terms.items()}
+def _losses(run: RunFacts) -> Chart | None:
+    lines = {name: run.curve(key) for key, name in _TERMS.items()}
     lines = {name: points for name, points in lines.items() if points}
     if len(lines) > 1:
         lines["sum"] = run.curve("loss")

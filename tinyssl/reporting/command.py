@@ -31,7 +31,7 @@ from tinyssl.reporting.recipe_diff import nearest_recipe
 from tinyssl.reporting.run_facts import RunFacts, read_run
 from tinyssl.reporting.seen import STEPS, look
 from tinyssl.reporting.tiles import duration, tiles
-from tinyssl.reporting.verdict import Verdict, judged, label_free_verdict, label_verdict
+from tinyssl.reporting.verdict import Judged, Verdict, judged, label_free_verdict, label_verdict
 
 REPORT = "report.html"
 MOST = 3000  # pictures on the map; more are neither seen nor waited for
@@ -124,7 +124,7 @@ def _run_context(facts: RunFacts, pictures: int | None, card: model_card.Card) -
         "verdict": _verdict(facts, pictures),
         "encoders": encoders,
         "measures": list(dict.fromkeys(m for e in encoders for m in e.scores)),
-        "score_chart": score_chart(encoders) if encoders else None,
+        "score_chart": score_chart(encoders, _own_first(encoders)) if encoders else None,
         "draws": _draws(facts.result),
         "charts": run_charts([facts]),
         "duration": duration(facts.seconds),
@@ -139,6 +139,11 @@ def _run_context(facts: RunFacts, pictures: int | None, card: model_card.Card) -
     }
 
 
+def _own_first(encoders: Sequence[Judged]) -> list[int]:
+    """Numbers of colours: the first one is for the run's own encoder, the last."""
+    return [*range(1, len(encoders)), 0]
+
+
 def _draws(result: dict[str, Any]) -> int:
     shots = (found["few_shot"] for found in result.get("encoders", {}).values())
     return next((score["draws"] for found in shots for score in found.values()), 0)
@@ -147,7 +152,7 @@ def _draws(result: dict[str, Any]) -> int:
 def _verdict(facts: RunFacts, pictures: int | None) -> Verdict:
     if facts.result.get("encoders"):
         return label_verdict(facts.result)
-    losses = [value for _, value in facts.curve("loss")]
+    losses = [value for _, value in facts.curve("instance")]
     return label_free_verdict(facts.last_look(), losses, pictures, collapse_of(facts))
 
 

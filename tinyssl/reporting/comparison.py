@@ -59,10 +59,8 @@ def own_scores(name: str, facts: RunFacts) -> Judged:
 
 
 def comparable(facts: Sequence[RunFacts]) -> bool:
-    """Whether all runs that were judged were judged on the same pictures, as far as can be told."""
-    keys = ("classes", "train", "test", "split", "seed")
-    told = {str([fact.result.get(key) for key in keys]) for fact in facts if fact.result}
-    return len(told) <= 1
+    """Whether all that were judged saw as many training and test pictures of the same classes."""
+    return len({_judged_on(fact) for fact in facts if fact.result}) <= 1
 
 
 def different_settings(facts: Sequence[RunFacts]) -> list[tuple[str, list[str]]]:
@@ -71,6 +69,13 @@ def different_settings(facts: Sequence[RunFacts]) -> list[tuple[str, list[str]]]
     keys = [key for key in dict.fromkeys(k for r in recipes for k in r) if key not in _PLACES]
     rows = [(key, [told(r[key]) if key in r else "-" for r in recipes]) for key in keys]
     return [(key, values) for key, values in rows if len(set(values)) > 1]
+
+
+def _judged_on(facts: RunFacts) -> str:
+    result = facts.result
+    confusions = [found["knn"]["confusion"] for found in result["encoders"].values()]
+    counts = [sum(row) for row in confusions[-1]] if confusions else []
+    return str([result["classes"], result["train"], result["test"], counts])
 
 
 def _context(
@@ -86,11 +91,16 @@ def _context(
         "verdict": _verdict(facts, scored),
         "encoders": encoders,
         "measures": list(dict.fromkeys(m for e in scored for m in e.scores)),
-        "score_chart": score_chart(scored) if scored else None,
+        "score_chart": score_chart(scored, _places(encoders)) if scored else None,
         "charts": run_charts(facts, names),
         "settings": different_settings(facts),
         "costs": _costs(facts),
     }
+
+
+def _places(encoders: Sequence[Judged]) -> list[int]:
+    """Of the judged among all, so that a run has one colour in every chart."""
+    return [place for place, encoder in enumerate(encoders) if encoder.scores]
 
 
 def _verdict(facts: Sequence[RunFacts], scored: Sequence[Judged]) -> Verdict:
@@ -106,7 +116,14 @@ def _verdict(facts: Sequence[RunFacts], scored: Sequence[Judged]) -> Verdict:
             "Not known: the runs were judged on different pictures.",
             ["Their scores cannot be compared; judge all of them with the same --labels."],
         )
-    return best_of(scored)
+    found = best_of(scored)
+    splits = {str(fact.result["split"]) for fact in facts if fact.result}
+    if len(splits) > 1:
+        found.sentences.append(
+            "The splits have different names with as many pictures of each class; make sure they "
+            f"are the same: {', '.join(map(shown, sorted(splits)))}."
+        )
+    return found
 
 
 def _costs(facts: Sequence[RunFacts]) -> list[tuple[str, list[str]]]:

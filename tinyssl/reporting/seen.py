@@ -132,7 +132,7 @@ def _stretched(place: Rows) -> Rows:
 
 
 def _clusters(axes: Rows, seed: int) -> tuple[Numbers, list[Numbers]]:
-    count = max(1, min(_CLUSTERS, len(axes) // _A_CLUSTER or 2, len(axes)))
+    count = min(_CLUSTERS, max(2, len(axes) // _A_CLUSTER), len(axes))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct pictures: empty ones
         fitted = KMeans(count, n_init=3, random_state=seed).fit(axes)

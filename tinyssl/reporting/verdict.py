@@ -17,6 +17,7 @@ Level = Literal["yes", "partly", "no", "unknown"]
 Figure = Mapping[str, Any]
 
 _COUNTED = ("k-NN", "linear", "10-shot")  # what the verdict rests on, as far as they are there
+_ALL_SCORED = 65_536  # pictures; of more only a sample of the bank is scored
 _FLOOR = ("raw pixels", "random weights")  # what every encoder must beat
 
 
@@ -103,7 +104,7 @@ def label_free_verdict(
 
     Args:
         look: the newest label-free scores: rankme, bank_rank, bank_cosine.
-        losses: of the epochs.
+        losses: instance discrimination's, of the epochs.
         pictures: trained on, if known.
         collapse: what `tinyssl.watch.collapse_warning` says of the scores.
     """
@@ -116,13 +117,17 @@ def label_free_verdict(
             f"different pictures are {_alike(look['bank_cosine'])} (mean cosine "
             f"{look['bank_cosine']:.2f}): no sign of collapse."
         )
-    if len(losses) > 1:
-        told.append(f"The loss went from {losses[0]:.2f} to {losses[-1]:.2f}{_chance(pictures)}.")
+    chance = math.log(pictures) if pictures and 1 < pictures <= _ALL_SCORED else math.inf
+    if losses:
+        told.append(f"The loss went from {losses[0]:.2f} to {losses[-1]:.2f}{_guessing(chance)}.")
     told.append(
         "Whether the features separate what matters to you only labels can tell: some 50 will do."
     )
-    healthy = "so far all signs are healthy" if told[1:] else "nothing was watched"
-    return Verdict("unknown", f"Not known yet: there are no labels; {healthy}.", told)
+    if losses and losses[-1] >= chance:
+        signs = "and the loss is no better than guessing: train longer"
+    else:
+        signs = "so far all signs are healthy" if told[1:] else "nothing was watched"
+    return Verdict("unknown", f"Not known yet: there are no labels; {signs}.", told)
 
 
 def best_of(encoders: Sequence[Judged]) -> Verdict:
@@ -211,10 +216,8 @@ def _alike(cosine: float) -> str:
     return "far apart" if cosine < 0.5 else "rather alike" if cosine < 0.9 else "very alike"
 
 
-def _chance(pictures: int | None) -> str:
-    if not pictures or pictures < 2:
-        return ""
-    return f"; guessing among {pictures:,} pictures would be {math.log(pictures):.2f}"
+def _guessing(chance: float) -> str:
+    return f"; guessing which picture it is would cost {chance:.2f}" if chance < math.inf else ""
 
 
 def _capital(text: str) -> str:

@@ -10,6 +10,7 @@
   const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "star", "x", "triangle-down"];
   const FULL = 1.08; // half the side of the whole map
   const MARGIN = 8;
+  const SIZE = count < 300 ? 11 : count < 1000 ? 9 : 7;
   const state = { by: "", chosen: -1, held: false, alone: null, found: null, view: [[-FULL, FULL], [-FULL, FULL]] };
 
   const groupings = {
@@ -40,7 +41,7 @@
       return {
         type: "scatter", mode: "markers", hoverinfo: "none", showlegend: false,
         x: group.rows.map((i) => data.x[i]), y: group.rows.map((i) => data.y[i]), customdata: group.rows,
-        marker: { size: 7, color: colour, symbol, opacity: group.rows.map((i) => (dim || !clear(i) ? 0.08 : 0.8)), line: { width: 0 } },
+        marker: { size: SIZE, color: colour, symbol, opacity: group.rows.map((i) => (dim || !clear(i) ? 0.08 : 0.8)), line: { width: 0 } },
       };
     });
   };
