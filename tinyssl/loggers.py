@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import yaml
 
 from tinyssl.console import log
-from tinyssl.errors import UsageError
+from tinyssl.errors import JobError, UsageError
 
 Figures = Mapping[str, float]
 Log = Callable[[Mapping[str, Any]], None]
@@ -119,13 +119,26 @@ def open_loggers(names: Sequence[str], folder: Path, recipe: str, step: int) -> 
 
     Yields:
         A function that passes on a line of `metrics.jsonl`.
+
+    Raises:
+        JobError: a logger cannot start.
     """
     with ExitStack() as stack:
         loggers: dict[str, Logger] = {}
         for name in names:
-            loggers[name] = LOGGERS[name](folder, recipe, step)
+            loggers[name] = _open(name, folder, recipe, step)
             stack.callback(loggers[name].close)
         yield lambda line: _pass_on(loggers, line)
+
+
+def _open(name: str, folder: Path, recipe: str, step: int) -> Logger:
+    try:
+        return LOGGERS[name](folder, recipe, step)
+    except Exception as error:  # of whatever kind the library has: a server, a login, a disk
+        reason = " ".join(str(error).split())
+        raise JobError(
+            f"run.loggers: {name} cannot start: {reason}; mend it, or leave it out"
+        ) from error
 
 
 def _pass_on(loggers: dict[str, Logger], line: Mapping[str, Any]) -> None:

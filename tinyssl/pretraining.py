@@ -178,11 +178,11 @@ class Run:
         if done == 0:
             self._start_bank()
         with (
-            progress("training", total * plan.step_size, "pictures") as advance,
-            stop_signal() as stop,
             open_loggers(
                 self.recipe.run.loggers, self.folder.path, self.recipe.to_yaml(), done
             ) as log_too,
+            progress("training", total * plan.step_size, "pictures") as advance,
+            stop_signal() as stop,
         ):
             advance(done * plan.step_size)
 
