@@ -106,13 +106,14 @@ def look(
 
 def _principal(unit: Rows, seed: int) -> Rows:
     count = min(_AXES, *unit.shape)
-    axes: Rows = PCA(count, random_state=seed).fit_transform(unit).astype(np.float32)
+    with np.errstate(invalid="ignore"):  # its shares of no variance, where all pictures are equal
+        axes: Rows = PCA(count, random_state=seed).fit_transform(unit).astype(np.float32)
     return axes
 
 
 def _map(axes: Rows, seed: int) -> Rows:
     """PCA, then t-SNE; each axis is scaled to -1 to 1."""
-    if len(axes) < _FEW:
+    if len(axes) < _FEW or axes.std() < 1e-6:
         place = np.zeros((len(axes), 2), np.float32)
         place[:, : axes.shape[1]] = axes[:, :2]
     else:
