@@ -3,14 +3,14 @@
 import io
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from tests.making import FinishedDemo, make_hostile_run
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -49,15 +49,6 @@ def picture_folder(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
-@dataclass(frozen=True)
-class FinishedDemo:
-    """The demo after one epoch: its run, what it returned, and what it printed."""
-
-    run: Path
-    result: dict[str, Any]
-    told: str
-
-
 @pytest.fixture(scope="session")
 def finished_demo(tmp_path_factory: pytest.TempPathFactory) -> FinishedDemo:
     """Made once for all tests that look at it; none may change it."""
@@ -74,8 +65,6 @@ def finished_demo(tmp_path_factory: pytest.TempPathFactory) -> FinishedDemo:
 @pytest.fixture(scope="session")
 def hostile_place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `pictures/`, whose names want to be code, and a run on them, `run/`."""
-    from tests.making import make_hostile_run
-
     folder = tmp_path_factory.mktemp("hostile")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # what is so small is done before threads have met

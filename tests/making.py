@@ -1,6 +1,7 @@
 """Runs and pictures that several test files start from."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,15 @@ from PIL import Image
 from tinyssl.encoder import create_encoder
 from tinyssl.pretraining import pretrain
 from tinyssl.weights import save_encoder
+
+
+@dataclass(frozen=True)
+class FinishedDemo:
+    """The demo after one epoch: its run, what it returned, and what it printed."""
+
+    run: Path
+    result: dict[str, Any]
+    told: str
 
 
 def make_run(folder: Path, name: str, rule: str = "crop", **changes: Any) -> Path:

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from tests.conftest import FinishedDemo
+from tests.making import FinishedDemo
 from tinyssl.demo import demo, elpv
 from tinyssl.errors import UsageError
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.conftest import FinishedDemo
+from tests.making import FinishedDemo
 
 pytest.importorskip("plotly")
 playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

@@ -98,12 +98,6 @@ def test_names_stay_text(written: str) -> None:
     assert not [1 for tag, attributes in outline.tags if attributes.get("src") == "x"]
     assert any(HOSTILE in text for text in outline.texts)
     assert any("<b>dark & {{7*7}}" in text for text in outline.texts)
-    assert (
-        written.isprintable()
-        or "\ufffd<script>"
-        in json.loads(outline.blocks["map-data"])["names"][-1].replace("bright/", "")
-        or "\ufffd" in written
-    )
 
 
 def test_page_asks_for_nothing_outside_itself(written: str) -> None:
