@@ -114,8 +114,8 @@ def _curves(
 
 
 def _chart(key: str, title: str, unit: str, lines: Mapping[str, Points]) -> Chart | None:
-    if not lines:
-        return None
+    if all(len(points) < 2 for points in lines.values()):
+        return None  # a point is no curve
     traces = [_line(name, points, number) for number, (name, points) in enumerate(lines.items())]
     told = "; ".join(_course(name, points) for name, points in lines.items())
     layout = {

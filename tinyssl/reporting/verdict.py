@@ -124,10 +124,10 @@ def label_free_verdict(
         "Whether the features separate what matters to you only labels can tell: some 50 will do."
     )
     if losses and losses[-1] >= chance:
-        signs = "and the loss is no better than guessing: train longer"
+        signs = ", and the loss is no better than guessing: train longer"
     else:
-        signs = "so far all signs are healthy" if told[1:] else "nothing was watched"
-    return Verdict("unknown", f"Not known yet: there are no labels; {signs}.", told)
+        signs = "; so far all signs are healthy" if told[1:] else ", and nothing was watched"
+    return Verdict("unknown", f"Not known yet: it was not judged on labels{signs}.", told)
 
 
 def best_of(encoders: Sequence[Judged]) -> Verdict:
