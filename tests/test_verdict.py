@@ -8,6 +8,7 @@ from tinyssl.reporting.verdict import (
     Judged,
     Score,
     best_of,
+    finetuned_verdict,
     judged,
     label_free_verdict,
     label_verdict,
@@ -112,6 +113,15 @@ def test_a_loss_above_guessing_is_not_called_healthy() -> None:
 def test_collapse_is_a_no() -> None:
     found = label_free_verdict(HEALTHY, [], None, "the features are collapsing")
     assert (found.level, found.sentences) == ("no", ["The features are collapsing."])
+
+
+def test_a_fine_tuned_run_tells_its_held_out_folds() -> None:
+    told: dict[str, Any] = {"recipe": "few-label", "labels": {"a": 5, "b": 5}, "held_out": {}}
+    assert "nothing could be held out" in finetuned_verdict(told).headline
+    told["held_out"] = {"few-label": {"balanced_accuracy": 0.8}}
+    found = finetuned_verdict(told)
+    assert "80.0 % on held-out folds" in found.headline
+    assert "guessing would get 50.0 %" in found.sentences[0]
 
 
 def test_runs_side_by_side() -> None:

@@ -31,7 +31,14 @@ from tinyssl.reporting.recipe_diff import nearest_recipe
 from tinyssl.reporting.run_facts import RunFacts, read_run
 from tinyssl.reporting.seen import STEPS, look
 from tinyssl.reporting.tiles import duration, tiles
-from tinyssl.reporting.verdict import Judged, Verdict, judged, label_free_verdict, label_verdict
+from tinyssl.reporting.verdict import (
+    Judged,
+    Verdict,
+    finetuned_verdict,
+    judged,
+    label_free_verdict,
+    label_verdict,
+)
 
 REPORT = "report.html"
 MOST = 3000  # pictures on the map; more are neither seen nor waited for
@@ -152,6 +159,8 @@ def _draws(result: dict[str, Any]) -> int:
 def _verdict(facts: RunFacts, pictures: int | None) -> Verdict:
     if facts.result.get("encoders"):
         return label_verdict(facts.result)
+    if facts.finetuned:
+        return finetuned_verdict(facts.finetuned)
     losses = [value for _, value in facts.curve("instance")]
     return label_free_verdict(facts.last_look(), losses, pictures, collapse_of(facts))
 

@@ -130,6 +130,25 @@ def label_free_verdict(
     return Verdict("unknown", f"Not known yet: it was not judged on labels{signs}.", told)
 
 
+def finetuned_verdict(found: Mapping[str, Any]) -> Verdict:
+    """What `finetune.json` says: held-out folds of the labels, no test pictures."""
+    taken = found["held_out"].get(found["recipe"])
+    labels, classes = sum(found["labels"].values()), len(found["labels"])
+    ask = "Only pictures that had no part in it tell more: tinyssl eval, with other labels."
+    if taken is None:
+        return Verdict("unknown", "Not known yet: nothing could be held out.", [ask])
+    accuracy = 100 * taken["balanced_accuracy"]
+    return Verdict(
+        "unknown",
+        f"Not judged on test pictures yet; {accuracy:.1f} % on held-out folds of its labels.",
+        [
+            f"Balanced accuracy, with {labels:,} labels of {classes} classes; guessing would get "
+            f"{100 / classes:.1f} %.",
+            ask,
+        ],
+    )
+
+
 def best_of(encoders: Sequence[Judged]) -> Verdict:
     """Which of several runs, judged on the same pictures, is best, and by how much."""
     measures = counted(encoders)
