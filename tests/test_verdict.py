@@ -57,6 +57,7 @@ def test_better_than_one_floor_only_is_not_yes() -> None:
 def test_not_better_than_any_or_worse_than_one_floor_is_no(pixels: float, random: float) -> None:
     found = label_verdict(result(raw_pixels=pixels, random_weights=random, pretrained=0.7))
     assert found.level == "no"
+    assert any("What to do: train longer" in sentence for sentence in found.sentences)
 
 
 def test_a_better_baseline_takes_the_yes_away() -> None:

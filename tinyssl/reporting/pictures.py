@@ -18,7 +18,7 @@ from tinyssl.picture import to_depth
 
 # (pixels a side, quality) from the best; the first whose pictures fit is taken.
 _STEPS = ((96, 45), (80, 40), (64, 35), (48, 25))
-_MAP_BYTES = 3_300_000  # base64 makes a third more of them
+_MAP_BYTES = 2_900_000  # base64 makes a third more of them
 _SHEET_SIDE, _SHEET_QUALITY = 128, 72
 
 

@@ -13,6 +13,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+_FAILED = (
+    "What to do: train longer (--epochs), or start from ImageNet weights (--recipe adapt); as it "
+    "is, this encoder is not worth shipping."
+)
+
 Level = Literal["yes", "partly", "no", "unknown"]
 Figure = Mapping[str, Any]
 
@@ -84,6 +89,7 @@ def label_verdict(result: Mapping[str, Any]) -> Verdict:
     outcomes = {rival.name: compare(own, rival) for rival in rivals}
     level = _level(outcomes)
     sentences = [_against(name, found) for name, found in outcomes.items()]
+    sentences += [_FAILED] if level == "no" else []
     return Verdict(level, _headline(level, outcomes), [*sentences, _measured_on(result)])
 
 
