@@ -34,7 +34,8 @@ class Score:
     half: float
 
     def __sub__(self, other: Score) -> Score:
-        """The difference; its interval takes the two as independent, which makes it too wide."""
+        """The difference; its interval takes the two as independent, which makes it too wide where
+        both err on the same pictures, as encoders mostly do."""
         return Score(self.mean - other.mean, math.hypot(self.half, other.half))
 
     @property
