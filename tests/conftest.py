@@ -1,12 +1,16 @@
 """Shared by all tests: small threads, a cache of their own, and a folder of pictures."""
 
+import io
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from tests.making import FinishedDemo, make_hostile_run
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -43,3 +47,41 @@ def picture_folder(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / name
 
     return make
+
+
+@pytest.fixture(scope="session")
+def finished_demo(tmp_path_factory: pytest.TempPathFactory) -> FinishedDemo:
+    """Made once for all tests that look at it; none may change it."""
+    pytest.importorskip("elpv_dataset")
+    from tinyssl.demo import demo
+
+    folder, told = tmp_path_factory.mktemp("demo"), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(told):
+        patch.setenv("TINYSSL_CACHE", str(folder / "cache"))
+        result = demo(out=folder / "demo", epochs=1)
+    return FinishedDemo(folder / "demo", result, told.getvalue())
+
+
+@pytest.fixture(scope="session")
+def hostile_place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `pictures/`, whose names want to be code, and a run on them, `run/`."""
+    folder = tmp_path_factory.mktemp("hostile")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # what is so small is done before threads have met
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TINYSSL_CACHE", str(folder / "cache"))
+        make_hostile_run(folder)
+    torch.set_num_threads(threads)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def hostile_report(hostile_place: Path) -> Path:
+    """The report of that run, labeled by its class folders."""
+    pytest.importorskip("plotly")
+    from tinyssl.reporting.command import report
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TINYSSL_CACHE", str(hostile_place / "cache"))
+        pictures = hostile_place / "pictures"
+        return report(hostile_place / "run", labels=pictures, out=hostile_place / "report.html")

@@ -1,5 +1,7 @@
 """Runs and pictures that several test files start from."""
 
+import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,17 @@ import torch
 from PIL import Image
 
 from tinyssl.encoder import create_encoder
+from tinyssl.pretraining import pretrain
 from tinyssl.weights import save_encoder
+
+
+@dataclass(frozen=True)
+class FinishedDemo:
+    """The demo after one epoch: its run, what it returned, and what it printed."""
+
+    run: Path
+    result: dict[str, Any]
+    told: str
 
 
 def make_run(folder: Path, name: str, rule: str = "crop", **changes: Any) -> Path:
@@ -32,3 +44,26 @@ def make_pictures(folder: Path) -> Path:
         noise = generator.integers(0, 256, (4, 4 + number % 5, 3), dtype=np.uint8)
         Image.fromarray(noise).resize((60 + number, 50)).save(folder / f"{number:02}.png")
     return folder
+
+
+HOSTILE = "<img src=x onerror=alert(1)>"
+TINY = [
+    "data.image_size=32", "augment.view_size=32", "head.hidden=16", "head.width=8",
+    "optim.batch_size=8", "run.epochs=2", "run.log_every=2",
+]  # fmt: skip
+
+
+def make_hostile_run(folder: Path) -> None:
+    """25 pictures of two classes and a broken file in `pictures/`, and a run on them, `run/`."""
+    generator = np.random.default_rng(0)
+    for label, low in (("<b>dark & {{7*7}}", 0), ("bright", 128)):
+        (folder / "pictures" / label).mkdir(parents=True)
+        for number in range(12):
+            name = f"{HOSTILE}.png" if number == 3 else f"{number:02}.png"
+            patches = generator.integers(low, low + 127, (4, 4, 3), dtype=np.uint8)
+            Image.fromarray(patches).resize((40, 40)).save(folder / "pictures" / label / name)
+    bright = folder / "pictures" / "bright"
+    copy = bright / os.fsdecode(b"\xff<script>.png")
+    copy.write_bytes((bright / "00.png").read_bytes())
+    (folder / "pictures" / "broken.png").write_bytes(b"no picture")
+    pretrain(folder / "pictures", out=folder / "run", overrides=TINY)

@@ -2,10 +2,10 @@
 
 import csv
 import json
-from pathlib import Path
 
 import pytest
 
+from tests.making import FinishedDemo
 from tinyssl.demo import demo, elpv
 from tinyssl.errors import UsageError
 
@@ -19,18 +19,28 @@ def test_pictures_and_classes_of_the_package() -> None:
     assert all(path.is_file() for path in paths)
 
 
-def test_demo_goes_the_whole_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    result = demo(out=tmp_path / "demo", epochs=1)
+def test_demo_goes_the_whole_way(finished_demo: FinishedDemo) -> None:
+    run, result = finished_demo.run, finished_demo.result
+    work = run.with_name("demo-data")
     assert list(result["encoders"]) == ["raw pixels", "random weights", "pretrained"]
     assert (result["train"], result["test"]) == (1969, 655)
-    with (tmp_path / "demo-data" / "labels.csv").open() as file:
+    with (work / "labels.csv").open() as file:
         held_out = {row["path"] for row in csv.DictReader(file) if row["split"] == "test"}
-    seen = set((tmp_path / "demo-data" / "train.txt").read_text().split())
+    seen = set((work / "train.txt").read_text().split())
     assert (len(seen), len(held_out)) == (1969, 655)
     assert not seen & held_out
-    told = capsys.readouterr().out
+    told = finished_demo.told
     assert "tinyssl pretrain pictures/ --recipe mobilenetv3-small --out runs/mine" in told
     assert max(map(len, told.splitlines())) <= 80
-    assert json.loads((tmp_path / "demo" / "eval.json").read_text())["test"] == 655
+    assert json.loads((run / "eval.json").read_text())["test"] == 655
     with pytest.raises(UsageError, match="is not empty"):
-        demo(out=tmp_path / "demo")
+        demo(out=run)
+
+
+def test_demo_leaves_a_report_below_8_mb(finished_demo: FinishedDemo) -> None:
+    pytest.importorskip("plotly")
+    page = finished_demo.run / "report.html"
+    text = page.read_text(encoding="utf-8")
+    assert page.stat().st_size < 8e6
+    assert "2,624 pictures lie on a map" in text
+    assert "CC BY-NC-SA 4.0" in text

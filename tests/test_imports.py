@@ -10,13 +10,18 @@ import pytest
 import tinyssl
 
 ROOT = Path(tinyssl.__file__).parent
-MODULES = sorted(p.stem for p in ROOT.glob("*.py") if p.stem != "__init__")
+MODULES = sorted(
+    ".".join(p.relative_to(ROOT).with_suffix("").parts)
+    for p in [*ROOT.glob("*.py"), *ROOT.glob("reporting/*.py")]
+    if p.stem != "__init__"
+)
 
 GROUND = {"errors", "files", "locks", "tensor_file"}
 LEAVES = {
     "bank", "budget", "calibration", "checkpoint", "colour", "device", "encoder", "feature_file",
-    "folds", "heads", "loader", "logistic", "losses", "neighbours", "opening", "pipeline",
-    "recipe_files", "run_folder", "schedule", "tiff",
+    "folds", "heads", "loader", "logistic", "losses", "machine", "neighbours", "opening",
+    "pipeline", "recipe_files", "reporting.device_tables", "reporting.names",
+    "reporting.verdict", "run_folder", "schedule", "tiff",
 }  # fmt: skip
 # One room that is several files: what belongs together and grew too long for one.
 PAIRS = {
@@ -40,16 +45,20 @@ PAIRS = {
 
 def imported(module: str) -> set[str]:
     """Modules of tinyssl that a module imports, at its top or in a function."""
-    tree = ast.parse((ROOT / f"{module}.py").read_text(encoding="utf-8"))
+    tree = ast.parse(_text(module))
     found = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module == "tinyssl":
-            found |= {alias.name for alias in node.names} & set(MODULES)
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tinyssl."):
-            found.add(str(node.module).split(".")[1])
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "tinyssl":
+            path = str(node.module).removeprefix("tinyssl").removeprefix(".")
+            below = {f"{path}.{alias.name}".removeprefix(".") for alias in node.names}
+            found |= (below & set(MODULES)) or ({path} - {""})
         elif isinstance(node, ast.Import):
             found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("tinyssl.")}
     return found
+
+
+def _text(module: str) -> str:
+    return (ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
 
 
 def test_the_lists_name_real_modules() -> None:
@@ -92,6 +101,10 @@ def test_modules_below_take_no_recipe() -> None:
         "finetune_config",
         "finetuning",
         "pretraining",
+        "reporting.command",
+        "reporting.gallery",
+        "reporting.recipe_diff",
+        "reporting.run_facts",
         "sources",
     }
     assert {m for m in MODULES if "config" in imported(m)} <= allowed
@@ -125,7 +138,8 @@ def test_help_does_not_load_torch(arguments: list[str]) -> None:
 def test_public_names_are_these() -> None:
     assert tinyssl.__all__ == [
         "EmbeddingTransformer", "JobError", "TinysslError", "UsageError",
-        "__version__", "embed", "evaluate", "finetune", "load", "predict", "pretrain", "select",
+        "__version__", "embed", "evaluate", "finetune", "load", "predict", "pretrain", "report",
+        "select",
     ]  # fmt: skip
     assert all(getattr(tinyssl, name) is not None for name in tinyssl.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
@@ -134,7 +148,7 @@ def test_public_names_are_these() -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_public_functions_are_documented(module: str) -> None:
-    tree = ast.parse((ROOT / f"{module}.py").read_text(encoding="utf-8"))
+    tree = ast.parse(_text(module))
     assert ast.get_docstring(tree), f"{module} says nothing about itself"
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):

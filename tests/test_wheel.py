@@ -27,7 +27,11 @@ def test_wheel_holds_code_recipes_and_licence(built: Path) -> None:
     (wheel,) = built.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {f"tinyssl/{p.name}" for p in (ROOT / "tinyssl").glob("*.py")} <= set(names)
+    reporting = {p.name for p in (ROOT / "tinyssl" / "reporting").glob("*.py")}
+    assert {f"tinyssl/reporting/{name}" for name in reporting} <= set(names)
     assert {f"tinyssl/recipes/{name}.yaml" for name in recipe_names()} <= set(names)
+    templates = {p.name for p in (ROOT / "tinyssl" / "reporting" / "templates").iterdir()}
+    assert {f"tinyssl/reporting/templates/{name}" for name in templates} <= set(names)
     assert {"tinyssl/py.typed", "tinyssl/export/__init__.py"} <= set(names)
     assert any(name.endswith("LICENSE") for name in names)
     assert not [name for name in names if name.startswith("tests") or name.endswith(".png")]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tinyssl.model import load
     from tinyssl.predicting import predict
     from tinyssl.pretraining import pretrain
+    from tinyssl.reporting.command import report
     from tinyssl.selection import select
     from tinyssl.transformer import EmbeddingTransformer
 
@@ -32,6 +33,7 @@ __all__ = [
     "load",
     "predict",
     "pretrain",
+    "report",
     "select",
 ]
 
@@ -43,6 +45,7 @@ _HOMES = {
     "load": "model",
     "predict": "predicting",
     "pretrain": "pretraining",
+    "report": "reporting.command",
     "select": "selection",
 }
 

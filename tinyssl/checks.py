@@ -81,14 +81,24 @@ def check(
 def _write_grid(path: Path, recipe: Recipe, pictures: Pictures, rows: int) -> None:
     chosen = np.unique(np.linspace(0, len(pictures.paths) - 1, rows).astype(int))
     originals = pictures.array[chosen]
-    views = np.stack([_views(recipe, originals, turn) for turn in range(_VIEWS)], axis=1)
+    views = np.stack([augmented(recipe, originals, turn) for turn in range(_VIEWS)], axis=1)
     encoded = io.BytesIO()
     picture_grid(originals, views).save(encoded, "PNG")
     with atomic(path) as file:
         file.write(encoded.getvalue())
 
 
-def _views(recipe: Recipe, originals: NDArray[Any], turn: int) -> NDArray[Any]:
+def augmented(recipe: Recipe, originals: NDArray[Any], turn: int) -> NDArray[Any]:
+    """A view of each picture as the recipe makes them.
+
+    Args:
+        recipe: whose augmentation counts.
+        originals: (n, s, s, c) uint8 or uint16.
+        turn: other views for another number.
+
+    Returns:
+        (n, c, t, t) in [0, 1].
+    """
     section = recipe.augment
     if section.pipeline is not None:
         pipeline = load_pipeline(section.pipeline)

@@ -486,6 +486,51 @@ def _need(*modules: str, extra: str) -> None:
         )
 
 
+@cli.command(short_help="Write a run's report as one HTML page.")
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@click.option("--data", multiple=True, help="Pictures to show.  [default: those of the run]")
+@click.option("--labels", help="CSV path,label[,split], or a folder of class folders.")
+@click.option("--out", type=click.Path(), help="The page.  [default: RUN/report.html]")
+@click.option("--compare", is_flag=True, help="Put several RUNs side by side.")
+@click.option("--bundle", help="Of the run, for its tables.  [default: RUN-bundle]")
+@click.option("--card", help="YAML with fields of the model card.")
+@click.option("--pictures", default=3000, show_default=True, help="Shown at most.")
+@click.option("--workers", default=0, help="Threads that decode.  [default: one a core]")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N.")
+def report(runs: tuple[str, ...], compare: bool, out: str | None, **options: Any) -> None:
+    """Write what there is to know of RUN as one HTML file that needs no network: whether it
+    worked, how it trained, what the encoder sees (a map of the pictures, neighbours, clusters,
+    near copies, odd ones, mistakes), its augmentation, its bundle, and a model card.
+
+    Features are kept in RUN for the next report. --compare takes two and more runs and shows
+    scores, curves and settings only; its page is compare.html if --out names no other.
+
+    \b
+    tinyssl report runs/mine
+    tinyssl report runs/mine --labels labels.csv --out report.html
+    tinyssl report runs/mine --data new-pictures/ --bundle bundle --card card.yaml
+    tinyssl report --compare runs/mine runs/other --out compare.html
+    """
+    if compare:
+        from tinyssl.reporting.comparison import compare as put_side_by_side
+
+        given = [name for name in options if _was_given(name)]
+        if given:
+            raise UsageError(f"--compare takes only RUNs and --out; leave out --{given[0]}")
+        put_side_by_side(runs, out or "compare.html")
+        return
+    if len(runs) != 1:
+        raise UsageError(f"report takes one RUN, got {len(runs)}; several go with --compare")
+    from tinyssl.reporting.command import report as write
+
+    write(runs[0], out=out, **options)
+
+
+def _was_given(option: str) -> bool:
+    source = click.get_current_context().get_parameter_source(option)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 @cli.command(short_help="Look at pictures before training.")
 @click.argument("arguments", nargs=-1, metavar="DATA... [SECTION.KEY=VALUE...]")
 @click.option("--recipe", default="mobilenetv3-small", show_default=True, help="Name or YAML file.")

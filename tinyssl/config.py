@@ -176,6 +176,9 @@ class Run(Section):
     watch_labels: str | None = Field(None, description="labels.csv: also log k-NN accuracy")
     save_every: Count = Field(1, description="epochs between checkpoints")
     log_every: Count = Field(10, description="steps between lines of metrics.jsonl")
+    loggers: list[Literal["tensorboard", "mlflow", "wandb"]] = Field(
+        [], description="where these lines go too"
+    )
 
 
 class Recipe(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 from collections.abc import Iterator, Sequence
@@ -33,7 +34,10 @@ from tinyssl.encoder import Encoder, create_encoder, embed_pictures, resolve_nam
 from tinyssl.errors import Interrupted, JobError, NonFinite, TinysslError, UsageError
 from tinyssl.files import write_text
 from tinyssl.loader import ResidentPictures, generator_for, pipeline_batches
+from tinyssl.loggers import check_loggers, open_loggers
+from tinyssl.machine import MACHINE, machine_facts
 from tinyssl.pipeline import apply_pipeline, load_pipeline
+from tinyssl.reporting.command import leave_report
 from tinyssl.run_folder import RunFolder
 from tinyssl.signals import stop_signal
 from tinyssl.sources import duplicates_csv, read_pictures, with_sources
@@ -80,7 +84,10 @@ def pretrain(
     folder = RunFolder(out if out is not None else Path("runs") / Path(recipe).stem)
     with folder.log_to_file(), ExitStack() as held:
         all_overrides = [*overrides, *shortcuts(settings)]
-        return _prepare(data, recipe, folder, all_overrides, resume, overwrite, held).go()
+        run = _prepare(data, recipe, folder, all_overrides, resume, overwrite, held)
+        path = run.go()
+        leave_report(path, run.pictures)
+        return path
 
 
 def _prepare(
@@ -107,6 +114,7 @@ def _prepare(
             folder.refuse_if_used()
     resolve_name(settled.encoder.name)
     pick_device(settled.run.device)
+    check_loggers(settled.run.loggers)
     pictures = read_pictures(settled)
     settled = settle(settled, len(pictures.paths), pictures.array.shape[3])
     run = Run(settled, pictures, folder, state)
@@ -184,12 +192,20 @@ class Run:
         if done == 0:
             self._start_bank()
         with (
+            open_loggers(
+                self.recipe.run.loggers, self.folder.path, self.recipe.to_yaml(), done
+            ) as log_too,
             progress("training", total * plan.step_size, "pictures") as advance,
             stop_signal() as stop,
         ):
             advance(done * plan.step_size)
+
+            def log_step(line: dict[str, Any]) -> None:
+                self.folder.log_metrics(line)
+                log_too(line)
+
             hooks = Hooks(
-                log_step=self.folder.log_metrics,
+                log_step=log_step,
                 log_epoch=self._log_epoch,
                 save=self._save,
                 watch=self._watch,
@@ -206,6 +222,9 @@ class Run:
             except Interrupted as stop:
                 how = f"tinyssl pretrain --resume --out {self.folder.path}"
                 raise Interrupted(f"{stop}, saved; go on with: {how}", stop.signum) from None
+        facts = machine_facts(self.device, self.progress.seconds)
+        facts["pictures"] = len(self.pictures.paths)
+        write_text(self.folder.path / MACHINE, json.dumps(facts, indent=1) + "\n")
         log.info(f"done: {self.folder.path / 'encoder.safetensors'}")
 
     def _start_bank(self) -> None:

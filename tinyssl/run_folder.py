@@ -19,6 +19,7 @@ _OURS = (
     "recipe.yaml", "metrics.jsonl", "results.csv", "train.log", "skipped.csv", "duplicates.csv",
     "encoder.safetensors", "encoder.json", "eval.json", "checkpoints",
     "classifier.safetensors", "labels.csv", "finetune.json",
+    "machine.json", "report.html", "report_features.npz", "tensorboard",
 )  # fmt: skip
 
 _LINE = 400  # bytes of a line of a log, about

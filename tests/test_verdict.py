@@ -1,0 +1,137 @@
+"""Words that follow from figures."""
+
+from typing import Any
+
+import pytest
+
+from tinyssl.reporting.verdict import (
+    Judged,
+    Score,
+    best_of,
+    finetuned_verdict,
+    judged,
+    label_free_verdict,
+    label_verdict,
+    recall_score,
+    signed,
+)
+
+HEALTHY = {"rankme": 80.0, "bank_rank": 12.0, "bank_cosine": 0.1}
+
+
+def figures(accuracy: float, *, tested: int = 1000) -> dict[str, Any]:
+    right = round(accuracy * tested)
+    matrix = [[right, tested - right], [tested - right, right]]
+    return {
+        "knn": {"confusion": matrix},
+        "linear": {"confusion": matrix},
+        "few_shot": {"10": {"mean": accuracy, "half_width": 0.02, "draws": 10}},
+        "rankme": 40.0,
+    }
+
+
+def result(*, tested: int = 1000, **accuracies: float) -> dict[str, Any]:
+    named = {name.replace("_", " "): figures(a, tested=tested) for name, a in accuracies.items()}
+    return {"encoders": named, "classes": ["a", "b"], "train": 90, "test": 2 * tested}
+
+
+def test_better_than_every_floor_is_yes() -> None:
+    found = label_verdict(result(raw_pixels=0.5, random_weights=0.55, pretrained=0.8))
+    assert found.level == "yes"
+    assert found.headline == "Yes: clearly better than raw pixels and random weights."
+    assert "k-NN +30.0" in found.sentences[0]
+    assert "2,000 test pictures of 2 classes" in found.sentences[-1]
+
+
+def test_better_than_one_floor_only_is_not_yes() -> None:
+    found = label_verdict(result(raw_pixels=0.8, random_weights=0.5, pretrained=0.8))
+    assert found.level == "partly"
+    assert "clearly better than random weights" in found.headline
+    assert "not clearly different from raw pixels" in found.headline
+    assert "too close to call" in found.sentences[0]
+
+
+@pytest.mark.parametrize(
+    ("pixels", "random"), [(0.7, 0.7), (0.9, 0.5), (0.9, 0.9)], ids=["even", "worse", "far worse"]
+)
+def test_not_better_than_any_or_worse_than_one_floor_is_no(pixels: float, random: float) -> None:
+    found = label_verdict(result(raw_pixels=pixels, random_weights=random, pretrained=0.7))
+    assert found.level == "no"
+    assert any("What to do: train longer" in sentence for sentence in found.sentences)
+
+
+def test_a_better_baseline_takes_the_yes_away() -> None:
+    scores = {"raw_pixels": 0.5, "random_weights": 0.5, "other": 0.9, "pretrained": 0.8}
+    found = label_verdict(result(**scores))
+    assert found.level == "partly"
+    assert "worse than other" in found.headline
+
+
+def test_few_test_pictures_leave_it_open() -> None:
+    scores = {"raw_pixels": 0.6, "random_weights": 0.6, "pretrained": 0.7}
+    wide, narrow = (judged(result(tested=n, **scores))[-1].scores["k-NN"].half for n in (20, 2000))
+    assert wide > 5 * narrow
+    assert label_verdict(result(tested=20, **scores)).level != "yes"
+
+
+def test_interval_of_recalls_covers_what_draws_do() -> None:
+    """Against the spread of balanced accuracy over simulated test sets."""
+    import numpy as np
+
+    generator = np.random.default_rng(0)
+    counts, truth = np.array([40, 160]), np.array([0.9, 0.6])
+    hits = generator.binomial(counts, truth, size=(4000, 2))
+    spread = 196 * (hits / counts).mean(axis=1).std()
+    found = recall_score([[36, 4], [64, 96]])
+    assert found.mean == pytest.approx(75)
+    assert found.half == pytest.approx(spread, rel=0.1)
+
+
+def test_a_class_without_errors_is_not_known_exactly() -> None:
+    assert recall_score([[5, 0], [0, 5]]).half > 5
+    assert recall_score([[5, 0], [0, 0]]).mean == 100
+
+
+def test_differences_have_a_sign_only_outside_their_interval() -> None:
+    assert (Score(70, 3) - Score(60, 4)).sign == 1
+    assert (Score(60, 4) - Score(70, 3)).sign == -1
+    assert (Score(70, 8) - Score(60, 8)).sign == 0
+    assert signed(Score(-1.24, 2)) == "\N{MINUS SIGN}1.2 ± 2.0"
+
+
+def test_without_labels_nothing_is_promised() -> None:
+    found = label_free_verdict(HEALTHY, [7.5, 6.0], 2000, None)
+    assert found.level == "unknown"
+    assert "signs are healthy" in found.headline
+    assert "80 dimensions" in found.sentences[0]
+    assert "would cost 7.60" in found.sentences[1]
+
+
+def test_a_loss_above_guessing_is_not_called_healthy() -> None:
+    assert "train longer" in label_free_verdict(HEALTHY, [4.5, 4.4], 40, None).headline
+
+
+def test_collapse_is_a_no() -> None:
+    found = label_free_verdict(HEALTHY, [], None, "the features are collapsing")
+    assert (found.level, found.sentences) == ("no", ["The features are collapsing."])
+
+
+def test_a_fine_tuned_run_tells_its_held_out_folds() -> None:
+    told: dict[str, Any] = {"recipe": "few-label", "labels": {"a": 5, "b": 5}, "held_out": {}}
+    assert "nothing could be held out" in finetuned_verdict(told).headline
+    told["held_out"] = {"few-label": {"balanced_accuracy": 0.8}}
+    found = finetuned_verdict(told)
+    assert "80.0 % on held-out folds" in found.headline
+    assert "guessing would get 50.0 %" in found.sentences[0]
+
+
+def test_runs_side_by_side() -> None:
+    good, same, bad = (
+        Judged(name, {"linear": Score(value, 2)}, None)
+        for name, value in (("good", 80), ("same", 79), ("bad", 50))
+    )
+    found = best_of([bad, good, same])
+    assert found.headline == (
+        "Best on average is good: clearly better than bad; too close to call against same."
+    )
+    assert best_of([bad, good]).level == "yes"

@@ -1,0 +1,147 @@
+"""Warnings in words that say what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from tinyssl.reporting.names import shown
+from tinyssl.reporting.run_facts import RunFacts
+from tinyssl.watch import collapse_warning
+
+_FEW = 500
+_FEW_TESTED = 100
+_MANY_COPIES = 0.01
+_MANY_NEAR_COPIES = 0.05
+_PEAK_LOST = 0.02  # of k-NN accuracy, after its peak
+_PEAK_EARLY = 0.8  # of the epochs
+_STILL = 0.01  # of the loss's whole way, in the last fifth of the epochs
+_LOOKS = 3
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What is the matter, and what to do about it; `serious` ones may spoil the result."""
+
+    what: str
+    todo: str
+    serious: bool = False
+
+
+def advise(facts: RunFacts, pictures: int | None, near_copies: float | None) -> list[Advice]:
+    """All that a reader should know before trusting the run, the serious first.
+
+    Args:
+        facts: of the run.
+        pictures: trained on; None if unknown.
+        near_copies: share of pictures that nearly repeat another; None if nobody looked.
+    """
+    found = [
+        *_collapse(facts),
+        *_few(facts, pictures),
+        *_copies(facts, pictures),
+        *_near_copies(near_copies),
+        *_skipped(facts),
+        *_too_long(facts),
+        *_tested(facts),
+    ]
+    return sorted(found, key=lambda advice: not advice.serious)
+
+
+def collapse_of(facts: RunFacts) -> str | None:
+    """What the newest look says of collapse; None while there is none, or no look."""
+    look = facts.last_look()
+    return collapse_warning(look) if "bank_rank" in look else None
+
+
+def _collapse(facts: RunFacts) -> Iterator[Advice]:
+    text = collapse_of(facts)
+    if text is not None:
+        what, _, todo = text.partition("). ")
+        yield Advice(f"{what}).", f"{todo}.", serious=True)
+
+
+def _few(facts: RunFacts, pictures: int | None) -> Iterator[Advice]:
+    if pictures is not None and pictures < _FEW and not facts.finetuned:
+        from_random = facts.encoder.get("init", "random") == "random"
+        yield Advice(
+            f"Only {pictures:,} pictures were trained on.",
+            "Collect more, some 2,000 if you can"
+            + ("; or start from ImageNet weights: --recipe adapt." if from_random else "."),
+            serious=from_random,
+        )
+
+
+def _copies(facts: RunFacts, pictures: int | None) -> Iterator[Advice]:
+    extra = sum(len(group) - 1 for group in facts.copies)
+    if extra and (not pictures or extra > _MANY_COPIES * pictures):
+        yield Advice(
+            f"{extra:,} pictures are exact copies of others (listed in duplicates.csv).",
+            "Remove them: the loss pushes a picture away from its own copy, and copies on both "
+            "sides of a split make test figures too good.",
+            serious=bool(pictures) and extra > 10 * _MANY_COPIES * (pictures or 0),
+        )
+
+
+def _near_copies(share: float | None) -> Iterator[Advice]:
+    if share is not None and share > _MANY_NEAR_COPIES:
+        yield Advice(
+            f"{100 * share:.0f} % of the pictures nearly repeat another one, see below.",
+            "Look at the groups. If they are frames of one scene, keep one of each, and put "
+            "whole groups on one side of a split into training and test pictures.",
+        )
+
+
+def _skipped(facts: RunFacts) -> Iterator[Advice]:
+    if facts.skipped:
+        path, reason = facts.skipped[0]
+        yield Advice(
+            f"{len(facts.skipped):,} files could not be read, the first: {shown(path)} "
+            f"({shown(reason)}).",
+            "See skipped.csv; mend or remove them, or leave it so if they are no pictures.",
+        )
+
+
+def _too_long(facts: RunFacts) -> Iterator[Advice]:
+    knn, loss = facts.curve("knn"), facts.curve("loss")
+    if len(knn) >= _LOOKS:
+        best, value = max(knn, key=lambda point: point[1])
+        end, last = knn[-1]
+        if value - last > _PEAK_LOST and best <= _PEAK_EARLY * end:
+            yield Advice(
+                f"k-NN accuracy was best at epoch {best:.0f} ({100 * value:.1f} %) and fell to "
+                f"{100 * last:.1f} % by epoch {end:.0f}.",
+                f"Train shorter: run.epochs={best:.0f}.",
+            )
+            return
+    if len(loss) >= 10:
+        values = np.array([value for _, value in loss])
+        way = float(values.max() - values.min())
+        fifth = len(values) // 5
+        late = float(values[-fifth - 1] - values[-1])
+        if way > 0 and late < _STILL * way and values[-1] < values[0]:
+            yield Advice(
+                f"In the last {fifth} of {len(values)} epochs the loss hardly moved.",
+                f"A shorter run may do as well: run.epochs={len(values) - fifth}.",
+            )
+
+
+def _tested(facts: RunFacts) -> Iterator[Advice]:
+    result = facts.result
+    if not result:
+        return
+    if result["test"] < _FEW_TESTED:
+        yield Advice(
+            f"Only {result['test']:,} test pictures: the intervals are wide.",
+            "Label some hundred test pictures before you decide by these figures.",
+        )
+    seen = result.get("classifier", {}).get("seen_in_finetuning", 0)
+    if seen:
+        yield Advice(
+            f"{seen:,} test pictures were used in fine-tuning: the classifier's figures are too "
+            "good.",
+            "Judge it on pictures that had no part in it.",
+            serious=True,
+        )

@@ -1,0 +1,119 @@
+"""The model card: what only people know comes from a small YAML file, the rest from the run."""
+
+from __future__ import annotations
+
+import difflib
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tinyssl.errors import UsageError
+from tinyssl.reporting.names import shown
+from tinyssl.reporting.run_facts import RunFacts
+
+NOT_STATED = "not stated"
+
+
+@dataclass(frozen=True)
+class Card:
+    """What is told of a model by the people behind it."""
+
+    title: str = ""
+    author: str = NOT_STATED
+    data_source: str = NOT_STATED
+    data_licence: str = NOT_STATED
+    weights_licence: str = NOT_STATED
+    intended_use: str = (
+        "Features of pictures like those it was trained on: finding similar ones, grouping, and "
+        "classifiers from few labels."
+    )
+    not_intended: str = (
+        "Pictures of another domain, camera or resolution without a new check; decisions about "
+        "people; anything where a wrong class can hurt, without a person who looks."
+    )
+    limits: str = ""
+
+
+def read_card(path: str | Path | None) -> Card:
+    """Reads a card's fields; those that are left out keep their default.
+
+    Raises:
+        UsageError: no such file, not YAML, an unknown field, or one that is no text.
+    """
+    if path is None:
+        return Card()
+    try:
+        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"card {path} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(found, dict):
+        raise UsageError(f"card {path} holds no fields; allowed are {', '.join(_names())}")
+    for key, value in found.items():
+        _refuse(path, str(key), value)
+    return Card(**{str(key): value.strip() for key, value in found.items()})
+
+
+def limits(facts: RunFacts, pictures: int | None) -> list[str]:
+    """What is known of a run's limits from its own files."""
+    encoder, found = facts.encoder, []
+    size, channels = encoder["image_size"], encoder["channels"]
+    kind = {1: "gray", 3: "RGB"}.get(channels, f"{channels}-channel")
+    found.append(
+        f"It sees {kind} pictures at {size} x {size} pixels ({encoder['resize']}); details "
+        "smaller than a pixel of that are lost."
+    )
+    if pictures is not None:
+        found.append(f"It has seen {pictures:,} pictures; what they do not show it does not know.")
+    if not facts.result:
+        found.append("It was not measured on labels; nothing is known of its accuracy.")
+    else:
+        found.append(
+            f"It was measured on {facts.result['test']:,} test pictures of "
+            f"{len(facts.result['classes'])} classes; other sources were not tried."
+        )
+    return found
+
+
+def repeat_command(facts: RunFacts) -> str:
+    """The one command that makes the run again."""
+    recipe = shlex.quote(shown(facts.path / "recipe.yaml"))
+    if not facts.finetuned:
+        return f"tinyssl pretrain --recipe {recipe} --out runs/again"
+    base = shlex.quote(shown(facts.finetuned.get("run", "RUN")))
+    labels = shlex.quote(shown(facts.path / "labels.csv"))
+    return f"tinyssl finetune {base} --labels {labels} --recipe {recipe} --out runs/again"
+
+
+def start_of(facts: RunFacts) -> str:
+    """Where the weights came from before this run."""
+    init = str(facts.encoder.get("init", "random"))
+    if init == "random":
+        return "random weights: nothing of other people's pictures is in them"
+    if init == "pretrained":
+        return "timm's weights for this network; their licence and their data's apply too"
+    return f"{shown(init)}; its licence and that of its data apply too"
+
+
+def sources_told(facts: RunFacts) -> list[str]:
+    """The pictures' places as the recipe names them."""
+    data: Mapping[str, Any] = facts.recipe.get("data") or {}
+    return [shown(source) for source in data.get("sources") or []]
+
+
+def _names() -> list[str]:
+    return [field.name for field in fields(Card)]
+
+
+def _refuse(path: str | Path, key: str, value: object) -> None:
+    if key not in _names():
+        near = difflib.get_close_matches(key, _names(), n=1)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        raise UsageError(
+            f"card {path}: unknown field {key}{meant} (allowed: {', '.join(_names())})"
+        )
+    if not isinstance(value, str):
+        raise UsageError(f"card {path}: {key}: got {value!r}; give a text")

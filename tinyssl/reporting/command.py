@@ -1,0 +1,233 @@
+"""`tinyssl report`: from a run folder to one HTML page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tinyssl import __version__
+from tinyssl.checks import augmented
+from tinyssl.classifier import load_classifier
+from tinyssl.config import load_recipe
+from tinyssl.console import log, progress
+from tinyssl.data import Pictures
+from tinyssl.errors import JobError, UsageError
+from tinyssl.labeled import used_digests
+from tinyssl.reporting import card as model_card
+from tinyssl.reporting import content
+from tinyssl.reporting.advice import advise, collapse_of
+from tinyssl.reporting.charts import run_charts, score_chart
+from tinyssl.reporting.device_tables import find_bundle
+from tinyssl.reporting.gallery import Gallery, gather
+from tinyssl.reporting.mistakes import Mistakes, find_mistakes, from_shares
+from tinyssl.reporting.names import short_names, shown
+from tinyssl.reporting.page import check_installed, missing, target_of, write_page
+from tinyssl.reporting.recipe_diff import nearest_recipe
+from tinyssl.reporting.run_facts import RunFacts, read_run
+from tinyssl.reporting.seen import STEPS, look
+from tinyssl.reporting.tiles import duration, tiles
+from tinyssl.reporting.verdict import (
+    Judged,
+    Verdict,
+    finetuned_verdict,
+    judged,
+    label_free_verdict,
+    label_verdict,
+)
+
+REPORT = "report.html"
+MOST = 3000  # pictures on the map; more are neither seen nor waited for
+_ROWS, _VIEWS = 6, 7  # of the augmentation's grid
+
+
+def report(
+    run: str | Path,
+    *,
+    data: str | Path | Sequence[str | Path] = (),
+    labels: str | Path | None = None,
+    out: str | Path | None = None,
+    bundle: str | Path | None = None,
+    card: str | Path | None = None,
+    pictures: int = MOST,
+    workers: int = 0,
+    device: str = "auto",
+) -> Path:
+    """Writes what there is to know of a run as one HTML page that needs no network.
+
+    Features are kept in the run folder for the next report.
+
+    Args:
+        run: a run folder.
+        data: pictures to show: folders, files, .txt or .csv lists; the run's own when empty.
+        labels: a CSV path,label[,split] or a folder of class folders; its pictures are shown too.
+        out: the page; `report.html` in the run folder when None.
+        bundle: of the run, made by `export`; `RUN-bundle` if that is there.
+        card: a YAML file with fields of the model card, see `tinyssl.reporting.card.Card`.
+        pictures: shown at most.
+        workers: threads that decode; 0 is one a CPU core.
+        device: auto, cpu, cuda or cuda:N.
+
+    Returns:
+        The page.
+
+    Raises:
+        UsageError: no run, no pictures, labels or a card that do not fit, or the extra `report`
+            is not installed.
+        JobError: the page cannot be written.
+    """
+    check_installed()
+    if pictures < 2:
+        raise UsageError(f"pictures: got {pictures}; at least 2 are needed")
+    facts = read_run(run)
+    told = model_card.read_card(card)
+    device_facts = find_bundle(facts.path, bundle)
+    target = target_of(facts.path / REPORT if out is None else out)
+    sources = [data] if isinstance(data, str | Path) else list(data)
+    gallery = gather(facts, sources, labels, most=pictures, device=device, workers=workers)
+    context = _run_context(facts, facts.machine.get("pictures"), told)
+    context |= _seen_context(facts, gallery)
+    context["advice"] = advise(facts, context["pictures"], context["near_copies"])
+    context["views"] = _views(facts, gallery.pictures)
+    context["bundle"] = device_facts
+    write_page("report.html.j2", context, target)
+    log.info(f"wrote {target} ({target.stat().st_size / 1e6:.1f} MB)")
+    return target
+
+
+def leave_report(run: Path, pictures: Pictures) -> None:
+    """Leaves a quick report without a map in a finished run; never fails it."""
+    absent = missing()
+    if absent:
+        log.info(f"no report: {' and '.join(absent)} missing; pip install 'tinyssl[report]'")
+        return
+    try:
+        facts = read_run(run)
+        context = _run_context(facts, len(pictures.paths), model_card.Card())
+        context |= {"seen": None, "near_copies": None, "bundle": None}
+        context["advice"] = advise(facts, len(pictures.paths), None)
+        context["views"] = _views(facts, pictures)
+        write_page("report.html.j2", context, run / REPORT)
+    except Exception as error:  # the run itself is done and good
+        log.warning(f"no report: {type(error).__name__}: {error}")
+        return
+    log.info(f"wrote {run / REPORT}; with a map of the pictures: tinyssl report {run}")
+
+
+def _run_context(facts: RunFacts, pictures: int | None, card: model_card.Card) -> dict[str, Any]:
+    encoders = judged(facts.result)
+    name, settings = nearest_recipe(facts.recipe)
+    return {
+        "version": __version__,
+        "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "facts": facts,
+        "title": card.title or shown(facts.name),
+        "run": shown(facts.path),
+        "pictures": pictures,
+        "verdict": _verdict(facts, pictures),
+        "encoders": encoders,
+        "measures": list(dict.fromkeys(m for e in encoders for m in e.scores)),
+        "score_chart": score_chart(encoders, _own_first(encoders)) if encoders else None,
+        "draws": _draws(facts.result),
+        "charts": run_charts([facts]),
+        "duration": duration(facts.seconds),
+        "tiles": tiles(facts),
+        "recipe_name": name,
+        "settings": settings,
+        "card": card,
+        "limits": model_card.limits(facts, pictures),
+        "start": model_card.start_of(facts),
+        "sources": model_card.sources_told(facts),
+        "repeat": model_card.repeat_command(facts),
+    }
+
+
+def _own_first(encoders: Sequence[Judged]) -> list[int]:
+    """Numbers of colours: the first one is for the run's own encoder, the last."""
+    return [*range(1, len(encoders)), 0]
+
+
+def _draws(result: dict[str, Any]) -> int:
+    shots = (found["few_shot"] for found in result.get("encoders", {}).values())
+    return next((score["draws"] for found in shots for score in found.values()), 0)
+
+
+def _verdict(facts: RunFacts, pictures: int | None) -> Verdict:
+    if facts.result.get("encoders"):
+        return label_verdict(facts.result)
+    if facts.finetuned:
+        return finetuned_verdict(facts.finetuned)
+    losses = [value for _, value in facts.curve("instance")]
+    return label_free_verdict(facts.last_look(), losses, pictures, collapse_of(facts))
+
+
+def _seen_context(facts: RunFacts, gallery: Gallery) -> dict[str, Any]:
+    with progress("looking", STEPS, "steps") as advance:
+        seen = look(gallery.features, gallery.pictures.hashes, advance)
+    mistakes = _mistakes(facts, gallery)
+    shots = content.Shots(gallery)
+    with progress("thumbnails", len(gallery.names)) as advance:
+        data = content.map_data(gallery, seen, advance)
+    told: dict[str, Any] = {
+        "total": gallery.total,
+        "shown": len(gallery.names),
+        "labeled": int((gallery.labels >= 0).sum()),
+        "map": data,
+        "neighbours": content.neighbour_sheets(gallery, seen, shots),
+        "clusters": content.cluster_sheets(gallery, seen, shots),
+        "groups": len(seen.copies),
+        "threshold": seen.threshold,
+        "copies": content.copy_sheets(gallery, seen, shots),
+        "odd": content.odd_shots(gallery, seen, shots),
+        "confusion": None,
+    }
+    if mistakes is not None:
+        told["confusion"] = content.confusion_table(gallery, mistakes)
+        told["wrong"] = content.wrong_shots(gallery, mistakes, shots)
+        told["how"] = mistakes.how
+    near = sum(len(group) - 1 for group in seen.copies) / len(gallery.names)
+    return {"seen": told, "near_copies": near}
+
+
+def _mistakes(facts: RunFacts, gallery: Gallery) -> Mistakes | None:
+    """Of the run's own classifier where it has these classes, else of a linear fit."""
+    if not gallery.classes:
+        return None
+    own = load_classifier(facts.path)
+    if own is not None and [shown(name) for name in own.classes] == gallery.classes:
+        used = used_digests(facts.path)
+        unseen = np.array([digest not in used for digest in gallery.pictures.hashes])
+        rows = np.flatnonzero((gallery.labels >= 0) & unseen)
+        if len(rows):
+            shares = own.probabilities(torch.from_numpy(gallery.features[rows])).numpy()
+            how = "by the run's own classifier, on pictures that had no part in its fine-tuning"
+            return from_shares(rows, shares, gallery.labels, how)
+    encoders = facts.result.get("encoders", {})
+    own_scores: dict[str, Any] = list(encoders.values())[-1] if encoders else {}
+    return find_mistakes(
+        gallery.features,
+        gallery.labels,
+        len(gallery.classes),
+        test=gallery.test,
+        strength=own_scores.get("linear", {}).get("C"),
+    )
+
+
+def _views(facts: RunFacts, pictures: Pictures) -> list[list[content.Shot]]:
+    """Originals and what the run's augmentation makes of them; none for a fine-tuned run."""
+    if facts.finetuned:
+        return []
+    recipe = load_recipe(facts.path)
+    rows = np.unique(np.linspace(0, len(pictures.paths) - 1, _ROWS).astype(int))
+    originals = np.asarray(pictures.array[rows])
+    try:
+        views = np.stack([augmented(recipe, originals, turn) for turn in range(_VIEWS)], axis=1)
+    except (UsageError, JobError) as error:  # a pipeline's file that is no longer there
+        log.warning(f"no augmented views in the report: {error}")
+        return []
+    names = short_names([pictures.paths[row] for row in rows])
+    return content.view_sheets(originals, names, views)

@@ -1,0 +1,84 @@
+"""HTML from templates: everything inside one file, every name escaped."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from tinyssl.errors import UsageError
+from tinyssl.files import write_text
+from tinyssl.reporting.names import shown
+
+NEEDED = ("jinja2", "plotly")
+
+
+def missing() -> list[str]:
+    """The libraries of the extra `report` that are not installed."""
+    return [name for name in NEEDED if find_spec(name) is None]
+
+
+def check_installed() -> None:
+    """Raises UsageError, naming what to install, where the extra `report` is not there."""
+    absent = missing()
+    if absent:
+        raise UsageError(
+            f"a report needs {' and '.join(absent)}; install with: pip install 'tinyssl[report]'"
+        )
+
+
+def target_of(out: str | Path) -> Path:
+    """Where a page goes; raises UsageError for a folder, or where there is no folder for it."""
+    target = Path(out)
+    if target.is_dir():
+        raise UsageError(f"--out {target} is a folder; name a file such as {target}/report.html")
+    if not target.parent.is_dir():
+        raise UsageError(f"--out {target}: there is no folder {target.parent}")
+    return target
+
+
+def write_page(template: str, context: Mapping[str, Any], out: Path) -> None:
+    """Fills in a template and writes it.
+
+    Args:
+        template: name of a file in `templates`.
+        context: its variables.
+        out: replaced once the page is whole.
+
+    Raises:
+        JobError: it cannot be written.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("tinyssl.reporting", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["shown"] = shown
+    inline = {name: Markup(_text(name)) for name in ("style.css", "page.js", "map.js")}
+    page = environment.get_template(template).render(
+        context, inline=inline, plotly=Markup(_plotly())
+    )
+    write_text(out, page)
+
+
+def _text(name: str) -> str:
+    return files("tinyssl.reporting").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+@cache
+def _plotly() -> str:
+    """Plotly's script, packed: 2 MB of base64 instead of 4.8; the page unpacks it."""
+    from plotly.offline import get_plotlyjs
+
+    packed = gzip.compress(get_plotlyjs().encode(), mtime=0)
+    return base64.b64encode(packed).decode()

@@ -1,0 +1,155 @@
+"""What a run folder says of its run, read once."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tinyssl.config import recipe_values
+from tinyssl.errors import UsageError
+from tinyssl.machine import MACHINE
+from tinyssl.weights import WEIGHTS, read_description
+
+_DIGESTED = (WEIGHTS, "recipe.yaml", "classifier.safetensors")
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """The files of a run, parsed; what is not there is empty.
+
+    Attributes:
+        path: the run folder.
+        encoder: content of `encoder.json`.
+        recipe: the resolved recipe's plain values.
+        metrics: lines of `metrics.jsonl`.
+        epochs: rows of `results.csv`; None where a value was not measured.
+        result: content of `eval.json`.
+        finetuned: content of `finetune.json`.
+        machine: content of `machine.json`.
+        skipped: files that could not be read, with the reason.
+        copies: groups of pictures whose files are equal.
+        digests: sha256 of the files that decide what the encoder does.
+    """
+
+    path: Path
+    encoder: dict[str, Any]
+    recipe: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    epochs: list[dict[str, float | None]]
+    result: dict[str, Any]
+    finetuned: dict[str, Any]
+    machine: dict[str, Any]
+    skipped: list[tuple[str, str]]
+    copies: list[list[str]]
+    digests: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return self.path.absolute().name
+
+    def curve(self, key: str) -> list[tuple[float, float]]:
+        """(epoch, value) wherever `results.csv` has a value of this column."""
+        rows = ((row.get("epoch"), row.get(key)) for row in self.epochs)
+        return [(epoch, value) for epoch, value in rows if epoch is not None and value is not None]
+
+    @property
+    def seconds(self) -> float:
+        """Of training, as the log has it; 0 where there is none."""
+        times = self.curve("time")
+        return times[-1][1] if times else float(self.finetuned.get("seconds", 0))
+
+    def last_look(self) -> dict[str, float]:
+        """The newest label-free scores; empty if there was no look."""
+        looks = [line for line in self.metrics if "rankme" in line]
+        return dict(looks[-1]) if looks else {}
+
+
+def read_run(run: str | Path) -> RunFacts:
+    """Reads a run folder.
+
+    Raises:
+        UsageError: no encoder there, no recipe, or a JSON file is damaged.
+    """
+    path = Path(run)
+    return RunFacts(
+        path=path,
+        encoder=read_description(path),
+        recipe=recipe_values(path),
+        metrics=_lines(path / "metrics.jsonl"),
+        epochs=[_numbers(row) for row in _rows(path / "results.csv")],
+        result=_json(path / "eval.json"),
+        finetuned=_json(path / "finetune.json"),
+        machine=_json(path / MACHINE),
+        skipped=[(row["path"], row["reason"]) for row in _rows(path / "skipped.csv")],
+        copies=_groups(_rows(path / "duplicates.csv")),
+        digests={name: _sha256(path / name) for name in _DIGESTED if (path / name).is_file()},
+    )
+
+
+def flat(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """`section.key` to value."""
+    return {
+        f"{section}.{key}": value
+        for section, values in recipe.items()
+        if isinstance(values, Mapping)
+        for key, value in values.items()
+    }
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from None
+    return dict(found) if isinstance(found, dict) else {}
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Whole lines only: the last one may have been cut off by a crash."""
+    if not path.is_file():
+        return []
+    found = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return [line for line in found if isinstance(line, dict)]
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _numbers(row: Mapping[str, str]) -> dict[str, float | None]:
+    return {key: _number(value) for key, value in row.items() if key is not None}
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return float(text or "")
+    except ValueError:
+        return None
+
+
+def _groups(rows: Iterable[Mapping[str, str]]) -> list[list[str]]:
+    groups: dict[str, list[str]] = {}
+    for row in rows:
+        groups.setdefault(row["group"], []).append(row["path"])
+    return list(groups.values())
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

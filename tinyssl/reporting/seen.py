@@ -1,0 +1,146 @@
+"""What an encoder sees in its pictures: a map, groups, near copies, odd ones.
+
+n = pictures, d = feature width, k = neighbours.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_limits
+
+from tinyssl.choosing import choose
+from tinyssl.neighbours import alike, centred, isolation, mean_row, nearest
+
+Rows = NDArray[np.float32]
+Numbers = NDArray[np.int64]
+
+STEPS = 5  # that `look` tells of
+_NEIGHBOURS = 8
+_NEAR_COPY = 0.95  # cosine of near copies, at least
+_NEARER = 5  # times nearer than nearest pictures usually are: where all are alike, 0.95 says little
+_AXES = 50  # principal axes that the map and the clusters are made of
+_CLUSTERS = 12
+_A_CLUSTER = 30  # pictures, at least, on average
+_DIVERSE = 12
+_FEW = 5  # pictures; fewer are drawn by their principal axes alone
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What features say of n pictures; cosines are of features less their mean.
+
+    Attributes:
+        place: (n, 2) on the map, within -1 to 1.
+        cluster: (n,) numbers from 0, the largest cluster first.
+        typical: for each cluster all its pictures, the nearest to its centre first.
+        near: (n, k) rows of the nearest others, best first.
+        cosines: (n, k) of these.
+        copies: groups of rows that are near copies.
+        threshold: the cosine that makes a near copy.
+        odd: (n,) rows, those that fit least first.
+        distance: (n,) mean of 1 - cosine to the nearest ten.
+        diverse: a dozen typical rows of as many regions.
+    """
+
+    place: Rows
+    cluster: Numbers
+    typical: list[Numbers]
+    near: Numbers
+    cosines: Rows
+    copies: list[list[int]]
+    threshold: float
+    odd: Numbers
+    distance: Rows
+    diverse: Numbers
+
+
+def look(
+    features: NDArray[Any], digests: list[str], step: Callable[[int], None], seed: int = 0
+) -> Seen:
+    """Looks at features (n, d) of at least 2 pictures.
+
+    Args:
+        features: as the encoder gives them.
+        digests: n; pictures of one digest are copies whatever their features.
+        step: told of each of `STEPS` steps.
+        seed: of the map and the clusters.
+    """
+    unit = centred(features, mean_row(features))
+    with threadpool_limits(limits=1):  # the same map each time; short loops lose by more threads
+        axes = _principal(unit, seed)
+        step(1)
+        place = _map(axes, seed)
+        step(1)
+        cluster, typical = _clusters(axes, seed)
+    step(1)
+    near, cosines = nearest(unit, unit, _NEIGHBOURS, without=np.arange(len(unit)))
+    distance = isolation(unit)
+    step(1)
+    threshold = max(_NEAR_COPY, 1 - (1 - float(np.median(cosines[:, 0]))) / _NEARER)
+    copies, _ = alike(unit, threshold, digests)
+    diverse = choose(unit, min(_DIVERSE, len(unit)), method="typiclust", seed=seed)
+    step(1)
+    return Seen(
+        place=place,
+        cluster=cluster,
+        typical=typical,
+        near=near,
+        cosines=cosines,
+        copies=sorted(copies, key=len, reverse=True),
+        threshold=threshold,
+        odd=np.argsort(-distance, kind="stable"),
+        distance=distance,
+        diverse=diverse,
+    )
+
+
+def _principal(unit: Rows, seed: int) -> Rows:
+    count = min(_AXES, *unit.shape)
+    with np.errstate(invalid="ignore"):  # its shares of no variance, where all pictures are equal
+        axes: Rows = PCA(count, random_state=seed).fit_transform(unit).astype(np.float32)
+    return axes
+
+
+def _map(axes: Rows, seed: int) -> Rows:
+    """PCA, then t-SNE; each axis is scaled to -1 to 1."""
+    if len(axes) < _FEW or axes.std() < 1e-6:
+        place = np.zeros((len(axes), 2), np.float32)
+        place[:, : axes.shape[1]] = axes[:, :2]
+    else:
+        perplexity = min(30.0, (len(axes) - 1) / 3)
+        drawn = TSNE(2, perplexity=perplexity, init="pca", max_iter=750, random_state=seed)
+        place = _stretched(drawn.fit_transform(axes))
+    low, high = place.min(axis=0), place.max(axis=0)
+    scaled: Rows = (2 * (place - low) / np.maximum(high - low, 1e-9) - 1).astype(np.float32)
+    return scaled
+
+
+def _stretched(place: Rows) -> Rows:
+    """Pulls in the one in two hundred that would leave all others in a corner."""
+    low, high = np.quantile(place, [0.0025, 0.9975], axis=0)
+    margin = 0.05 * (high - low)
+    return np.clip(place, low - margin, high + margin)
+
+
+def _clusters(axes: Rows, seed: int) -> tuple[Numbers, list[Numbers]]:
+    count = min(_CLUSTERS, max(2, len(axes) // _A_CLUSTER), len(axes))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct pictures: empty ones
+        fitted = KMeans(count, n_init=3, random_state=seed).fit(axes)
+    sizes = np.bincount(fitted.labels_, minlength=count)
+    order = np.argsort(-sizes, kind="stable")
+    rank = np.empty(count, np.int64)
+    rank[order] = np.arange(count)
+    distance = np.square(axes - fitted.cluster_centers_[fitted.labels_]).sum(axis=1)
+    members = [np.flatnonzero(fitted.labels_ == old) for old in order if sizes[old]]
+    return rank[fitted.labels_], [rows[np.argsort(distance[rows])] for rows in members]

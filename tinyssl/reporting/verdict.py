@@ -1,0 +1,250 @@
+"""Did it work? Words from the figures of `tinyssl eval`, or from the label-free scores.
+
+All accuracies here are balanced and in percent. An interval is one of 95 %: of k-NN and the linear
+probe it comes from the number of test pictures of each class, of few-shot scores from the draws.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+_FAILED = (
+    "What to do: train longer (--epochs), or start from ImageNet weights (--recipe adapt); as it "
+    "is, this encoder is not worth shipping."
+)
+
+Level = Literal["yes", "partly", "no", "unknown"]
+Figure = Mapping[str, Any]
+
+_COUNTED = ("k-NN", "linear", "10-shot")  # what the verdict rests on, as far as they are there
+_ALL_SCORED = 65_536  # pictures; of more only a sample of the bank is scored
+_FLOOR = ("raw pixels", "random weights")  # what every encoder must beat
+
+
+@dataclass(frozen=True)
+class Score:
+    """A balanced accuracy and the half-width of its 95 % interval, in percent."""
+
+    mean: float
+    half: float
+
+    def __sub__(self, other: Score) -> Score:
+        """The difference; its interval takes the two as independent, which makes it too wide where
+        both err on the same pictures, as encoders mostly do."""
+        return Score(self.mean - other.mean, math.hypot(self.half, other.half))
+
+    @property
+    def sign(self) -> int:
+        """1 or -1 where the interval leaves no doubt of the sign, else 0."""
+        return 0 if abs(self.mean) <= self.half else int(math.copysign(1, self.mean))
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The scores of one encoder by measure."""
+
+    name: str
+    scores: dict[str, Score]
+    rankme: float | None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A level, one line, and sentences that carry the figures."""
+
+    level: Level
+    headline: str
+    sentences: list[str]
+
+
+def judged(result: Mapping[str, Any]) -> list[Judged]:
+    """The encoders of `eval.json`, the run's own last."""
+    return [
+        Judged(name, _scores(found), found.get("rankme"))
+        for name, found in result.get("encoders", {}).items()
+    ]
+
+
+def recall_score(confusion: Sequence[Sequence[int]]) -> Score:
+    """Balanced accuracy of a confusion matrix; the interval is that of a mean of shares.
+
+    Each class's share counts as if two more pictures were right and two wrong (Agresti & Coull),
+    or a class without an error would claim to be known exactly.
+    """
+    matrix = np.asarray(confusion, float)
+    counts, right = matrix.sum(axis=1), np.diag(matrix)
+    counts, right = counts[counts > 0], right[counts > 0]
+    share = (right + 2) / (counts + 4)
+    half = 1.96 * math.sqrt(float((share * (1 - share) / (counts + 4)).sum())) / len(counts)
+    return Score(100 * float((right / counts).mean()), 100 * half)
+
+
+def label_verdict(result: Mapping[str, Any]) -> Verdict:
+    """Judges the last encoder of `eval.json` against all others."""
+    *rivals, own = judged(result)
+    outcomes = {rival.name: compare(own, rival) for rival in rivals}
+    level = _level(outcomes)
+    sentences = [_against(name, found) for name, found in outcomes.items()]
+    sentences += [_FAILED] if level == "no" else []
+    return Verdict(level, _headline(level, outcomes), [*sentences, _measured_on(result)])
+
+
+def compare(own: Judged, rival: Judged) -> dict[str, Score]:
+    """The differences that the verdict rests on, by measure."""
+    return {m: own.scores[m] - rival.scores[m] for m in counted([own, rival])}
+
+
+def counted(encoders: Sequence[Judged]) -> list[str]:
+    """The measures that the verdict rests on and that all encoders have."""
+    return [m for m in _COUNTED if all(m in encoder.scores for encoder in encoders)]
+
+
+def label_free_verdict(
+    look: Mapping[str, float], losses: Sequence[float], pictures: int | None, collapse: str | None
+) -> Verdict:
+    """What can be said without labels.
+
+    Args:
+        look: the newest label-free scores: rankme, bank_rank, bank_cosine.
+        losses: instance discrimination's, of the epochs.
+        pictures: trained on, if known.
+        collapse: what `tinyssl.watch.collapse_warning` says of the scores.
+    """
+    if collapse is not None:
+        return Verdict("no", "No: the features collapsed.", [_capital(collapse) + "."])
+    told = []
+    if "rankme" in look:
+        told.append(
+            f"The features use about {look['rankme']:.0f} dimensions (RankMe), and embeddings of "
+            f"different pictures are {_alike(look['bank_cosine'])} (mean cosine "
+            f"{look['bank_cosine']:.2f}): no sign of collapse."
+        )
+    chance = math.log(pictures) if pictures and 1 < pictures <= _ALL_SCORED else math.inf
+    if losses:
+        told.append(f"The loss went from {losses[0]:.2f} to {losses[-1]:.2f}{_guessing(chance)}.")
+    told.append(
+        "Whether the features separate what matters to you only labels can tell: some 50 will do."
+    )
+    if losses and losses[-1] >= chance:
+        signs = ", and the loss is no better than guessing: train longer"
+    else:
+        signs = "; so far all signs are healthy" if told[1:] else ", and nothing was watched"
+    return Verdict("unknown", f"Not known yet: it was not judged on labels{signs}.", told)
+
+
+def finetuned_verdict(found: Mapping[str, Any]) -> Verdict:
+    """What `finetune.json` says: held-out folds of the labels, no test pictures."""
+    taken = found["held_out"].get(found["recipe"])
+    labels, classes = sum(found["labels"].values()), len(found["labels"])
+    ask = "Only pictures that had no part in it tell more: tinyssl eval, with other labels."
+    if taken is None:
+        return Verdict("unknown", "Not known yet: nothing could be held out.", [ask])
+    accuracy = 100 * taken["balanced_accuracy"]
+    return Verdict(
+        "unknown",
+        f"Not judged on test pictures yet; {accuracy:.1f} % on held-out folds of its labels.",
+        [
+            f"Balanced accuracy, with {labels:,} labels of {classes} classes; guessing would get "
+            f"{100 / classes:.1f} %.",
+            ask,
+        ],
+    )
+
+
+def best_of(encoders: Sequence[Judged]) -> Verdict:
+    """Which of several runs, judged on the same pictures, is best, and by how much."""
+    measures = counted(encoders)
+    if not measures:
+        return Verdict("unknown", "Not known: the runs share no measure.", [])
+    best = max(encoders, key=lambda e: sum(e.scores[m].mean for m in measures))
+    outcomes = {other.name: compare(best, other) for other in encoders if other is not best}
+    beaten = [n for n, d in outcomes.items() if sum(x.sign for x in d.values()) > 0]
+    close = [name for name in outcomes if name not in beaten]
+    parts = [f"clearly better than {_listed(beaten)}"] if beaten else []
+    parts += [f"too close to call against {_listed(close)}"] if close else []
+    headline = f"Best on average is {best.name}: {'; '.join(parts)}."
+    sentences = [_against(name, found) for name, found in outcomes.items()]
+    return Verdict("yes" if not close else "partly", headline, sentences)
+
+
+def _scores(found: Figure) -> dict[str, Score]:
+    scores = {}
+    for key, name in (("knn", "k-NN"), ("linear", "linear")):
+        if "confusion" in found.get(key, {}):
+            scores[name] = recall_score(found[key]["confusion"])
+    for shots, value in found.get("few_shot", {}).items():
+        scores[f"{shots}-shot"] = Score(100 * value["mean"], 100 * value["half_width"])
+    return scores
+
+
+def _level(outcomes: Mapping[str, Mapping[str, Score]]) -> Level:
+    """Yes needs most measures better than each floor, and no rival better than the run."""
+    signs = {name: [d.sign for d in found.values()] for name, found in outcomes.items()}
+    floor = [signs[name] for name in _FLOOR if name in signs]
+    if not floor:
+        return "unknown"
+    lost = any(sum(s) < 0 for s in signs.values())
+    if any(sum(s) < 0 for s in floor) or all(sum(s) <= 0 for s in floor):
+        return "no"
+    clear = all(2 * s.count(1) > len(s) and -1 not in s for s in floor)
+    return "yes" if clear and not lost else "partly"
+
+
+def _headline(level: Level, outcomes: Mapping[str, Mapping[str, Score]]) -> str:
+    better = [n for n, found in outcomes.items() if all(d.sign > 0 for d in found.values())]
+    worse = [n for n, found in outcomes.items() if sum(d.sign for d in found.values()) < 0]
+    partly = [
+        f"than {name} only in {_listed([m for m, d in found.items() if d.sign > 0])}"
+        for name, found in outcomes.items()
+        if name not in better + worse and any(d.sign > 0 for d in found.values())
+    ]
+    even = [n for n, found in outcomes.items() if all(d.sign == 0 for d in found.values())]
+    parts = [f"clearly better than {_listed(better)}"] if better else []
+    parts += [f"{'but ' if better else 'clearly better '}{text}" for text in partly]
+    parts += [f"not clearly different from {_listed(even)}"] if even else []
+    parts += [f"worse than {_listed(worse)}"] if worse else []
+    word = {"yes": "Yes", "partly": "Partly", "no": "No", "unknown": "Not known"}[level]
+    return f"{word}: {'; '.join(parts) or 'there is nothing to compare with'}."
+
+
+def _against(name: str, found: Mapping[str, Score]) -> str:
+    told = ", ".join(f"{m} {signed(d)}{_doubt(d)}" for m, d in found.items())
+    return f"Against {name}: {told} points."
+
+
+def signed(score: Score) -> str:
+    """A difference in percent points, such as `+7.5 ± 3.0`."""
+    return f"{score.mean:+.1f} ± {score.half:.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _doubt(difference: Score) -> str:
+    return "" if difference.sign else " (too close to call)"
+
+
+def _measured_on(result: Mapping[str, Any]) -> str:
+    return (
+        f"Measured on {result['test']:,} test pictures of {len(result['classes'])} classes; "
+        f"classifiers were fitted on {result['train']:,} others. Balanced accuracy in percent; "
+        "± is a 95 % interval."
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _alike(cosine: float) -> str:
+    return "far apart" if cosine < 0.5 else "rather alike" if cosine < 0.9 else "very alike"
+
+
+def _guessing(chance: float) -> str:
+    return f"; guessing which picture it is would cost {chance:.2f}" if chance < math.inf else ""
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
