@@ -14,7 +14,8 @@ MODULES = sorted(p.stem for p in ROOT.glob("*.py") if p.stem != "__init__")
 
 GROUND = {"errors", "files", "tensor_file"}
 LEAVES = {
-    "bank", "budget", "calibration", "checkpoint", "colour", "device", "encoder", "feature_file",
+    "bank", "budget", "calibration", "checkpoint", "colour", "device", "distributed", "encoder",
+    "feature_file",
     "folds", "heads", "labels", "loader", "logistic", "losses", "neighbours", "picture",
     "pipeline", "recipe_files", "run_folder", "schedule",
 }  # fmt: skip

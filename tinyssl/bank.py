@@ -3,6 +3,8 @@
 b = batch, n = pictures, d = embedding width, k = scored rows.
 """
 
+from __future__ import annotations
+
 import math
 from typing import NamedTuple
 
@@ -22,6 +24,14 @@ class Candidates(NamedTuple):
 
     rows: Tensor
     log_correction: Tensor
+
+    def starting_at(self, first: int, batch: int) -> Candidates:
+        """The same rows, the batch's own turned so that the one at `first` is the first.
+
+        So a process that has a share of the batch finds its own rows in front.
+        """
+        own, others = self.rows[:batch], self.rows[batch:]
+        return self._replace(rows=torch.cat([own.roll(-first), others])) if first else self
 
 
 class MemoryBank(nn.Module):

@@ -112,8 +112,8 @@ class Encoder(Section):
         "standard", description="small: stride 1, for pictures of 64 pixels and less"
     )
     init: str = Field("random", description="random, pretrained (timm's hub) or a path")
-    batch_norm: Literal["train", "frozen"] = Field(
-        "train", description="frozen: keep the start's statistics"
+    batch_norm: Literal["train", "frozen", "synced"] = Field(
+        "train", description="frozen: keep the start's statistics; synced: over all processes"
     )
     blend: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="final weights = (1 - blend) * start + blend * end (arXiv:2109.01903)"

@@ -47,10 +47,21 @@ class ResidentPictures:
         self.device = device
         self.resident = self._load() if device.type == "cuda" and self._fits() else None
 
-    def batches(self, order: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields (index (b,), pictures (b, h, w, c) of the cache's dtype), both on the device."""
+    def batches(
+        self, order: Iterable[Tensor], part: Callable[[int], slice] | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields the batches of some order, on the device.
+
+        Args:
+            order: the numbers of the pictures of each batch, (b,).
+            part: which of b pictures to get; all when None.
+
+        Yields:
+            (index (b,), pictures (own, h, w, c) of the cache's dtype).
+        """
         for index in order:
-            yield index.to(self.device), self._gather(index)
+            own = index if part is None else index[part(len(index))]
+            yield index.to(self.device, non_blocking=True), self._gather(own)
 
     def _gather(self, index: Tensor) -> Tensor:
         if self.resident is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tinyssl import __version__, labels
+from tinyssl import __version__, distributed, labels
 from tinyssl.build import (
     augment_from,
     build_encoder,
@@ -25,7 +25,7 @@ from tinyssl.build import (
 )
 from tinyssl.checkpoint import load_checkpoint, save_checkpoint
 from tinyssl.config import Recipe, load_recipe, read_recipe, shortcuts
-from tinyssl.console import log, progress
+from tinyssl.console import Advance, log, progress, silence
 from tinyssl.data import Pictures, write_skipped
 from tinyssl.device import keep_freed_memory, pick_device
 from tinyssl.encoder import Encoder, create_encoder, embed_pictures, resolve_name
@@ -77,8 +77,8 @@ def pretrain(
         Interrupted: SIGINT or SIGTERM; the run was saved and can be resumed.
     """
     folder = RunFolder(out if out is not None else Path("runs") / Path(recipe).stem)
-    with folder.log_to_file():
-        all_overrides = [*overrides, *shortcuts(settings)]
+    all_overrides = [*overrides, *shortcuts(settings)]
+    with distributed.joined(), folder.log_to_file() if distributed.is_main() else silence():
         return _prepare(data, recipe, folder, all_overrides, resume, overwrite).go()
 
 
@@ -100,15 +100,17 @@ def _prepare(
     else:
         settled = with_sources(load_recipe(recipe, overrides), data)
         if not overwrite:
-            folder.refuse_if_used()
+            distributed.on_main(folder.refuse_if_used)
     resolve_name(settled.encoder.name)
     pick_device(settled.run.device)
-    pictures = read_pictures(settled)
+    with distributed.one_goes_first():
+        pictures = read_pictures(settled)
     settled = settle(settled, len(pictures.paths), pictures.array.shape[3])
     run = Run(settled, pictures, folder, state)
-    if state is None:
-        run.create_folder(overwrite)
-    folder.begin_log()
+    if distributed.is_main():
+        if state is None:
+            run.create_folder(overwrite)
+        folder.begin_log()
     return run
 
 
@@ -137,6 +139,9 @@ class Run:
         encoder = build_encoder(recipe, pictures)
         self.start = {key: value.clone() for key, value in encoder.state_dict().items()}
         self.method = build_method(recipe, encoder, len(pictures.paths)).to(self.device)
+        if distributed.world_size() > 1:
+            network = torch.nn.Sequential(encoder, self.method.head)
+            self.method.compute_by(distributed.data_parallel(network, self.device))
         self.optimizer = build_optimizer(recipe, self.method)
         self.progress = Progress()
         if state is not None:
@@ -174,14 +179,7 @@ class Run:
             stop_signal() as stop,
         ):
             advance(done * plan.step_size)
-            hooks = Hooks(
-                log_step=self.folder.log_metrics,
-                log_epoch=self._log_epoch,
-                save=self._save,
-                watch=self._watch,
-                advance=advance,
-                stop_signal=stop,
-            )
+            hooks = self._hooks(advance, stop)
             try:
                 fit(self.method, self.optimizer, self.batches, plan, self.progress, hooks)
             except JobError as error:
@@ -191,13 +189,25 @@ class Run:
                 raise Interrupted(f"{stop}, saved; go on with: {how}", stop.signum) from None
         log.info(f"done: {self.folder.path / 'encoder.safetensors'}")
 
+    def _hooks(self, advance: Advance, stop: Callable[[], int | None]) -> Hooks:
+        if not distributed.is_main():
+            return Hooks(_nothing, _nothing, _nothing, dict, advance, stop)
+        return Hooks(
+            log_step=self.folder.log_metrics,
+            log_epoch=self._log_epoch,
+            save=self._save,
+            watch=self._watch,
+            advance=advance,
+            stop_signal=stop,
+        )
+
     def _start_bank(self) -> None:
         if self.recipe.bank.start == "random":
             self.method.bank.fill_random(generator_for(self.plan.seed, 0, stream=3))
             return
         count, batch = len(self.pictures.paths), self.plan.batch_size
         order = torch.tensor_split(torch.arange(count), -(-count // batch))
-        raw = self.resident.batches(order)
+        raw = self.resident.batches(order, distributed.share)
         whole = ((index, to_unit(pictures)) for index, pictures in raw)
         start_bank(self.method, whole, self.plan.frozen_batch_norm)
 
@@ -209,9 +219,10 @@ class Run:
         augment = augment_from(self.recipe)
 
         def batches(order: Tensor, step: int) -> Iterator[tuple[Tensor, Tensor]]:
-            for position, (index, raw) in enumerate(self.resident.batches(order)):
+            raws = self.resident.batches(order, distributed.share)
+            for position, (index, raw) in enumerate(raws):
                 generator = generator_for(seed, step + position, stream=1)
-                views = augment(raw, generator)
+                views = augment(raw, generator, distributed.share(len(index)), len(index))
                 yield index, views.contiguous(memory_format=torch.channels_last)
 
         return batches
@@ -226,10 +237,13 @@ class Run:
         def batches(order: Tensor, step: int) -> Iterator[tuple[Tensor, Tensor]]:
             generator = generator_for(seed, step, stream=1)
             seeds = torch.randint(2**31, order.shape, generator=generator)
-            made = pipeline_batches(self.pictures.array, order, apply, seeds, workers)
-            for index, views in made:
+            own = distributed.share(order.shape[1])
+            made = pipeline_batches(
+                self.pictures.array, order[:, own], apply, seeds[:, own], workers
+            )
+            for index, (_, views) in zip(order.to(self.device), made, strict=True):
                 views = views.to(self.device).contiguous(memory_format=torch.channels_last)
-                yield index.to(self.device), views
+                yield index, views
 
         return batches
 
@@ -300,7 +314,8 @@ class Run:
         self.progress = Progress(**state["progress"])
         torch.set_rng_state(state["rng"])
         epochs = self.progress.step // self.plan.steps_per_epoch
-        self.folder.forget_after(self.progress.step, epochs)
+        if distributed.is_main():
+            self.folder.forget_after(self.progress.step, epochs)
 
     def _tell_start(self, done: int) -> None:
         plan, encoder = self.plan, self.method.encoder
@@ -311,12 +326,21 @@ class Run:
             f"{plan.pictures:,} pictures, {plan.epochs} epochs of {plan.steps_per_epoch} steps, "
             f"{'bf16' if plan.bf16 else 'fp32'} on {self.device}, bank: {scored}"
         )
+        if distributed.world_size() > 1:
+            log.info(
+                f"{distributed.world_size()} processes share each batch of {plan.step_size}; "
+                f"batch norm: {self.recipe.encoder.batch_norm}"
+            )
         log.info(f"tinyssl {__version__}, torch {torch.__version__}, {platform.platform()}")
 
     def _last_good(self) -> str:
         if self.folder.checkpoint.exists():
             return f"the last good checkpoint is {self.folder.checkpoint}; lower optim.base_lr"
         return "no checkpoint was written before it; lower optim.base_lr"
+
+
+def _nothing(value: object) -> None:
+    """What processes other than the main one write."""
 
 
 def to_unit(pictures: Tensor) -> Tensor:
