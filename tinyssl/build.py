@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.layers import convert_sync_batchnorm  # torch's own loses timm's activations
+from timm.layers.norm_act import convert_sync_batchnorm  # torch's own loses timm's activations
 from torch import nn
 
 from tinyssl import distributed
@@ -125,8 +125,8 @@ def build_method(recipe: Recipe, encoder: Encoder, pictures: int) -> Method:
     head = recipe.head
     projection: nn.Module = projection_head(encoder.width, head.hidden, head.width, head.layers)
     if recipe.encoder.batch_norm == "synced" and distributed.world_size() > 1:
-        encoder.backbone = convert_sync_batchnorm(encoder.backbone)
-        projection = convert_sync_batchnorm(projection)
+        encoder.backbone = convert_sync_batchnorm(encoder.backbone)  # type: ignore[no-untyped-call]
+        projection = convert_sync_batchnorm(projection)  # type: ignore[no-untyped-call]
     method = Method(
         encoder,
         projection,

@@ -9,6 +9,7 @@ b = pictures of a step over all processes.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -157,6 +158,9 @@ def data_parallel(network: nn.Module, device: torch.device) -> nn.Module:
     if world_size() == 1:
         return network
     devices = [device.index] if device.type == "cuda" else None
-    return DistributedDataParallel(
-        network, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
-    )
+    with warnings.catch_warnings():
+        # The name that replaces broadcast_buffers is younger than the oldest torch we take.
+        warnings.simplefilter("ignore", FutureWarning)
+        return DistributedDataParallel(
+            network, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
