@@ -64,6 +64,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             call("both", ALIKE, differences=str(folder / "both.json"), keep=str(folder / "shrunk")),
             {"out": str(folder / "grown"), "resume": True},
             call("mixed", MIXED, differences=str(folder / "mixed.json")),
+            call("stopped", ALIKE, stop=True),
+            {"out": str(folder / "stopped"), "resume": True},
         ]
         (folder / "jobs.json").write_text(json.dumps(jobs))
         root = Path(__file__).parent.parent
@@ -106,6 +108,13 @@ def test_it_would_show_if_they_did_not(runs: Path) -> None:
 def test_banks_are_equal_after_every_step(runs: Path, name: str) -> None:
     apart = json.loads((runs / f"{name}.json").read_text())
     assert apart == [0.0] * 9
+
+
+def test_a_signal_to_one_stops_all_after_the_same_step(runs: Path) -> None:
+    log = (runs / "stopped" / "train.log").read_text()
+    assert "stopped after step 2, saved" in log
+    one, other = state(runs / "both"), state(runs / "stopped")
+    assert all(torch.equal(one[key], other[key]) for key in one)
 
 
 def test_one_process_speaks_and_writes(runs: Path) -> None:

@@ -6,25 +6,37 @@
 """
 
 import json
+import os
 import shutil
+import signal
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import pytest
 import torch
 
 from tinyssl import distributed
 from tinyssl import pretraining as module
+from tinyssl.errors import Interrupted
 
 
-def watched(out: str, differences: str | None = None, keep: str | None = None, **call: Any) -> None:
+def watched(
+    out: str,
+    differences: str | None = None,
+    keep: str | None = None,
+    stop: bool = False,
+    **call: Any,
+) -> None:
     """One call of `pretrain`.
 
     Args:
         out: the run folder.
         differences: file for how far the banks of all processes lie apart, a number a step.
         keep: where to copy the folder after the first epoch.
+        stop: the last process, and no other, gets SIGTERM in the first step.
         call: the other arguments of `pretrain`.
     """
     apart: list[float] = []
@@ -38,6 +50,8 @@ def watched(out: str, differences: str | None = None, keep: str | None = None, *
             rows = method.bank.rows
             apart.append(float((rows - distributed.mean(rows)).abs().max()))
             advance(pictures)
+            if stop and len(apart) == 1 and distributed.rank() == distributed.world_size() - 1:
+                os.kill(os.getpid(), signal.SIGTERM)
 
         hooks.advance = look
         fit(method, *arguments)
@@ -50,6 +64,7 @@ def watched(out: str, differences: str | None = None, keep: str | None = None, *
     with (
         mock.patch.object(module, "fit", looked_at),
         mock.patch.object(module.Run, "_save", copied),
+        pytest.raises(Interrupted) if stop else nullcontext(),
     ):
         module.pretrain(out=out, **call)
     if differences is not None and distributed.is_main():
