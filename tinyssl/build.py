@@ -120,8 +120,10 @@ def _check_shares(step_size: int, batch_norm: str, device: torch.device) -> None
         raise UsageError("encoder.batch_norm=synced works on GPUs only; take train or frozen")
 
 
-def build_method(recipe: Recipe, encoder: Encoder, pictures: int) -> Method:
-    """Encoder, head, bank and losses as a recipe says."""
+def build_method(
+    recipe: Recipe, encoder: Encoder, pictures: int, device: torch.device | str = "cpu"
+) -> Method:
+    """Encoder, head, bank and losses as a recipe says, on the device; the bank where it says."""
     head = recipe.head
     projection: nn.Module = projection_head(encoder.width, head.hidden, head.width, head.layers)
     if recipe.encoder.batch_norm == "synced" and distributed.world_size() > 1:
@@ -130,7 +132,7 @@ def build_method(recipe: Recipe, encoder: Encoder, pictures: int) -> Method:
     method = Method(
         encoder,
         projection,
-        MemoryBank(pictures, head.width),
+        MemoryBank(pictures, head.width, getattr(torch, recipe.bank.dtype)),
         temperature=recipe.loss.temperature,
         distill_weight=recipe.loss.distill_weight,
         distill_temperature=recipe.loss.distill_temperature,
@@ -138,7 +140,10 @@ def build_method(recipe: Recipe, encoder: Encoder, pictures: int) -> Method:
         bank_momentum=recipe.bank.momentum,
         bank_lr=recipe.bank.lr,
     )
-    return method.to(memory_format=torch.channels_last)
+    encoder.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    method.head.to(device)
+    method.bank.to("cpu" if recipe.bank.device == "host" else device)
+    return method
 
 
 def build_optimizer(recipe: Recipe, method: Method) -> torch.optim.Optimizer:

@@ -138,6 +138,12 @@ class Bank(Section):
     negatives: Literal["auto", "all"] | Count = Field(
         "auto", description="rows scored beside the batch's own; auto: all up to 65,536 pictures"
     )
+    dtype: Literal["float32", "float16"] = Field(
+        "float32", description="of the rows; float16: half the memory, for millions of pictures"
+    )
+    device: Literal["run", "host"] = Field(
+        "run", description="where the rows lie; host: in the CPU's memory, not on the GPU"
+    )
 
 
 class Loss(Section):

@@ -138,7 +138,7 @@ class Run:
         self.labels = _watch_labels(recipe.run.watch_labels, pictures)
         encoder = build_encoder(recipe, pictures)
         self.start = {key: value.clone() for key, value in encoder.state_dict().items()}
-        self.method = build_method(recipe, encoder, len(pictures.paths)).to(self.device)
+        self.method = build_method(recipe, encoder, len(pictures.paths), self.device)
         if distributed.world_size() > 1:
             network = torch.nn.Sequential(encoder, self.method.head)
             self.method.compute_by(distributed.data_parallel(network, self.device))
@@ -251,9 +251,10 @@ class Run:
         rows = watched_rows(len(self.pictures.paths))
         sample = self.pictures.array[rows]
         labels = None if self.labels is None else self.labels[rows]
+        bank = self.method.bank.rows
         values = watch(
             lambda: embed_pictures(self.method.encoder, sample, device=self.device),
-            self.method.bank.rows[torch.from_numpy(rows).to(self.device)].cpu().numpy(),
+            bank[torch.from_numpy(rows).to(bank.device)].float().cpu().numpy(),
             labels,
         )
         warning = collapse_warning(values)
@@ -321,6 +322,10 @@ class Run:
         plan, encoder = self.plan, self.method.encoder
         words = "resuming" if done else "training"
         scored = "all rows" if plan.negatives is None else f"{plan.negatives:,} sampled rows"
+        bank = self.method.bank.rows
+        scored += f" ({bank.nbytes / 2**20:,.0f} MiB {bank.dtype} on {bank.device})".replace(
+            "torch.", ""
+        )
         log.info(
             f"{words} {encoder.name} ({_millions(encoder)}) from {self.recipe.encoder.init} on "
             f"{plan.pictures:,} pictures, {plan.epochs} epochs of {plan.steps_per_epoch} steps, "
