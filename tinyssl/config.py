@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tinyssl.augment import PRESETS
 from tinyssl.errors import UsageError
@@ -174,11 +174,23 @@ class Run(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: Literal["auto", "on", "graphs", "off"] = Field(
+        "auto", description="torch.compile of network and loss; graphs: CUDA graphs too"
+    )
+    gpu_share: Probability = Field(
+        0.5, description="of a GPU's free memory that pictures may fill; else sent batch by batch"
+    )
     workers: Annotated[int, Field(ge=0)] = Field(0, description="threads; 0: one a CPU core")
     watch_every: Annotated[int, Field(ge=0)] = Field(5, description="epochs; 0: never")
     watch_labels: str | None = Field(None, description="labels.csv: also log k-NN accuracy")
     save_every: Count = Field(1, description="epochs between checkpoints")
     log_every: Count = Field(10, description="steps between lines of metrics.jsonl")
+
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _words(cls, given: Any) -> Any:
+        """YAML reads a plain on or off as true or false."""
+        return {True: "on", False: "off"}.get(given, given) if isinstance(given, bool) else given
 
 
 class Recipe(Section):

@@ -50,12 +50,17 @@ class Method(nn.Module):
         self.bank_lr = bank_lr
         self.network: Callable[[Tensor], Tensor] = self._network
 
-    def compute_by(self, network: nn.Module) -> None:
+    def compute_by(
+        self, network: nn.Module, losses: Callable[..., dict[str, Tensor]] | None = None
+    ) -> None:
         """Embeds by `network`, which holds this encoder and head: compiled, or data-parallel.
 
         Only its call is kept: as a module of this one it would be in the state a second time.
+        `losses` replaces the method of that name.
         """
         self.network = network.__call__
+        if losses is not None:
+            setattr(self, "losses", losses)  # noqa: B010
 
     def project(self, pictures: Tensor) -> Tensor:
         """Pictures (b, c, h, w) in [0, 1] to unit float32 embeddings (b, d)."""

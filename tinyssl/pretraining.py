@@ -24,6 +24,7 @@ from tinyssl.build import (
     settle,
 )
 from tinyssl.checkpoint import load_checkpoint, save_checkpoint
+from tinyssl.compiling import compiled, settle_compile
 from tinyssl.config import Recipe, load_recipe, read_recipe, shortcuts
 from tinyssl.console import Advance, log, progress, silence
 from tinyssl.data import Pictures, write_skipped
@@ -132,16 +133,16 @@ class Run:
         self.pictures = pictures
         self.folder = folder
         self.device = pick_device(recipe.run.device)
-        self.resident = ResidentPictures(pictures.array, self.device)
+        self.resident = ResidentPictures(pictures.array, self.device, recipe.run.gpu_share)
         self.batches = self._batches()
         self.plan = make_plan(recipe, len(pictures.paths), self.device)
         self.labels = _watch_labels(recipe.run.watch_labels, pictures)
         encoder = build_encoder(recipe, pictures)
         self.start = {key: value.clone() for key, value in encoder.state_dict().items()}
         self.method = build_method(recipe, encoder, len(pictures.paths), self.device)
-        if distributed.world_size() > 1:
-            network = torch.nn.Sequential(encoder, self.method.head)
-            self.method.compute_by(distributed.data_parallel(network, self.device))
+        whole = torch.nn.Sequential(encoder, self.method.head)
+        self.network = distributed.data_parallel(whole, self.device)
+        self.method.compute_by(self.network)
         self.optimizer = build_optimizer(recipe, self.method)
         self.progress = Progress()
         if state is not None:
@@ -174,6 +175,7 @@ class Run:
         self._tell_start(done)
         if done == 0:
             self._start_bank()
+        self._compile(total - done)
         with (
             progress("training", total * plan.step_size, "pictures") as advance,
             stop_signal() as stop,
@@ -188,6 +190,14 @@ class Run:
                 how = f"tinyssl pretrain --resume --out {self.folder.path}"
                 raise Interrupted(f"{stop}, saved; go on with: {how}", stop.signum) from None
         log.info(f"done: {self.folder.path / 'encoder.safetensors'}")
+
+    def _compile(self, steps: int) -> None:
+        """After the start of the bank, whose last batches may be of other sizes."""
+        setting = self.recipe.run.compile
+        wanted, reason = settle_compile(setting, self.device, steps)
+        log.info(f"{'compiling network and loss' if wanted else 'not compiling'} ({reason})")
+        if wanted:
+            self.method.compute_by(*compiled(self.network, self.method.losses, setting))
 
     def _hooks(self, advance: Advance, stop: Callable[[], int | None]) -> Hooks:
         if not distributed.is_main():
@@ -336,6 +346,7 @@ class Run:
                 f"{distributed.world_size()} processes share each batch of {plan.step_size}; "
                 f"batch norm: {self.recipe.encoder.batch_norm}"
             )
+        log.info(self.resident.told)
         log.info(f"tinyssl {__version__}, torch {torch.__version__}, {platform.platform()}")
 
     def _last_good(self) -> str:
