@@ -16,7 +16,7 @@ GROUND = {"errors", "files", "tensor_file"}
 LEAVES = {
     "bank", "budget", "calibration", "checkpoint", "colour", "compiling", "device", "distributed",
     "encoder", "feature_file", "folds", "heads", "labels", "loader", "logistic", "losses",
-    "neighbours", "picture", "pipeline", "recipe_files", "run_folder", "schedule",
+    "neighbours", "picture", "pipeline", "recipe_files", "remote_files", "run_folder", "schedule",
 }  # fmt: skip
 # One room that is several files: what belongs together and grew too long for one.
 PAIRS = {

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tinyssl.bank import MemoryBank
 from tinyssl.compiling import _missing, compiled, settle_compile
 from tinyssl.config import load_recipe
-from tinyssl.encoder import create_encoder
+from tinyssl.encoder import Encoder
 from tinyssl.errors import UsageError
 from tinyssl.heads import projection_head
 from tinyssl.method import Method
@@ -33,10 +33,21 @@ def plan(bf16: bool = False, **changes: Any) -> Plan:
     return Plan(**settings | changes)
 
 
+def backbone() -> nn.Module:
+    """Small, because a compiler takes seconds for every layer."""
+    made = nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(True), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )  # fmt: skip
+    made.num_features = 8  # type: ignore[assignment]
+    return made
+
+
 def method() -> Method:
-    encoder = create_encoder("test_resnet", seed=0)
     with torch.random.fork_rng():
         torch.manual_seed(0)
+        zero, one = torch.zeros(3), torch.ones(3)
+        encoder = Encoder(backbone(), name="small", stem="standard", mean=zero, std=one)
         head = projection_head(encoder.width, 16, 8)
     made = Method(
         encoder, head, MemoryBank(PICTURES, 8), temperature=0.2, distill_weight=0.5,
@@ -91,14 +102,17 @@ def test_channels_last(plain: Tensor) -> None:
 
 
 def test_bf16(plain: Tensor) -> None:
-    assert (steps(bf16=True) - plain)[: 2 * STEPS].abs().max() < 0.1
+    """8 bits of mantissa: close at first, and steps drift apart by what is rounded."""
+    apart = (steps(bf16=True) - plain).abs()
+    assert apart[:2].max() < 0.03
+    assert apart[2 : 2 * STEPS].max() < 0.5
 
 
 @pytest.mark.skipif(_missing(CPU) is not None, reason="no C++ compiler")
 @pytest.mark.filterwarnings("ignore")  # of torch's compiler, about itself
 def test_compiled(plain: Tensor) -> None:
     def change(made: Method) -> None:
-        network = torch.nn.Sequential(made.encoder, made.head)
+        network = nn.Sequential(made.encoder, made.head)
         before = set(made.state_dict())
         made.compute_by(*compiled(network, made.losses, "on"))
         assert set(made.state_dict()) == before

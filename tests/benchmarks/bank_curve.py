@@ -13,6 +13,7 @@ import multiprocessing
 import resource
 import statistics
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -102,22 +103,20 @@ def needed_gb(n: int, scored: str, dtype: str, batch: int, width: int) -> float:
 
 def curve(
     sizes: tuple[int, ...], batch: int, width: int, rounds: int, device: str, memory: float
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """All kinds of bank at all sizes, each in a process of its own."""
-    found = []
     for n in sizes:
         for scored, dtype in KINDS:
             if needed_gb(n, scored, dtype, batch, width) > memory:
                 continue
             with multiprocessing.get_context("spawn").Pool(1) as pool:
                 row = pool.apply(measure, (n, scored, dtype, batch, width, rounds, device))
-            found.append(row)
             print(
                 f"{n:9,} {scored:8} {dtype}: {row['ms_median']:8.1f} ms "
                 f"({row['ms_min']:.1f} to {row['ms_max']:.1f}), {row['peak_mib']:,.0f} MiB",
                 flush=True,
             )
-    return found
+            yield row
 
 
 def main() -> None:
@@ -131,9 +130,10 @@ def main() -> None:
     parser.add_argument("--memory", type=float, default=8.0, help="GB that one kind may take")
     given = parser.parse_args()
     sizes = tuple(int(n) for n in given.sizes.split(","))
-    rows = curve(sizes, given.batch, given.width, given.rounds, given.device, given.memory)
-    told = {"machine": machine(), "batch": given.batch, "width": given.width, "results": rows}
-    given.out.write_text(json.dumps(told, indent=1) + "\n")
+    told = {"machine": machine(), "batch": given.batch, "width": given.width, "results": []}
+    for row in curve(sizes, given.batch, given.width, given.rounds, given.device, given.memory):
+        told["results"].append(row)
+        given.out.write_text(json.dumps(told, indent=1) + "\n")
 
 
 if __name__ == "__main__":
