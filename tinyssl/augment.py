@@ -177,6 +177,10 @@ class Augment:
         """Pictures (b, H, W, c) uint8 or uint16 to views (b, c, s, s) float32 in [0, 1]."""
         return self._colour(self._geometry(pictures, parameters), parameters)
 
+    def compile(self) -> None:
+        """Compiles `apply`: on a GPU one pass over memory does what would be dozens."""
+        setattr(self, "apply", torch.compile(self.apply))  # noqa: B010
+
     def _draw_boxes(
         self, batch: int, height: int, width: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

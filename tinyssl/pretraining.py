@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tinyssl import __version__, distributed, labels
+from tinyssl.augment import Augment
 from tinyssl.build import (
     augment_from,
     build_encoder,
@@ -134,6 +135,7 @@ class Run:
         self.folder = folder
         self.device = pick_device(recipe.run.device)
         self.resident = ResidentPictures(pictures.array, self.device, recipe.run.gpu_share)
+        self.augment: Augment | None = None
         self.batches = self._batches()
         self.plan = make_plan(recipe, len(pictures.paths), self.device)
         self.labels = _watch_labels(recipe.run.watch_labels, pictures)
@@ -198,6 +200,8 @@ class Run:
         log.info(f"{'compiling network and loss' if wanted else 'not compiling'} ({reason})")
         if wanted:
             self.method.compute_by(*compiled(self.network, self.method.losses, setting))
+        if wanted and self.augment is not None and self.device.type == "cuda":
+            self.augment.compile()
 
     def _hooks(self, advance: Advance, stop: Callable[[], int | None]) -> Hooks:
         if not distributed.is_main():
@@ -226,7 +230,7 @@ class Run:
         section = self.recipe.augment
         if section.pipeline is not None:
             return self._pipeline_batches()
-        augment = augment_from(self.recipe)
+        augment = self.augment = augment_from(self.recipe)
 
         def batches(order: Tensor, step: int) -> Iterator[tuple[Tensor, Tensor]]:
             raws = self.resident.batches(order, distributed.share)
