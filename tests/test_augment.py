@@ -221,3 +221,23 @@ def test_cutmix_shares_follow_the_beta_distribution() -> None:
     assert 0.5 < weight.mean() < 0.75
     _, _, none = cutmix(views, generator(), alpha=1.0, probability=0.0)
     assert none.eq(1).all()
+
+
+def test_views_of_a_share_are_those_in_the_whole_batch() -> None:
+    pictures = torch.randint(0, 256, (5, 20, 24, 3), dtype=torch.uint8)
+    augment = Augment(16, blur=0.5, rotate90=0.5)
+    whole = augment(pictures, torch.Generator().manual_seed(0))
+    for own in (slice(0, 2), slice(2, 5)):
+        part = augment(pictures[own], torch.Generator().manual_seed(0), own, 5)
+        torch.testing.assert_close(part, whole[own], rtol=0, atol=1e-6)
+
+
+def test_compiled_is_the_same() -> None:
+    """By the way of GPUs, without a compiler's last step, which takes a minute."""
+    pictures = torch.randint(0, 256, (3, 20, 24, 3)).to(torch.uint16)
+    augment = Augment(16, blur=0.5, rotate90=0.5)
+    parameters = augment.draw(3, 20, 24, torch.Generator().manual_seed(0))
+    plain = augment.apply(pictures, parameters)
+    traced = torch.compile(augment.apply, fullgraph=True, backend="eager")
+    torch.testing.assert_close(traced(pictures, parameters), plain)
+    torch._dynamo.reset()

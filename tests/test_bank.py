@@ -139,3 +139,49 @@ def test_rows_travel_in_the_state_dict() -> None:
     other.load_state_dict(made.state_dict())
     assert torch.equal(made.rows, other.rows)
     assert isinstance(made.candidates(torch.tensor([0]), 2, generator()), Candidates)
+
+
+def moved(dtype: torch.dtype, rule: str, where: str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
+    """Scores of all rows and of some, and the rows after a step, as float32 on the CPU."""
+    made = MemoryBank(200, 64, dtype)
+    made.fill_random(generator())
+    index = torch.arange(0, 40, 4)
+    z = normalize(torch.randn(10, 64, generator=generator(2)), dim=1).to(where)
+    candidates = made.candidates(index.to(where), 50, generator(3))
+    scores, some = made.scores(z), made.scores(z, candidates.rows)
+    keep = torch.ones(10, device=where)
+    if rule == "ema":
+        made.update_ema(index.to(where), z, 0.5, keep)
+    else:
+        made.update_gradient(index.to(where), z, 0.1, 0.2, keep, candidates)
+        made.update_gradient(index.to(where), z, 0.1, 0.2, keep)
+    assert (scores.dtype, made.rows.dtype) == (torch.float32, dtype)
+    assert (scores.device.type, made.rows.device.type) == (where, "cpu")
+    return scores.cpu(), some.cpu(), made.rows.float()
+
+
+@pytest.mark.parametrize("rule", ["ema", "gradient"])
+def test_half_precision_has_the_same_scores(rule: str) -> None:
+    full, half = moved(torch.float32, rule), moved(torch.float16, rule)
+    for one, other in zip(full, half, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-3)
+        assert not torch.equal(one, other)
+    torch.testing.assert_close(half[2].norm(dim=1), torch.ones(200), rtol=0, atol=1e-3)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU beside the host")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("rule", ["ema", "gradient"])
+def test_a_bank_on_the_host_has_the_same_scores(dtype: torch.dtype, rule: str) -> None:
+    for one, other in zip(moved(dtype, rule), moved(dtype, rule, "cuda"), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=2e-3)
+
+
+def test_a_share_finds_its_own_rows_in_front() -> None:
+    made, (index, _) = bank(), batch()
+    drawn = made.candidates(index, 4, generator())
+    turned = drawn.starting_at(2, len(index))
+    assert torch.equal(turned.rows[:3], index[2:])
+    assert torch.equal(turned.rows.sort().values, drawn.rows.sort().values)
+    assert torch.equal(turned.rows[5:], drawn.rows[5:])
+    assert drawn.starting_at(0, len(index)) is drawn

@@ -1,6 +1,8 @@
 """Which pictures a step sees: every one once an epoch, the same after a resumed start."""
 
 import pickle
+import threading
+import time
 from functools import partial
 from typing import Any
 
@@ -12,7 +14,9 @@ from torch import Tensor
 
 from tinyssl.loader import (
     ResidentPictures,
+    ahead,
     epoch_order,
+    fits_budget,
     generator_for,
     pipeline_batches,
     steps_in_epoch,
@@ -57,6 +61,64 @@ def test_resident_batches_are_the_rows_asked_for(dtype: Any) -> None:
     assert [index.tolist() for index, _ in found] == order.tolist()
     for index, pictures in found:
         np.testing.assert_array_equal(pictures.numpy(), array[index.numpy()])
+
+
+def test_a_share_of_each_batch() -> None:
+    array = np.arange(10 * 4).reshape(10, 2, 2, 1).astype(np.uint8)
+    order = torch.tensor([[3, 1, 5], [9, 0, 2]])
+    reader = ResidentPictures(array, torch.device("cpu"))
+    for index, pictures in reader.batches(order, lambda count: slice(1, count)):
+        assert len(index) == 3
+        np.testing.assert_array_equal(pictures.numpy(), array[index[1:].numpy()])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("gpu_share", [0.0, 0.5], ids=["sent ahead", "resident"])
+def test_batches_on_a_gpu_are_the_same(gpu_share: float) -> None:
+    array = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), dtype=np.uint8)
+    order = [torch.randperm(64)[:size] for size in (8, 16, 8, 16, 3)]
+    reader = ResidentPictures(array, torch.device("cuda"), gpu_share)
+    assert (reader.resident is None) == (gpu_share == 0)
+    for index, pictures in reader.batches(order):
+        np.testing.assert_array_equal(pictures.cpu().numpy(), array[index.cpu().numpy()])
+
+
+def test_the_budget_is_told() -> None:
+    mib = 2**20
+    fits, told = fits_budget(300 * mib, 1000 * mib, 0.5)
+    assert fits
+    assert told == "pictures lie in the GPU's memory (300 MiB, run.gpu_share 0.5 of 1,000 MiB free)"
+    fits, told = fits_budget(600 * mib, 1000 * mib, 0.5)
+    assert not fits
+    assert "sent ahead (600 MiB" in told
+
+
+def test_one_is_made_ahead_of_the_one_in_use() -> None:
+    made: list[int] = []
+    turn = threading.Event()
+
+    def work(item: int) -> int:
+        made.append(item)
+        turn.set()
+        return 10 * item
+
+    found = []
+    for result in ahead(range(4), work):
+        if result < 30:
+            assert turn.wait(10)
+            while len(made) < result // 10 + 2:
+                time.sleep(0.001)
+        assert len(made) <= result // 10 + 2
+        found.append(result)
+    assert found == [0, 10, 20, 30]
+    assert list(ahead([], work)) == []
+
+
+def test_what_fails_ahead_is_raised_in_its_turn() -> None:
+    results = ahead([2, 1, 0], lambda number: 1 // number)
+    assert [next(results), next(results)] == [0, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
 
 
 def scaled(pictures: NDArray[Any], seeds: list[int], *, by: float) -> Tensor:

@@ -78,7 +78,7 @@ def test_mixed_pictures_do_not_move_their_rows(rule: str) -> None:
     views, index = pictures()
     mix = Mix(torch.tensor([1, 0, 3, 2]), torch.tensor([1.0, 0.6, 1.0, 0.2]))
     before = made.bank.rows.clone()
-    made.update_bank(index, made.project(views).detach(), mix=mix)
+    made.update_bank(index, made.project(views).detach(), weight=mix.weight)
     change = (made.bank.rows - before).norm(dim=1)
     if rule == "ema":
         assert change[index].gt(1e-4).tolist() == [True, False, True, False]

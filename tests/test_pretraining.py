@@ -215,9 +215,9 @@ def test_non_finite_loss_names_step_and_checkpoint(
     def poisoned(recipe: Any) -> Any:
         augment, calls = original(recipe), [0]
 
-        def views(pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        def views(pictures: torch.Tensor, generator: torch.Generator, *part: Any) -> torch.Tensor:
             calls[0] += 1
-            made = augment(pictures, generator)
+            made = augment(pictures, generator, *part)
             return made * float("nan") if calls[0] == 5 else made
 
         return views

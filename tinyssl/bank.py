@@ -1,7 +1,12 @@
 """The memory bank: one unit row per picture, all of it in buffers.
 
+Rows may be kept in half precision and on another device than the network's: what a step needs of
+them is brought to the embeddings' dtype and device, and what it changes is brought back.
+
 b = batch, n = pictures, d = embedding width, k = scored rows.
 """
+
+from __future__ import annotations
 
 import math
 from typing import NamedTuple
@@ -23,15 +28,30 @@ class Candidates(NamedTuple):
     rows: Tensor
     log_correction: Tensor
 
+    def starting_at(self, first: int, batch: int) -> Candidates:
+        """The same rows, the batch's own turned so that the one at `first` is the first.
+
+        So a process that has a share of the batch finds its own rows in front.
+        """
+        own, others = self.rows[:batch], self.rows[batch:]
+        return self._replace(rows=torch.cat([own.roll(-first), others])) if first else self
+
 
 class MemoryBank(nn.Module):
-    """Rows `W`, (n, d) float32 and of unit length, with the two ways to move them."""
+    """Rows `W`, (n, d) and of unit length, with the two ways to move them.
+
+    Args:
+        pictures: n.
+        width: d.
+        dtype: float32, or float16 for half the memory: rows are then rounded to 11 bits, and
+            cosines of all rows on a GPU too.
+    """
 
     rows: Tensor
 
-    def __init__(self, pictures: int, width: int) -> None:
+    def __init__(self, pictures: int, width: int, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.register_buffer("rows", torch.zeros(pictures, width))
+        self.register_buffer("rows", torch.zeros(pictures, width, dtype=dtype))
 
     def fill_random(self, generator: torch.Generator) -> None:
         """Draws every row uniformly from the unit sphere."""
@@ -40,7 +60,7 @@ class MemoryBank(nn.Module):
 
     def fill(self, index: Tensor, z: Tensor) -> None:
         """Sets rows `index`, (b,), to the unit features `z`, (b, d)."""
-        self.rows[index] = z.to(self.rows.dtype)
+        self.rows[self._there(index)] = z.to(self.rows)
 
     def candidates(self, index: Tensor, sampled: int, generator: torch.Generator) -> Candidates:
         """Draws the rows to score: the batch's own and `sampled` others, none of them twice.
@@ -58,7 +78,8 @@ class MemoryBank(nn.Module):
         draw = torch.rand(sampled + 1, generator=generator, device=device, dtype=torch.double)
         bounds = torch.arange(sampled + 1, device=device) * others // sampled
         within = (draw[:-1] * bounds.diff()).long()
-        rank = ((bounds[:-1] + within + (draw[-1] * others).long()) % others).to(index.device)
+        rank = (bounds[:-1] + within + (draw[-1] * others).long()) % others
+        rank = rank.to(index.device, non_blocking=True)
         ordered = index.sort().values
         gaps = ordered - torch.arange(len(index), device=index.device)
         negatives = rank + torch.searchsorted(gaps, rank, right=True)
@@ -68,7 +89,18 @@ class MemoryBank(nn.Module):
 
     def scores(self, z: Tensor, rows: Tensor | None = None) -> Tensor:
         """Cosines of `z`, (b, d), with all rows, (b, n), or with the rows numbered, (b, k)."""
-        return z @ (self.rows if rows is None else self.rows[rows]).T
+        if rows is not None:
+            return z @ self._take(rows, z).T
+        if self.rows.is_cuda and z.is_cuda and self.rows.dtype == torch.float16:
+            return (z.half() @ self.rows.T).to(z.dtype)  # no copy of the bank; CPUs are slow at it
+        return z @ self.rows.to(z).T
+
+    def _take(self, rows: Tensor, like: Tensor) -> Tensor:
+        return self.rows[self._there(rows)].to(like)
+
+    def _there(self, rows: Tensor) -> Tensor:
+        """Row numbers where the rows are; from a GPU to the host this waits for it."""
+        return rows.to(self.rows.device)
 
     @torch.no_grad()
     def update_ema(self, index: Tensor, z: Tensor, momentum: float, keep: Tensor) -> None:
@@ -80,9 +112,9 @@ class MemoryBank(nn.Module):
             momentum: m in [0, 1].
             keep: (b,) 1 for a row to move, 0 for one to leave (its picture was mixed).
         """
-        old = self.rows[index]
+        old = self._take(index, z)
         step = ((1 - momentum) * keep).unsqueeze(1)
-        self.rows[index] = normalize(old + step * (z - old), dim=1)
+        self.fill(index, normalize(old + step * (z - old), dim=1))
 
     @torch.no_grad()
     def update_gradient(
@@ -118,6 +150,6 @@ class MemoryBank(nn.Module):
         difference = logits.softmax(dim=1) - one_hot(target, logits.shape[1])
         gradient = (difference * keep.unsqueeze(1)).T @ z / temperature
         if rows is None:
-            self.rows.copy_(normalize(self.rows - lr * gradient, dim=1))
+            self.rows.copy_(normalize(self.rows.to(z) - lr * gradient, dim=1))
         else:
-            self.rows[rows] = normalize(self.rows[rows] - lr * gradient, dim=1)
+            self.fill(rows, normalize(self._take(rows, z) - lr * gradient, dim=1))

@@ -7,7 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from timm.layers.norm_act import convert_sync_batchnorm  # torch's own loses timm's activations
+from torch import nn
 
+from tinyssl import distributed
 from tinyssl.augment import PRESETS, Augment
 from tinyssl.bank import MemoryBank
 from tinyssl.budget import epochs_for, negatives_for
@@ -16,6 +19,7 @@ from tinyssl.console import log
 from tinyssl.data import Pictures
 from tinyssl.device import use_bf16
 from tinyssl.encoder import Encoder, create_encoder
+from tinyssl.errors import UsageError
 from tinyssl.heads import projection_head
 from tinyssl.method import Method
 from tinyssl.schedule import warmup_cosine
@@ -69,7 +73,12 @@ def augment_of(section: Views, view_size: int) -> Augment:
 
 
 def make_plan(recipe: Recipe, pictures: int, device: torch.device) -> Plan:
-    """The course of a run, from its settled recipe."""
+    """The course of a run, from its settled recipe.
+
+    Raises:
+        UsageError: several processes, with too few pictures a step for each, or with batch norms
+            to be synced on CPUs.
+    """
     optim, run = recipe.optim, recipe.run
     assert isinstance(run.epochs, int)
     batch = min(optim.batch_size, pictures)
@@ -91,19 +100,39 @@ def make_plan(recipe: Recipe, pictures: int, device: torch.device) -> Plan:
         watch_every=run.watch_every,
         save_every=run.save_every,
     )
+    _check_shares(plan.step_size, recipe.encoder.batch_norm, device)
     steps = plan.steps_per_epoch
     warmup = min(round(optim.warmup_epochs * steps), steps * run.epochs // 5)
     peak = optim.base_lr * batch / 256
     return replace(plan, lrs=warmup_cosine(steps * run.epochs, warmup, peak))
 
 
-def build_method(recipe: Recipe, encoder: Encoder, pictures: int) -> Method:
-    """Encoder, head, bank and losses as a recipe says."""
+def _check_shares(step_size: int, batch_norm: str, device: torch.device) -> None:
+    processes = distributed.world_size()
+    if processes == 1:
+        return
+    if step_size < 2 * processes:  # batch norm cannot take one picture
+        raise UsageError(
+            f"{processes} processes share steps of {step_size} pictures, each needs 2; raise "
+            "optim.batch_size or start fewer"
+        )
+    if batch_norm == "synced" and device.type == "cpu":
+        raise UsageError("encoder.batch_norm=synced works on GPUs only; take train or frozen")
+
+
+def build_method(
+    recipe: Recipe, encoder: Encoder, pictures: int, device: torch.device | str = "cpu"
+) -> Method:
+    """Encoder, head, bank and losses as a recipe says, on the device; the bank where it says."""
     head = recipe.head
+    projection: nn.Module = projection_head(encoder.width, head.hidden, head.width, head.layers)
+    if recipe.encoder.batch_norm == "synced" and distributed.world_size() > 1:
+        encoder.backbone = convert_sync_batchnorm(encoder.backbone)  # type: ignore[no-untyped-call]
+        projection = convert_sync_batchnorm(projection)  # type: ignore[no-untyped-call]
     method = Method(
         encoder,
-        projection_head(encoder.width, head.hidden, head.width, head.layers),
-        MemoryBank(pictures, head.width),
+        projection,
+        MemoryBank(pictures, head.width, getattr(torch, recipe.bank.dtype)),
         temperature=recipe.loss.temperature,
         distill_weight=recipe.loss.distill_weight,
         distill_temperature=recipe.loss.distill_temperature,
@@ -111,7 +140,10 @@ def build_method(recipe: Recipe, encoder: Encoder, pictures: int) -> Method:
         bank_momentum=recipe.bank.momentum,
         bank_lr=recipe.bank.lr,
     )
-    return method.to(memory_format=torch.channels_last)
+    encoder.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    method.head.to(device)
+    method.bank.to("cpu" if recipe.bank.device == "host" else device)
+    return method
 
 
 def build_optimizer(recipe: Recipe, method: Method) -> torch.optim.Optimizer:

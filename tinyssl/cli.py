@@ -277,10 +277,15 @@ def select(run: str, data: tuple[str, ...], budget: int, out: str, **options: An
 @click.option("--workers", default=0, help="Threads that decode.  [default: one a core]")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N.")
 @click.option("--overwrite", is_flag=True, help="Replace another file in --out.")
+@click.option(
+    "--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True,
+    help="ray: by a cluster.",
+)  # fmt: skip
 def embed(
     run: str,
     data: tuple[str, ...],
     out: str,
+    engine: str,
     nearest: tuple[str, ...],
     k: int,
     duplicates: bool,
@@ -298,8 +303,13 @@ def embed(
     --nearest, --duplicates and --outliers write a CSV beside OUT. Their cosines are of features
     less their mean: pictures of one domain share so much that all plain cosines look high.
 
+    --engine ray spreads a bundle's work over the Ray cluster in RAY_ADDRESS, or the cores of this
+    machine; DATA and OUT may be addresses such as s3://bucket/folder, and OUT is a folder of
+    Parquet files.
+
     \b
     tinyssl embed runs/mine pictures/ --out features.parquet
+    tinyssl embed bundle s3://bucket/pictures --out s3://bucket/features --engine ray
     tinyssl embed bundle pictures/ --out features.npz --nearest odd.png
     tinyssl embed runs/mine pictures/ --out features.npz --duplicates --outliers
     """
@@ -307,6 +317,11 @@ def embed(
     from tinyssl.lookups import check_wishes, find_duplicates, find_nearest, find_outliers
 
     check_wishes(nearest, k, threshold)
+    if engine == "ray":
+        if nearest or duplicates or outliers:
+            raise UsageError("--nearest, --duplicates and --outliers go with --engine local")
+        _embed_with_ray(run, data, out, **options)
+        return
     embedded = write(run, data, out, **options)
     click.echo(f"{out}: {embedded.pictures:,} x {embedded.extractor.width:,} features")
     if not (nearest or duplicates or outliers):
@@ -322,6 +337,17 @@ def embed(
     if outliers:
         found = find_outliers(features, out)
         click.echo(f"wrote {found.out}: {found.told}")
+
+
+def _embed_with_ray(
+    run: str, data: tuple[str, ...], out: str, raw: bool, device: str, **options: Any
+) -> None:
+    from tinyssl.ray_embedding import embed_with_ray
+
+    if raw:
+        raise UsageError("--raw goes with --engine local")
+    told = embed_with_ray(run, data, out, device="cpu" if device == "auto" else device, **options)
+    click.echo(f"{out}: features of {told.pictures:,} pictures, {told.skipped:,} skipped")
 
 
 def _print_nearest(rows: Sequence[tuple[Any, ...]]) -> None:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tinyssl.augment import PRESETS
 from tinyssl.errors import UsageError
@@ -115,8 +115,8 @@ class Encoder(Section):
         "standard", description="small: stride 1, for pictures of 64 pixels and less"
     )
     init: str = Field("random", description="random, pretrained (timm's hub) or a path")
-    batch_norm: Literal["train", "frozen"] = Field(
-        "train", description="frozen: keep the start's statistics"
+    batch_norm: Literal["train", "frozen", "synced"] = Field(
+        "train", description="frozen: keep the start's statistics; synced: over all processes"
     )
     blend: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="final weights = (1 - blend) * start + blend * end (arXiv:2109.01903)"
@@ -140,6 +140,12 @@ class Bank(Section):
     start: Literal["forward", "random"] = Field("forward", description="how the rows are filled")
     negatives: Literal["auto", "all"] | Count = Field(
         "auto", description="rows scored beside the batch's own; auto: all up to 65,536 pictures"
+    )
+    dtype: Literal["float32", "float16"] = Field(
+        "float32", description="of the rows; float16: half the memory, for millions of pictures"
+    )
+    device: Literal["run", "host"] = Field(
+        "run", description="where the rows lie; host: in the CPU's memory, not on the GPU"
     )
 
 
@@ -171,6 +177,12 @@ class Run(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: Literal["auto", "on", "graphs", "off"] = Field(
+        "auto", description="torch.compile of network and loss; graphs: CUDA graphs too"
+    )
+    gpu_share: Probability = Field(
+        0.5, description="of a GPU's free memory that pictures may fill; else sent batch by batch"
+    )
     workers: Annotated[int, Field(ge=0)] = Field(0, description="threads; 0: one a CPU core")
     watch_every: Annotated[int, Field(ge=0)] = Field(5, description="epochs; 0: never")
     watch_labels: str | None = Field(None, description="labels.csv: also log k-NN accuracy")
@@ -179,6 +191,12 @@ class Run(Section):
     loggers: list[Literal["tensorboard", "mlflow", "wandb"]] = Field(
         [], description="where these lines go too"
     )
+
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _words(cls, given: Any) -> Any:
+        """YAML reads a plain on or off as true or false."""
+        return {True: "on", False: "off"}.get(given, given) if isinstance(given, bool) else given
 
 
 class Recipe(Section):

@@ -33,6 +33,19 @@ def say(text: str) -> None:
     _CONSOLE.print(text, markup=False, soft_wrap=True)
 
 
+@contextmanager
+def silence() -> Iterator[None]:
+    """Shows no lines and no bars: for the processes of a run that are not the main one."""
+    level = log.level
+    _CONSOLE.quiet = True
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        _CONSOLE.quiet = False
+        log.setLevel(level)
+
+
 def print_result(result: object) -> None:
     """Prints a table or a text to standard output, at least 80 columns wide."""
     console = Console(highlight=False)
@@ -46,7 +59,7 @@ def progress(title: str, total: int, unit: str = "pictures") -> Iterator[Advance
     Yields:
         A function to call with the number of newly finished items.
     """
-    if _CONSOLE.is_terminal:
+    if _CONSOLE.is_terminal and not _CONSOLE.quiet:
         with _bar(unit) as bar:
             task = bar.add_task(title, total=total)
             yield lambda count: bar.update(task, advance=count)

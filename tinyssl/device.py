@@ -1,6 +1,7 @@
 """Which device to train on, and in which precision."""
 
 import ctypes
+import os
 import sys
 
 import torch
@@ -13,11 +14,15 @@ _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # parameters of glibc's mallopt
 def pick_device(name: str) -> torch.device:
     """`auto` is the first CUDA device, or else the CPU.
 
+    Where `torchrun` started several processes, `auto` and `cuda` are another device for each.
+
     Raises:
         UsageError: not a device, or not one of this machine.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

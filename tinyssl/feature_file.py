@@ -102,6 +102,29 @@ def read_key(path: Path) -> str | None:
         return None
 
 
+def parquet_bytes(block: Features, width: int, dtype: Any, key: str) -> bytes:
+    """What `write_features` would write for one block of features; it may have no rows."""
+    file = io.BytesIO()
+    _write_parquet(file, [block], (len(block.paths), width), np.dtype(dtype), key)
+    return file.getvalue()
+
+
+def parquet_facts(file: IO[bytes]) -> tuple[int, str]:
+    """Rows of a Parquet file of features and its key; only its end is read.
+
+    Raises:
+        ValueError: it is another kind of file.
+    """
+    from pyarrow import ArrowInvalid, parquet
+
+    try:
+        with parquet.ParquetFile(file) as opened:
+            key = (opened.schema_arrow.metadata or {})[b"tinyssl"].decode()
+            return int(opened.metadata.num_rows), key
+    except (ArrowInvalid, KeyError) as error:
+        raise ValueError(str(error)) from None
+
+
 def _write_npz(
     file: IO[bytes],
     blocks: Iterable[Features],

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-Views = Callable[[Tensor, torch.Generator], Tensor]
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def epoch_order(pictures: int, batch_size: int, seed: int, epoch: int) -> Tensor:
@@ -40,29 +42,127 @@ def generator_for(seed: int, position: int, stream: int) -> torch.Generator:
 
 
 class ResidentPictures:
-    """Raw batches from the cache; on a GPU from its own memory where the cache fits there."""
+    """Raw batches from the cache; on a GPU from its own memory where the cache fits there.
 
-    def __init__(self, array: np.ndarray[Any, Any], device: torch.device) -> None:
-        self.array = array
-        self.device = device
-        self.resident = self._load() if device.type == "cuda" and self._fits() else None
+    Args:
+        array: (n, h, w, c) uint8 or uint16, a memory map as a rule.
+        device: where batches go.
+        gpu_share: how much of the GPU's free memory the pictures may fill.
 
-    def batches(self, order: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields (index (b,), pictures (b, h, w, c) of the cache's dtype), both on the device."""
-        for index in order:
-            yield index.to(self.device), self._gather(index)
+    Attributes:
+        told: where batches come from and why, in words.
+    """
 
-    def _gather(self, index: Tensor) -> Tensor:
+    def __init__(
+        self, array: np.ndarray[Any, Any], device: torch.device, gpu_share: float = 0.5
+    ) -> None:
+        self.array, self.device = array, device
+        self.resident: Tensor | None = None
+        self.told = "pictures are read from the cache, batch by batch"
+        if device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(device)
+            fits, self.told = fits_budget(array.nbytes, free, gpu_share)
+            self.resident = self._load() if fits else None
+
+    def batches(
+        self, order: Iterable[Tensor], part: Callable[[int], slice] | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields the batches of some order, on the device.
+
+        Args:
+            order: the numbers of the pictures of each batch, (b,).
+            part: which of b pictures to get; all when None.
+
+        Yields:
+            (index (b,), pictures (own, h, w, c) of the cache's dtype).
+        """
+        batches = list(order)
+        shares = batches if part is None else [index[part(len(index))] for index in batches]
+        for index, pictures in zip(batches, self._gathered(shares), strict=True):
+            yield index.to(self.device, non_blocking=True), pictures
+
+    def _gathered(self, shares: list[Tensor]) -> Iterator[Tensor]:
         if self.resident is not None:
-            return self.resident[index.to(self.device)]
-        return torch.from_numpy(self.array[index.numpy()]).to(self.device)
-
-    def _fits(self) -> bool:
-        free, _ = torch.cuda.mem_get_info(self.device)
-        return self.array.nbytes < free // 2
+            for own in shares:
+                yield self.resident[own.to(self.device, non_blocking=True)]
+        elif self.device.type == "cuda":
+            sender = _SideStream(self.array, self.device)
+            for sent in ahead(shares, sender.send):
+                yield sender.receive(sent)
+        else:
+            for own in shares:
+                yield torch.from_numpy(self.array[own.numpy()]).to(self.device)
 
     def _load(self) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(self.array)).to(self.device)
+
+
+def fits_budget(needed: int, free: int, share: float) -> tuple[bool, str]:
+    """Whether pictures may lie in a GPU's memory, and the reason in words.
+
+    Args:
+        needed: bytes of the pictures.
+        free: bytes that are free on the GPU.
+        share: of the free bytes that pictures may fill, `run.gpu_share`.
+    """
+    sizes = f"{needed / 2**20:,.0f} MiB, run.gpu_share {share:g} of {free / 2**20:,.0f} MiB free"
+    if needed <= free * share:
+        return True, f"pictures lie in the GPU's memory ({sizes})"
+    return False, f"pictures are read from the cache and sent ahead ({sizes})"
+
+
+def ahead(items: Iterable[T], work: Callable[[T], R]) -> Iterator[R]:
+    """Results in order; a thread makes the next one while the last is in use."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting: Future[R] | None = None
+        for item in items:
+            started, waiting = waiting, pool.submit(work, item)
+            if started is not None:
+                yield started.result()
+        if waiting is not None:
+            yield waiting.result()
+
+
+class _SideStream:
+    """Sends batches to a GPU beside its work: two pinned buffers, and a stream of their own."""
+
+    def __init__(self, array: np.ndarray[Any, Any], device: torch.device) -> None:
+        self.array, self.device = array, device
+        self.stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self.buffers: list[Tensor | None] = [None, None]
+        self.events: list[torch.cuda.Event | None] = [None, None]
+        self.turn = 0
+
+    def send(self, own: Tensor) -> tuple[Tensor, torch.cuda.Event]:
+        """Starts to send pictures; waits until the buffer's last ones are over there."""
+        self.turn = 1 - self.turn
+        last = self.events[self.turn]
+        if last is not None:
+            last.synchronize()
+        pinned = self._buffer(len(own))
+        # "clip" writes into `out` at once; numbers are known to be in range.
+        np.take(self.array, own.numpy(), axis=0, out=pinned.numpy(), mode="clip")
+        with torch.cuda.stream(self.stream):
+            sent = pinned.to(self.device, non_blocking=True)
+            event = self.stream.record_event()
+        self.events[self.turn] = event
+        return sent, event
+
+    def receive(self, sent: tuple[Tensor, torch.cuda.Event]) -> Tensor:
+        """The pictures, for use on the current stream; the host does not wait for them."""
+        pictures, event = sent
+        current = torch.cuda.current_stream(self.device)
+        current.wait_event(event)
+        pictures.record_stream(current)
+        return pictures
+
+    def _buffer(self, count: int) -> Tensor:
+        buffer = self.buffers[self.turn]
+        if buffer is None or len(buffer) < count:
+            kind = torch.from_numpy(self.array[:0].copy()).dtype
+            buffer = torch.empty((count, *self.array.shape[1:]), dtype=kind, pin_memory=True)
+            self.buffers[self.turn] = buffer
+        return buffer[:count]
 
 
 class _PipelineBatches(Dataset[tuple[Tensor, Tensor]]):

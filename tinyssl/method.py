@@ -3,6 +3,7 @@
 b = batch, n = pictures, c = channels, d = embedding width.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -47,10 +48,27 @@ class Method(nn.Module):
         self.bank_rule = bank_rule
         self.bank_momentum = bank_momentum
         self.bank_lr = bank_lr
+        self.network: Callable[[Tensor], Tensor] = self._network
+
+    def compute_by(
+        self, network: nn.Module, losses: Callable[..., dict[str, Tensor]] | None = None
+    ) -> None:
+        """Embeds by `network`, which holds this encoder and head: compiled, or data-parallel.
+
+        Only its call is kept: as a module of this one it would be in the state a second time.
+        `losses` replaces the method of that name.
+        """
+        self.network = network.__call__
+        if losses is not None:
+            setattr(self, "losses", losses)  # noqa: B010
 
     def project(self, pictures: Tensor) -> Tensor:
         """Pictures (b, c, h, w) in [0, 1] to unit float32 embeddings (b, d)."""
-        return normalize(self.head(self.encoder(pictures)).float(), dim=1)
+        return normalize(self.network(pictures).float(), dim=1)
+
+    def _network(self, pictures: Tensor) -> Tensor:
+        embeddings: Tensor = self.head(self.encoder(pictures))
+        return embeddings
 
     def losses(
         self,
@@ -95,13 +113,19 @@ class Method(nn.Module):
         index: Tensor,
         z: Tensor,
         candidates: Candidates | None = None,
-        mix: Mix | None = None,
+        weight: Tensor | None = None,
     ) -> None:
         """Moves the bank by the features of a step; those of mixed pictures are left out.
 
         A mixed view shows two pictures at once and would put either one's row in between.
+
+        Args:
+            index: (b,) distinct picture numbers.
+            z: (b, d) unit embeddings.
+            candidates: the rows that were scored; all n when None.
+            weight: (b,) share of the own picture in a mixed view; 1 for all when None.
         """
-        keep = torch.ones_like(z[:, 0]) if mix is None else (mix.weight == 1).to(z.dtype)
+        keep = torch.ones_like(z[:, 0]) if weight is None else (weight == 1).to(z.dtype)
         if self.bank_rule == "ema":
             self.bank.update_ema(index, z, self.bank_momentum, keep)
         else:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tinyssl import __version__, labels
+from tinyssl import __version__, distributed, labels
+from tinyssl.augment import Augment
 from tinyssl.build import (
     augment_from,
     build_encoder,
@@ -26,15 +27,16 @@ from tinyssl.build import (
     settle,
 )
 from tinyssl.checkpoint import load_checkpoint, save_checkpoint
+from tinyssl.compiling import compiled, settle_compile
 from tinyssl.config import Recipe, load_recipe, read_recipe, shortcuts
-from tinyssl.console import log, progress
+from tinyssl.console import Advance, log, progress, silence
 from tinyssl.data import Pictures, write_skipped
 from tinyssl.device import keep_freed_memory, pick_device
 from tinyssl.encoder import Encoder, create_encoder, embed_pictures, resolve_name
 from tinyssl.errors import Interrupted, JobError, NonFinite, TinysslError, UsageError
 from tinyssl.files import write_text
 from tinyssl.loader import ResidentPictures, generator_for, pipeline_batches
-from tinyssl.loggers import check_loggers, open_loggers
+from tinyssl.loggers import Log, check_loggers, open_loggers
 from tinyssl.machine import MACHINE, machine_facts
 from tinyssl.pipeline import apply_pipeline, load_pipeline
 from tinyssl.reporting.command import leave_report
@@ -82,11 +84,14 @@ def pretrain(
         Interrupted: SIGINT or SIGTERM; the run was saved and can be resumed.
     """
     folder = RunFolder(out if out is not None else Path("runs") / Path(recipe).stem)
-    with folder.log_to_file(), ExitStack() as held:
-        all_overrides = [*overrides, *shortcuts(settings)]
+    all_overrides = [*overrides, *shortcuts(settings)]
+    with ExitStack() as held:
+        held.enter_context(distributed.joined())
+        held.enter_context(folder.log_to_file() if distributed.is_main() else silence())
         run = _prepare(data, recipe, folder, all_overrides, resume, overwrite, held)
         path = run.go()
-        leave_report(path, run.pictures)
+        if distributed.is_main():
+            leave_report(path, run.pictures)
         return path
 
 
@@ -111,16 +116,18 @@ def _prepare(
     else:
         settled = with_sources(load_recipe(recipe, overrides), data)
         if not overwrite:
-            folder.refuse_if_used()
+            distributed.on_main(folder.refuse_if_used)
     resolve_name(settled.encoder.name)
     pick_device(settled.run.device)
     check_loggers(settled.run.loggers)
-    pictures = read_pictures(settled)
+    with distributed.one_goes_first():
+        pictures = read_pictures(settled)
     settled = settle(settled, len(pictures.paths), pictures.array.shape[3])
     run = Run(settled, pictures, folder, state)
     if state is None:
-        run.create_folder(held, overwrite or resume)
-    folder.begin_log()
+        distributed.on_main(lambda: run.create_folder(held, overwrite or resume))
+    if distributed.is_main():
+        folder.begin_log()
     return run
 
 
@@ -128,7 +135,7 @@ def _read_saved(folder: RunFolder, held: ExitStack) -> tuple[dict[str, Any] | No
     """The checkpoint and its recipe; of a run that was stopped before its first, the recipe."""
     if folder.checkpoint.exists() or not folder.recipe.is_file():
         if folder.path.is_dir():
-            held.enter_context(folder.hold())
+            distributed.on_main(lambda: held.enter_context(folder.hold()))
         state = load_checkpoint(folder.checkpoint)
         return state, read_recipe(str(state.get("recipe")), str(folder.checkpoint))
     log.info(f"{folder.path} has no checkpoint yet: beginning again with its recipe")
@@ -153,13 +160,17 @@ class Run:
         self.pictures = pictures
         self.folder = folder
         self.device = pick_device(recipe.run.device)
-        self.resident = ResidentPictures(pictures.array, self.device)
+        self.resident = ResidentPictures(pictures.array, self.device, recipe.run.gpu_share)
+        self.augment: Augment | None = None
         self.batches = self._batches()
         self.plan = make_plan(recipe, len(pictures.paths), self.device)
         self.labels = _watch_labels(recipe.run.watch_labels, pictures)
         encoder = build_encoder(recipe, pictures)
         self.start = {key: value.clone() for key, value in encoder.state_dict().items()}
-        self.method = build_method(recipe, encoder, len(pictures.paths)).to(self.device)
+        self.method = build_method(recipe, encoder, len(pictures.paths), self.device)
+        whole = torch.nn.Sequential(encoder, self.method.head)
+        self.network = distributed.data_parallel(whole, self.device)
+        self.method.compute_by(self.network)
         self.optimizer = build_optimizer(recipe, self.method)
         self.progress = Progress()
         if state is not None:
@@ -185,33 +196,21 @@ class Run:
         plan, done = self.plan, self.progress.step
         total = plan.steps_per_epoch * plan.epochs
         if done >= total:
-            self._save_encoder()  # the last checkpoint may have been all that was written
+            if distributed.is_main():
+                self._save_encoder()  # the last checkpoint may have been all that was written
             log.info(f"{self.folder.path}: all {plan.epochs} epochs are done; nothing to resume")
             return
         self._tell_start(done)
         if done == 0:
             self._start_bank()
+        self._compile(total - done)
         with (
-            open_loggers(
-                self.recipe.run.loggers, self.folder.path, self.recipe.to_yaml(), done
-            ) as log_too,
+            self._loggers(done) as log_too,
             progress("training", total * plan.step_size, "pictures") as advance,
             stop_signal() as stop,
         ):
             advance(done * plan.step_size)
-
-            def log_step(line: dict[str, Any]) -> None:
-                self.folder.log_metrics(line)
-                log_too(line)
-
-            hooks = Hooks(
-                log_step=log_step,
-                log_epoch=self._log_epoch,
-                save=self._save,
-                watch=self._watch,
-                advance=advance,
-                stop_signal=stop,
-            )
+            hooks = self._hooks(log_too, advance, stop)
             try:
                 fit(self.method, self.optimizer, self.batches, plan, self.progress, hooks)
             except NonFinite as error:
@@ -222,10 +221,42 @@ class Run:
             except Interrupted as stop:
                 how = f"tinyssl pretrain --resume --out {self.folder.path}"
                 raise Interrupted(f"{stop}, saved; go on with: {how}", stop.signum) from None
-        facts = machine_facts(self.device, self.progress.seconds)
-        facts["pictures"] = len(self.pictures.paths)
-        write_text(self.folder.path / MACHINE, json.dumps(facts, indent=1) + "\n")
+        if distributed.is_main():
+            facts = machine_facts(self.device, self.progress.seconds)
+            facts["pictures"] = len(self.pictures.paths)
+            write_text(self.folder.path / MACHINE, json.dumps(facts, indent=1) + "\n")
         log.info(f"done: {self.folder.path / 'encoder.safetensors'}")
+
+    def _compile(self, steps: int) -> None:
+        """After the start of the bank, whose last batches may be of other sizes."""
+        setting = self.recipe.run.compile
+        wanted, reason = settle_compile(setting, self.device, steps)
+        log.info(f"{'compiling network and loss' if wanted else 'not compiling'} ({reason})")
+        if wanted:
+            self.method.compute_by(*compiled(self.network, self.method.losses, setting))
+        if wanted and self.augment is not None and self.device.type == "cuda":
+            self.augment.compile()
+
+    def _loggers(self, done: int) -> AbstractContextManager[Log]:
+        names = self.recipe.run.loggers if distributed.is_main() else []
+        return open_loggers(names, self.folder.path, self.recipe.to_yaml(), done)
+
+    def _hooks(self, log_too: Log, advance: Advance, stop: Callable[[], int | None]) -> Hooks:
+        if not distributed.is_main():
+            return Hooks(_nothing, _nothing, _nothing, dict, advance, stop)
+
+        def log_step(line: dict[str, Any]) -> None:
+            self.folder.log_metrics(line)
+            log_too(line)
+
+        return Hooks(
+            log_step=log_step,
+            log_epoch=self._log_epoch,
+            save=self._save,
+            watch=self._watch,
+            advance=advance,
+            stop_signal=stop,
+        )
 
     def _start_bank(self) -> None:
         if self.recipe.bank.start == "random":
@@ -233,7 +264,7 @@ class Run:
             return
         count, batch = len(self.pictures.paths), self.plan.batch_size
         order = torch.tensor_split(torch.arange(count), -(-count // batch))
-        raw = self.resident.batches(order)
+        raw = self.resident.batches(order, distributed.share)
         whole = ((index, to_unit(pictures)) for index, pictures in raw)
         start_bank(self.method, whole, self.plan.frozen_batch_norm)
 
@@ -242,12 +273,13 @@ class Run:
         section = self.recipe.augment
         if section.pipeline is not None:
             return self._pipeline_batches()
-        augment = augment_from(self.recipe)
+        augment = self.augment = augment_from(self.recipe)
 
         def batches(order: Tensor, step: int) -> Iterator[tuple[Tensor, Tensor]]:
-            for position, (index, raw) in enumerate(self.resident.batches(order)):
+            raws = self.resident.batches(order, distributed.share)
+            for position, (index, raw) in enumerate(raws):
                 generator = generator_for(seed, step + position, stream=1)
-                views = augment(raw, generator)
+                views = augment(raw, generator, distributed.share(len(index)), len(index))
                 yield index, views.contiguous(memory_format=torch.channels_last)
 
         return batches
@@ -262,10 +294,13 @@ class Run:
         def batches(order: Tensor, step: int) -> Iterator[tuple[Tensor, Tensor]]:
             generator = generator_for(seed, step, stream=1)
             seeds = torch.randint(2**31, order.shape, generator=generator)
-            made = pipeline_batches(self.pictures.array, order, apply, seeds, workers)
-            for index, views in made:
+            own = distributed.share(order.shape[1])
+            made = pipeline_batches(
+                self.pictures.array, order[:, own], apply, seeds[:, own], workers
+            )
+            for index, (_, views) in zip(order.to(self.device), made, strict=True):
                 views = views.to(self.device).contiguous(memory_format=torch.channels_last)
-                yield index.to(self.device), views
+                yield index, views
 
         return batches
 
@@ -273,9 +308,10 @@ class Run:
         rows = watched_rows(len(self.pictures.paths))
         sample = self.pictures.array[rows]
         labels = None if self.labels is None else self.labels[rows]
+        bank = self.method.bank.rows
         values = watch(
             lambda: embed_pictures(self.method.encoder, sample, device=self.device),
-            self.method.bank.rows[torch.from_numpy(rows).to(self.device)].cpu().numpy(),
+            bank[torch.from_numpy(rows).to(bank.device)].float().cpu().numpy(),
             labels,
         )
         warning = collapse_warning(values)
@@ -340,17 +376,28 @@ class Run:
         self.progress = Progress(**state["progress"])
         torch.set_rng_state(state["rng"])
         epochs = self.progress.step // self.plan.steps_per_epoch
-        self.folder.forget_after(self.progress.step, epochs)
+        if distributed.is_main():
+            self.folder.forget_after(self.progress.step, epochs)
 
     def _tell_start(self, done: int) -> None:
         plan, encoder = self.plan, self.method.encoder
         words = "resuming" if done else "training"
         scored = "all rows" if plan.negatives is None else f"{plan.negatives:,} sampled rows"
+        bank = self.method.bank.rows
+        scored += f" ({bank.nbytes / 2**20:,.0f} MiB {bank.dtype} on {bank.device})".replace(
+            "torch.", ""
+        )
         log.info(
             f"{words} {encoder.name} ({_millions(encoder)}) from {self.recipe.encoder.init} on "
             f"{plan.pictures:,} pictures, {plan.epochs} epochs of {plan.steps_per_epoch} steps, "
             f"{'bf16' if plan.bf16 else 'fp32'} on {self.device}, bank: {scored}"
         )
+        if distributed.world_size() > 1:
+            log.info(
+                f"{distributed.world_size()} processes share each batch of {plan.step_size}; "
+                f"batch norm: {self.recipe.encoder.batch_norm}"
+            )
+        log.info(self.resident.told)
         log.info(f"tinyssl {__version__}, torch {torch.__version__}, {platform.platform()}")
 
     def _last_good(self) -> str:
@@ -363,6 +410,10 @@ class Run:
         log.debug(f"the batch that failed: {', '.join(names)}")  # all of it in train.log
         more = f" and {len(names) - 3:,} more in train.log" if len(names) > 3 else ""
         return f"the batch is {', '.join(names[:3])}{more}"
+
+
+def _nothing(value: object) -> None:
+    """What processes other than the main one write."""
 
 
 def to_unit(pictures: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tinyssl import distributed
 from tinyssl.augment import cutmix
 from tinyssl.console import Advance, log
 from tinyssl.encoder import freeze_batch_norm
@@ -19,6 +20,7 @@ from tinyssl.loader import epoch_order, generator_for, steps_in_epoch
 from tinyssl.method import Method, Mix
 
 Batches = Callable[[Tensor, int], Iterator[tuple[Tensor, Tensor]]]
+Unread = list[tuple[Tensor, dict[str, Tensor]]]  # picture numbers and loss terms of steps
 Watch = Callable[[], dict[str, float]]
 
 
@@ -63,7 +65,10 @@ class Progress:
 
 @dataclass
 class Hooks:
-    """What the loop calls at its seams, so that it knows no files and no terminal."""
+    """What the loop calls at its seams, so that it knows no files and no terminal.
+
+    Of several processes only the main one's do anything, except `advance` and `stop_signal`.
+    """
 
     log_step: Callable[[dict[str, Any]], None]
     log_epoch: Callable[[dict[str, Any]], None]
@@ -83,15 +88,19 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
 
 
 @torch.no_grad()
-def clip_gradients(parameters: list[nn.Parameter], max_norm: float) -> None:
-    """Scales all gradients to a common norm of `max_norm` where it is above that.
+def clip_gradients(parameters: list[nn.Parameter], max_norm: float | None) -> Tensor:
+    """Scales all gradients to a common norm of `max_norm` where it is above that; None: never.
 
     As `torch.nn.utils.clip_grad_norm_`, which writes every gradient anew even when nothing is to
-    be clipped.
+    be clipped. On a GPU so does this: to look at the norm would be to wait for the device.
+
+    Returns:
+        The norm before.
     """
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if norm > max_norm:
+    if max_norm is not None and (norm.is_cuda or norm > max_norm):
         nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm
 
 
 @torch.no_grad()
@@ -99,11 +108,12 @@ def start_bank(method: Method, batches: Iterator[tuple[Tensor, Tensor]], frozen:
     """Fills the bank by one pass over the pictures ("feature calibrate", arXiv:2404.19289).
 
     In training mode: with the running statistics of an untrained network all features would be
-    nearly the same.
+    nearly the same. `batches` are as in `fit`.
     """
     _set_train(method, frozen)
     for index, pictures in batches:
-        method.bank.fill(index, method.project(pictures))
+        own = method.project(pictures)
+        method.bank.fill(index, distributed.gather(own, len(index)))
 
 
 def fit(
@@ -116,29 +126,38 @@ def fit(
 ) -> None:
     """Trains `method` from `progress` to the end of `plan`.
 
+    `batches` yields the numbers of all pictures of a step, (b,), and the views of those that are
+    this process's share.
+
     Raises:
         NonFinite: a loss or a gradient; the last checkpoint is from before that step.
         Interrupted: a signal came; the run was saved after the step.
     """
     steps = plan.steps_per_epoch
     first_epoch, offset = divmod(progress.step, steps)
+    unread: Unread = []
     for epoch in range(first_epoch, plan.epochs):
         _set_train(method, plan.frozen_batch_norm)
         order = epoch_order(plan.pictures, plan.batch_size, plan.seed, epoch)[offset:]
         start = time.monotonic()
         for index, views in batches(order, progress.step):
             terms = train_step(method, optimizer, index, views, plan, progress.step)
+            unread.append((index, terms))
             progress.step += 1
-            _record(progress, terms, plan, hooks, time.monotonic() - start)
+            if progress.step % plan.log_every == 0:
+                _read(unread, progress)
+                _log(progress, plan, hooks, time.monotonic() - start)
             hooks.advance(len(index))
-            if hooks.stop_signal() is not None and progress.step % steps:
+            if progress.step % steps and _stop_wished(progress, plan, hooks) is not None:
                 progress.seconds += time.monotonic() - start
+                _read(unread, progress)
                 hooks.save(progress)
                 _stop(progress, hooks)
+        _read(unread, progress)
         progress.seconds += time.monotonic() - start
         offset = 0
         _end_epoch(epoch + 1, progress, plan, hooks)
-        if hooks.stop_signal() is not None and epoch + 1 < plan.epochs:
+        if epoch + 1 < plan.epochs:
             _stop(progress, hooks)
 
 
@@ -155,60 +174,77 @@ def train_step(
     Args:
         method: encoder, head, bank and losses.
         optimizer: of encoder and head.
-        index: (b,) picture numbers.
-        views: (b, c, s, s) augmented views in [0, 1].
+        index: (b,) picture numbers, of all processes.
+        views: (own, c, s, s) augmented views in [0, 1] of this process's share of them.
         plan: the run's course.
         step: number of this step; with the plan's seed it decides every random draw.
 
     Returns:
-        The detached loss terms.
+        The detached loss terms; their mean over processes is that of the batch.
 
     Raises:
-        NonFinite: the loss or a gradient is not finite; nothing was changed by it.
+        NonFinite: the loss or a gradient is not finite; nothing was changed by it. On a GPU, which
+            this would have to wait for, `fit` finds it when it reads the losses.
     """
-    generator = generator_for(plan.seed, step, stream=2)
+    count, own = len(index), distributed.share(len(index))
     mix = None
     if plan.cutmix > 0:
-        views, partner, weight = cutmix(
-            views, generator, alpha=plan.cutmix_alpha, probability=plan.cutmix
-        )
-        mix = Mix(partner, weight)
-    candidates = None
+        mix, views = _mix(views, plan, step)
+    candidates = scored = None
     if plan.negatives is not None:
+        generator = generator_for(plan.seed, step, stream=4)
         candidates = method.bank.candidates(index, plan.negatives, generator)
+        scored = candidates.starting_at(own.start, count)
     for group in optimizer.param_groups:
         group["lr"] = float(plan.lrs[step])
 
     with torch.autocast(views.device.type, torch.bfloat16, enabled=plan.bf16):
         z = method.project(views)
-    terms = method.losses(z, index, candidates, mix)
+    terms = method.losses(z, index[own], scored, mix)
+    terms = {name: term * distributed.share_weight(count) for name, term in terms.items()}
     loss = torch.stack(list(terms.values())).sum()
     torch.autograd.backward(loss)
-    _refuse_non_finite(loss, optimizer, index, step)
-    if plan.clip_norm is not None:
-        clip_gradients([p for g in optimizer.param_groups for p in g["params"]], plan.clip_norm)
+    parameters = [p for g in optimizer.param_groups for p in g["params"]]
+    norm = clip_gradients(parameters, plan.clip_norm)
+    if not norm.is_cuda:
+        _refuse_non_finite(loss, norm, index, step)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    method.update_bank(index, z.detach(), candidates, mix)
+    weight = None if mix is None else distributed.gather(mix.weight, count)
+    method.update_bank(index, distributed.gather(z.detach(), count), candidates, weight)
     return {name: term.detach() for name, term in terms.items()}
 
 
-def _refuse_non_finite(
-    loss: Tensor, optimizer: torch.optim.Optimizer, index: Tensor, step: int
-) -> None:
-    """Before the weights and the bank take any harm from it."""
-    gradients = [p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
-    # One transfer from the device for both.
-    values = torch.stack([loss.detach().float(), nn.utils.get_total_norm(gradients).float()])
-    for name, value in zip(("loss", "gradient's norm"), values.tolist(), strict=True):
+def _mix(views: Tensor, plan: Plan, step: int) -> tuple[Mix, Tensor]:
+    """Mixes views by CutMix; partners are of the same process's share."""
+    generator = generator_for(plan.seed, step, stream=2 + 10 * distributed.rank())
+    views, partner, weight = cutmix(
+        views, generator, alpha=plan.cutmix_alpha, probability=plan.cutmix
+    )
+    return Mix(partner, weight), views
+
+
+def _stop_wished(progress: Progress, plan: Plan, hooks: Hooks) -> int | None:
+    """The signal to stop for: several processes agree on it, but not after every step."""
+    if distributed.world_size() > 1 and progress.step % plan.log_every:
+        return None
+    return distributed.agree(hooks.stop_signal())
+
+
+def _refuse_non_finite(loss: Tensor, norm: Tensor, index: Tensor, step: int) -> None:
+    """Before the weights and the bank take any harm from it; processes have one norm in common."""
+    values = {"gradient's norm": float(norm)}
+    if distributed.world_size() == 1:
+        values = {"loss": float(loss.detach())} | values
+    for name, value in values.items():
         if not np.isfinite(value):
             raise NonFinite(f"the {name} is {value} at step {step + 1}", index.tolist())
 
 
 def _stop(progress: Progress, hooks: Hooks) -> None:
-    signum = hooks.stop_signal()
-    assert signum is not None
-    raise Interrupted(f"stopped after step {progress.step:,}", signum)
+    signum = distributed.agree(hooks.stop_signal())
+    if signum is not None:
+        raise Interrupted(f"stopped after step {progress.step:,}", signum)
 
 
 def _set_train(method: Method, frozen_batch_norm: bool) -> None:
@@ -217,29 +253,39 @@ def _set_train(method: Method, frozen_batch_norm: bool) -> None:
         freeze_batch_norm(method.encoder)
 
 
-def _record(
-    progress: Progress,
-    terms: dict[str, Tensor],
-    plan: Plan,
-    hooks: Hooks,
-    elapsed: float,
-) -> None:
-    values = {name: float(term) for name, term in terms.items()}
-    values["loss"] = sum(values.values())
-    progress.window.append(values)
-    for name, value in values.items():
-        progress.epoch_sums[name] = progress.epoch_sums.get(name, 0.0) + value
-    if progress.step % plan.log_every == 0:
-        means = {name: float(np.mean([v[name] for v in progress.window])) for name in values}
-        lr = float(plan.lrs[progress.step - 1])
-        seconds = progress.seconds + elapsed
-        rate = progress.step * plan.step_size / max(seconds, 1e-9)
-        hooks.log_step(
-            {"step": progress.step, "epoch": (progress.step - 1) // plan.steps_per_epoch + 1}
-            | means
-            | {"lr": lr, "pictures_per_s": round(rate, 1), "time": round(seconds, 3)}
-        )
-        progress.window.clear()
+def _read(unread: Unread, progress: Progress) -> None:
+    """Takes the losses of the last steps from the device, all at once: this waits for it."""
+    if not unread:
+        return
+    stacked = torch.stack([torch.stack(list(terms.values())) for _, terms in unread])
+    first = progress.step - len(unread) + 1
+    rows = distributed.mean(stacked).tolist()
+    for step, ((index, terms), row) in enumerate(zip(unread, rows, strict=True), first):
+        values = dict(zip(terms, row, strict=True))
+        values["loss"] = sum(row)
+        if not np.isfinite(values["loss"]):
+            raise NonFinite(f"the loss is {values['loss']} at step {step}", index.tolist())
+        progress.window.append(values)
+        for name, value in values.items():
+            progress.epoch_sums[name] = progress.epoch_sums.get(name, 0.0) + value
+    unread.clear()
+
+
+def _log(progress: Progress, plan: Plan, hooks: Hooks, elapsed: float) -> None:
+    names = progress.window[0]
+    means = {name: float(np.mean([v[name] for v in progress.window])) for name in names}
+    seconds = progress.seconds + elapsed
+    rate = progress.step * plan.step_size / max(seconds, 1e-9)
+    hooks.log_step(
+        {"step": progress.step, "epoch": (progress.step - 1) // plan.steps_per_epoch + 1}
+        | means
+        | {
+            "lr": float(plan.lrs[progress.step - 1]),
+            "pictures_per_s": round(rate, 1),
+            "time": round(seconds, 3),
+        }
+    )
+    progress.window.clear()
 
 
 def _end_epoch(epoch: int, progress: Progress, plan: Plan, hooks: Hooks) -> None:

@@ -1,0 +1,159 @@
+"""One step by every route that should only change its speed: the same numbers within tolerance."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tinyssl.bank import MemoryBank
+from tinyssl.compiling import _missing, compiled, settle_compile
+from tinyssl.config import load_recipe
+from tinyssl.encoder import Encoder
+from tinyssl.errors import UsageError
+from tinyssl.heads import projection_head
+from tinyssl.method import Method
+from tinyssl.train import Plan, parameter_groups, train_step
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+STEPS, SIDE, PICTURES = 3, 32, 24
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def plan(bf16: bool = False, **changes: Any) -> Plan:
+    settings: dict[str, Any] = {
+        "pictures": PICTURES, "batch_size": 8, "epochs": 1, "lrs": np.full(STEPS, 0.1), "seed": 0,
+        "negatives": None, "cutmix": 0.0, "cutmix_alpha": 0.5, "clip_norm": 1.0,
+        "frozen_batch_norm": False, "bf16": bf16, "log_every": 1, "watch_every": 0,
+        "save_every": 1,
+    }  # fmt: skip
+    return Plan(**settings | changes)
+
+
+def backbone() -> nn.Module:
+    """Small, because a compiler takes seconds for every layer."""
+    made = nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(True), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )  # fmt: skip
+    made.num_features = 8  # type: ignore[assignment]
+    return made
+
+
+def method() -> Method:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        zero, one = torch.zeros(3), torch.ones(3)
+        encoder = Encoder(backbone(), name="small", stem="standard", mean=zero, std=one)
+        head = projection_head(encoder.width, 16, 8)
+    made = Method(
+        encoder, head, MemoryBank(PICTURES, 8), temperature=0.2, distill_weight=0.5,
+        distill_temperature=1.0, bank_rule="ema", bank_momentum=0.5, bank_lr=0.1,
+    )  # fmt: skip
+    made.bank.fill_random(torch.Generator().manual_seed(0))
+    return made
+
+
+def steps(
+    change: Callable[[Method], None] = lambda made: None,
+    *,
+    fused: bool = True,
+    channels_last: bool = True,
+    device: torch.device = CPU,
+    **changes: Any,
+) -> Tensor:
+    """Losses of some steps and the first weights after them, in one row."""
+    made = method().to(device)
+    if channels_last:
+        made = made.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    change(made)
+    optimizer = torch.optim.SGD(parameter_groups(made, 1e-4), lr=0.1, momentum=0.9, fused=fused)
+    generator = torch.Generator().manual_seed(1)
+    losses = []
+    for step in range(STEPS):
+        index = torch.randperm(PICTURES, generator=generator)[:8].to(device)
+        views = torch.rand(8, 3, SIDE, SIDE, generator=generator).to(device)
+        if channels_last:
+            views = views.contiguous(memory_format=torch.channels_last)
+        losses += train_step(made, optimizer, index, views, plan(**changes), step).values()
+    weights = next(made.encoder.backbone.parameters()).detach().flatten()
+    return torch.cat([torch.stack(losses), weights]).cpu()
+
+
+@pytest.fixture(scope="module")
+def plain() -> Tensor:
+    return steps(fused=False, channels_last=False)
+
+
+def test_steps_change_something(plain: Tensor) -> None:
+    weights = next(method().encoder.backbone.parameters()).detach().flatten()
+    assert (plain[-len(weights) :] - weights).abs().max() > 1e-2
+
+
+def test_fused_optimizer(plain: Tensor) -> None:
+    torch.testing.assert_close(steps(channels_last=False), plain, rtol=1e-4, atol=1e-5)
+
+
+def test_channels_last(plain: Tensor) -> None:
+    torch.testing.assert_close(steps(fused=False), plain, rtol=1e-3, atol=1e-4)
+
+
+def test_bf16(plain: Tensor) -> None:
+    """8 bits of mantissa: close at first, and steps drift apart by what is rounded."""
+    apart = (steps(bf16=True) - plain).abs()
+    assert apart[:2].max() < 0.03
+    assert apart[2 : 2 * STEPS].max() < 0.5
+
+
+@pytest.mark.skipif(_missing(CPU) is not None, reason="no C++ compiler")
+@pytest.mark.filterwarnings("ignore")  # of torch's compiler, about itself
+def test_compiled(plain: Tensor) -> None:
+    def change(made: Method) -> None:
+        network = nn.Sequential(made.encoder, made.head)
+        before = set(made.state_dict())
+        made.compute_by(*compiled(network, made.losses, "on"))
+        assert set(made.state_dict()) == before
+
+    torch._dynamo.reset()
+    torch.testing.assert_close(steps(change), plain, rtol=1e-3, atol=1e-4)
+    torch._dynamo.reset()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("sampled", [None, 6])
+@pytest.mark.parametrize("cutmix", [0.0, 0.5])
+def test_a_step_on_a_gpu_does_not_wait(sampled: int | None, cutmix: float) -> None:
+    steps(device=CUDA, negatives=sampled, cutmix=cutmix)
+    index, views = torch.arange(8).to(CUDA), torch.rand(8, 3, SIDE, SIDE).to(CUDA)
+    made = method().to(CUDA)
+    optimizer = torch.optim.SGD(parameter_groups(made, 1e-4), lr=0.1, momentum=0.9, fused=True)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        train_step(made, optimizer, index, views, plan(negatives=sampled, cutmix=cutmix), 0)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_what_auto_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settle_compile("auto", CPU, 10**6) == (False, "auto: it pays on GPUs")
+    monkeypatch.setattr("tinyssl.compiling._missing", lambda device: None)
+    assert settle_compile("auto", CUDA, 100) == (False, "auto: 100 steps, worth it from 5,000")
+    assert settle_compile("auto", CUDA, 9000) == (True, "auto: 9,000 steps, worth it from 5,000")
+    assert settle_compile("off", CUDA, 9000) == (False, "run.compile=off")
+    assert settle_compile("graphs", CUDA, 1)[0]
+    with pytest.raises(UsageError, match="graphs records CUDA graphs"):
+        settle_compile("graphs", CPU, 1)
+    monkeypatch.setattr("tinyssl.compiling._missing", lambda device: "triton")
+    assert settle_compile("auto", CUDA, 9000) == (False, "auto: there is no triton")
+    with pytest.raises(UsageError, match="no triton; take auto or off"):
+        settle_compile("on", CUDA, 9000)
+
+
+@pytest.mark.parametrize("word", ["on", "off", "auto", "graphs"])
+def test_words_that_yaml_takes_for_truth_values(word: str) -> None:
+    recipe = load_recipe("mobilenetv3-small", [f"run.compile={word}"])
+    assert recipe.run.compile == word
+    assert f"compile: '{word}'" in recipe.to_yaml() or f"compile: {word}" in recipe.to_yaml()

@@ -1,0 +1,82 @@
+"""Pretraining runs that are looked at while they go: a script for `torchrun`, and for one process.
+
+    torchrun --nproc-per-node=2 -m tests.watched_runs jobs.json
+
+`jobs.json` is a list of arguments of `watched`.
+"""
+
+import json
+import os
+import shutil
+import signal
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+
+from tinyssl import distributed
+from tinyssl import pretraining as module
+from tinyssl.errors import Interrupted
+
+
+def watched(
+    out: str,
+    differences: str | None = None,
+    keep: str | None = None,
+    stop: bool = False,
+    **call: Any,
+) -> None:
+    """One call of `pretrain`.
+
+    Args:
+        out: the run folder.
+        differences: file for how far the banks of all processes lie apart, a number a step.
+        keep: where to copy the folder after the first epoch.
+        stop: the last process, and no other, gets SIGTERM in the first step.
+        call: the other arguments of `pretrain`.
+    """
+    apart: list[float] = []
+    fit, save = module.fit, module.Run._save
+
+    def looked_at(method: Any, *arguments: Any) -> None:
+        hooks = arguments[-1]
+        advance = hooks.advance
+
+        def look(pictures: int) -> None:
+            rows = method.bank.rows
+            apart.append(float((rows - distributed.mean(rows)).abs().max()))
+            advance(pictures)
+            if stop and len(apart) == 1 and distributed.rank() == distributed.world_size() - 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        hooks.advance = look
+        fit(method, *arguments)
+
+    def copied(run: Any, progress: Any) -> None:
+        save(run, progress)
+        if keep is not None and not Path(keep).exists():
+            shutil.copytree(run.folder.path, keep)
+
+    with (
+        mock.patch.object(module, "fit", looked_at),
+        mock.patch.object(module.Run, "_save", copied),
+        pytest.raises(Interrupted) if stop else nullcontext(),
+    ):
+        module.pretrain(out=out, **call)
+    if differences is not None and distributed.is_main():
+        Path(differences).write_text(json.dumps(apart))
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    with distributed.joined():
+        for job in json.loads(Path(sys.argv[1]).read_text()):
+            watched(**job)
+
+
+if __name__ == "__main__":
+    main()

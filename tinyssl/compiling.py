@@ -1,0 +1,71 @@
+"""Whether to compile the network and the loss, and how."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import nn
+
+from tinyssl.errors import UsageError
+
+# Compiling takes a minute or two: about what a step's gain of some ms adds up to in so many.
+WORTH_STEPS = 5_000
+
+
+def settle_compile(setting: str, device: torch.device, steps: int) -> tuple[bool, str]:
+    """Whether to compile, and the reason in words.
+
+    Args:
+        setting: `run.compile`: auto, on, graphs or off.
+        device: where the network computes.
+        steps: that the run still has.
+
+    Raises:
+        UsageError: on or graphs, where that cannot be done.
+    """
+    missing = _missing(device)
+    if setting == "graphs" and device.type != "cuda":
+        raise UsageError("run.compile=graphs records CUDA graphs; on a CPU take on or off")
+    if setting in ("on", "graphs"):
+        if missing is not None:
+            raise UsageError(f"run.compile={setting}, but there is no {missing}; take auto or off")
+        return True, f"run.compile={setting}"
+    if setting == "off":
+        return False, "run.compile=off"
+    if device.type != "cuda":
+        return False, "auto: it pays on GPUs"
+    if missing is not None:
+        return False, f"auto: there is no {missing}"
+    reason = f"auto: {steps:,} steps, worth it from {WORTH_STEPS:,}"
+    return steps >= WORTH_STEPS, reason
+
+
+def compiled(
+    network: nn.Module, losses: Callable[..., Any], setting: str
+) -> tuple[nn.Module, Callable[..., Any]]:
+    """The same functions, compiled at their first call.
+
+    `graphs` also replays the network's kernels as CUDA graphs, for small networks whose launches
+    take longer than their work. Where the setting is `auto`, what cannot be compiled is computed
+    as it is.
+    """
+    if setting == "auto":
+        torch._dynamo.config.suppress_errors = True
+    mode = "reduce-overhead" if setting == "graphs" else None
+    fast: Any = torch.compile(network, mode=mode)
+    return fast, torch.compile(losses)
+
+
+def _missing(device: torch.device) -> str | None:
+    """What compiling for a device lacks here."""
+    if device.type == "cuda" and find_spec("triton") is None:
+        return "triton"
+    given = [os.environ.get("CC"), os.environ.get("CXX")]
+    if not any(shutil.which(name) for name in [*given, "g++", "gcc", "clang", "cc"] if name):
+        return "C++ compiler"
+    return None
