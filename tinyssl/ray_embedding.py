@@ -23,11 +23,13 @@ from numpy.typing import NDArray
 
 from tinyssl import remote_files
 from tinyssl.console import log, progress
-from tinyssl.data import IMAGE_EXTENSIONS, fingerprint, scan
+from tinyssl.data import fingerprint
 from tinyssl.errors import JobError, TinysslError, UsageError
 from tinyssl.feature_file import Features, parquet_bytes, parquet_facts
 from tinyssl.neighbours import unit_rows
-from tinyssl.picture import decode, quiet, resize, to_channels, to_depth
+from tinyssl.opening import IMAGE_EXTENSIONS, quiet
+from tinyssl.picture import decode, resize, to_channels, to_depth
+from tinyssl.scanning import scan
 
 CHUNK = 512  # pictures of one file, and what a worker's death costs at most
 _FORMAT, _MANIFEST, _MODEL, _JOB = 1, "manifest.json", "encoder.onnx", "_job.txt"

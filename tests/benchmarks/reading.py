@@ -12,7 +12,8 @@ from typing import Any
 from PIL import Image
 
 from tests.benchmarks.epochs import sample, spread
-from tinyssl.data import load_pictures, scan
+from tinyssl.data import load_pictures
+from tinyssl.scanning import scan
 
 
 def start_up(paths: list[Path], rounds: int, device: str) -> dict[str, Any]:

@@ -22,8 +22,8 @@ import torch
 
 from tests.benchmarks import bank_curve, epochs, operators, reading, step
 from tests.benchmarks.machine import machine
-from tinyssl.data import scan
 from tinyssl.demo import elpv
+from tinyssl.scanning import scan
 
 NOT_RUN = "not yet run: needs a GPU"
 
