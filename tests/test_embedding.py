@@ -16,10 +16,12 @@ from tinyssl.export.exporting import export
 
 import tinyssl
 from tinyssl import embedding
+from tinyssl.data import load_pictures
 from tinyssl.embedding import embed
 from tinyssl.encoder import create_encoder
 from tinyssl.errors import Interrupted, JobError, UsageError
-from tinyssl.extraction import open_extractor
+from tinyssl.extraction import Extractor, open_extractor
+from tinyssl.scanning import scan
 from tinyssl.weights import save_encoder
 
 Folder = Callable[..., Path]
@@ -126,6 +128,29 @@ def test_unreadable_pictures_are_listed(run: Path, picture_folder: Folder, tmp_p
         Path(path).unlink()
     embed(run, data, out, overwrite=True)
     assert not (tmp_path / "f.npz.skipped.csv").exists()
+
+
+def test_pictures_that_a_run_left_decoded_are_not_decoded_again(
+    run: Path, picture_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = picture_folder(per_class=5)
+    (data / "dark" / "empty.png").touch()
+    plain = embed(run, data, tmp_path / "plain.npz")
+    load_pictures(scan([data]), size=32, rule="crop")
+    with monkeypatch.context() as context:
+        context.setattr(Extractor, "read", None)  # whoever reads a file fails
+        cached = embed(run, data, tmp_path / "cached.npz")
+    assert (cached.pictures, cached.skipped) == (10, 1)
+    wanted, found = plain.read(), cached.read()
+    assert (found.paths, found.digests) == (wanted.paths, wanted.digests)
+    assert np.array_equal(found.features, wanted.features)
+    skipped = [(tmp_path / f"{name}.npz.skipped.csv").read_text() for name in ("plain", "cached")]
+    assert skipped[0] == skipped[1]
+    Image.new("RGB", (40, 40), "white").save(data / "dark" / "000.png")
+    changed = embed(run, data, tmp_path / "changed.npz").read()
+    row = changed.paths.index(str(data / "dark" / "000.png"))
+    assert changed.digests[row] not in plain.read().digests
+    assert not np.allclose(changed.features[row], plain.read().features[row], atol=1e-3)
 
 
 def test_nothing_readable_ends_it(run: Path, tmp_path: Path) -> None:
@@ -304,6 +329,9 @@ def test_decoding_goes_on_while_the_encoder_works(
         def read(self, path: Path) -> object:
             read.append(path)
             return extractor.read(path)
+
+        def cached(self, paths: object) -> object:
+            return self.read
 
         def features(self, pictures: np.ndarray) -> np.ndarray:
             end = time.monotonic() + 5

@@ -122,14 +122,9 @@ def load_pictures(
         JobError: no picture can be read, or the cache cannot be written.
     """
     root = cache_dir if cache_dir is not None else default_cache_dir()
-    settings = f"{CACHE_FORMAT} {size} {rule} {channels} {max_pixels}"
+    settings = _settings(size, rule, channels, max_pixels)
     key = fingerprint(files, settings)
-    found = open_cache(root / key)
-    if found is None and channels != "auto":
-        # A resumed run knows the channels that its first start had to find out.
-        other = fingerprint(files, f"{CACHE_FORMAT} {size} {rule} auto {max_pixels}")
-        found = open_cache(root / other)
-        found = found if found is not None and found.array.shape[3] == channels else None
+    found = find_cache(files, size, rule, channels, max_pixels, root)
     if found is not None:
         if progress is not None:
             progress(len(files))
@@ -142,6 +137,28 @@ def load_pictures(
         raise JobError(
             f"cannot write the cache {root / key}: {reason(error, job.needs)}"
         ) from error
+
+
+def _settings(size: int, rule: ResizeRule, channels: int | Literal["auto"], max_pixels: int) -> str:
+    return f"{CACHE_FORMAT} {size} {rule} {channels} {max_pixels}"
+
+
+def find_cache(
+    files: Sequence[Path],
+    size: int,
+    rule: ResizeRule,
+    channels: int | Literal["auto"],
+    max_pixels: int,
+    root: Path,
+) -> Pictures | None:
+    """The cache of just these files and settings, see `load_pictures`; None where there is none."""
+    found = open_cache(root / fingerprint(files, _settings(size, rule, channels, max_pixels)))
+    if found is None and channels != "auto":
+        # Who knows the channels may be after what was made before anyone did: with `auto`.
+        other = fingerprint(files, _settings(size, rule, "auto", max_pixels))
+        found = open_cache(root / other)
+        found = found if found is not None and found.array.shape[3] == channels else None
+    return found
 
 
 def read_picture(

@@ -65,7 +65,8 @@ def embed(
 
     Pictures that cannot be read are listed in `<out>.skipped.csv`. Finished chunks are kept in
     `<out>.parts/` until the file is whole; the same call goes on with them. A file that holds
-    just what is asked for is left as it is.
+    just what is asked for is left as it is. Where a run has left these pictures decoded in the
+    user's cache they are taken from there.
 
     Args:
         run: a run folder or a bundle.
@@ -226,6 +227,7 @@ def _compute(
     numbers = [i for chunk in left for i in chunk]
     if len(numbers) < len(paths):
         log.info(f"{len(paths) - len(numbers):,} of {len(paths):,} pictures are there already")
+    reader = extractor.cached(paths)
     with (
         stop_signal() as stopped,
         ThreadPoolExecutor(workers) as pool,
@@ -233,7 +235,7 @@ def _compute(
         progress("embedding", len(numbers)) as advance,
     ):
         # While the encoder works on one batch, the threads are at the next.
-        read = in_order(pool, extractor.read, [paths[i] for i in numbers], 2 * batch_size)
+        read = in_order(pool, reader, [paths[i] for i in numbers], 2 * batch_size)
         while left:
             blocks = []
             for batch in _batches(left[0], batch_size):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyssl.data import read_picture
+from tinyssl.console import log
+from tinyssl.data import default_cache_dir, find_cache, read_picture
 from tinyssl.device import keep_freed_memory, pick_device
 from tinyssl.encoder import embed_pictures
 from tinyssl.errors import UsageError
@@ -58,6 +59,25 @@ class Extractor:
     def read(self, path: Path) -> tuple[str, NDArray[Any]] | str:
         """The digest of a file and its picture as the encoder takes it, or why there is none."""
         return read_picture(path, self.size, self.rule, self.channels, self.dtype)
+
+    def cached(self, paths: Sequence[Path]) -> Callable[[Path], tuple[str, NDArray[Any]] | str]:
+        """As `read`, for these pictures: from the cache where a run left one of just them."""
+        found = find_cache(
+            paths, self.size, self.rule, self.channels, self.max_pixels, default_cache_dir()
+        )
+        if found is None or found.array.dtype != self.dtype:
+            return self.read
+        log.info(f"pictures are taken from the cache {found.folder}")
+        rows = {path: row for row, path in enumerate(found.paths)}
+        skipped = dict(found.skipped)
+
+        def read(path: Path) -> tuple[str, NDArray[Any]] | str:
+            row = rows.get(str(path))
+            if row is None:
+                return skipped[str(path)]
+            return found.hashes[row], found.array[row]
+
+        return read
 
 
 def open_extractor(path: str | Path, *, raw: bool = False, device: str = "auto") -> Extractor:
