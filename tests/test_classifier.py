@@ -74,6 +74,6 @@ def test_what_does_not_fit_is_refused(case: str, run: Path) -> None:
         content = json.loads(description.read_text())
         content["classes"] = ["a", "b"] if case == "classes" else None
         description.write_text(json.dumps(content))
-        told = "wanted is" if case == "classes" else "names no classes"
+        told = "wanted is" if case == "classes" else "classes is 'None'"
     with pytest.raises(UsageError, match=told):
         load_classifier(run)

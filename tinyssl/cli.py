@@ -309,7 +309,7 @@ def embed(
 
     \b
     tinyssl embed runs/mine pictures/ --out features.parquet
-    tinyssl embed bundle s3://bucket/pictures --out s3://bucket/features --engine ray
+    tinyssl embed bundle s3://pictures/new --out s3://features/new --engine ray
     tinyssl embed bundle pictures/ --out features.npz --nearest odd.png
     tinyssl embed runs/mine pictures/ --out features.npz --duplicates --outliers
     """
