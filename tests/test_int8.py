@@ -1,7 +1,6 @@
 """Int8: the choice of calibration and layers, and trained encoders that keep their features."""
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -83,10 +82,8 @@ def test_the_best_there_is_with_a_quarter_in_float() -> None:
     assert choose(lambda percentile, only, without: 0.5 + len(without) / 100)[2] == ["a", "b"]
 
 
-# Half a minute each; set the variable to range over all of them.
-TRAINED = (
-    BACKBONES if os.environ.get("TINYSSL_ALL_BACKBONES") else ["mobilenetv3-small", "resnet18"]
-)
+QUICK = ("mobilenetv3-small", "resnet18")
+TRAINED = [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in BACKBONES]
 
 
 @pytest.mark.parametrize("name", TRAINED)
