@@ -330,8 +330,8 @@ def test_decoding_goes_on_while_the_encoder_works(
             read.append(path)
             return extractor.read(path)
 
-        def cached(self, paths: object) -> object:
-            return self.read
+        def cached(self, paths: object) -> None:
+            pass
 
         def features(self, pictures: np.ndarray) -> np.ndarray:
             end = time.monotonic() + 5

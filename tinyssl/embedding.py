@@ -227,15 +227,20 @@ def _compute(
     numbers = [i for chunk in left for i in chunk]
     if len(numbers) < len(paths):
         log.info(f"{len(paths) - len(numbers):,} of {len(paths):,} pictures are there already")
-    reader = extractor.cached(paths)
+    wanted, cached = [paths[i] for i in numbers], extractor.cached(paths)
     with (
         stop_signal() as stopped,
         ThreadPoolExecutor(workers) as pool,
         extractor.reading(),
         progress("embedding", len(numbers)) as advance,
     ):
-        # While the encoder works on one batch, the threads are at the next.
-        read = in_order(pool, reader, [paths[i] for i in numbers], 2 * batch_size)
+        # While the encoder works on one batch, the threads are at the next; where nothing is left
+        # to decode they would only hold it up.
+        read = (
+            map(cached, wanted)
+            if cached
+            else in_order(pool, extractor.read, wanted, 2 * batch_size)
+        )
         while left:
             blocks = []
             for batch in _batches(left[0], batch_size):

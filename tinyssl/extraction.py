@@ -60,13 +60,15 @@ class Extractor:
         """The digest of a file and its picture as the encoder takes it, or why there is none."""
         return read_picture(path, self.size, self.rule, self.channels, self.dtype)
 
-    def cached(self, paths: Sequence[Path]) -> Callable[[Path], tuple[str, NDArray[Any]] | str]:
-        """As `read`, for these pictures: from the cache where a run left one of just them."""
+    def cached(
+        self, paths: Sequence[Path]
+    ) -> Callable[[Path], tuple[str, NDArray[Any]] | str] | None:
+        """As `read`, from the cache that a run left of just these pictures; None without one."""
         found = find_cache(
             paths, self.size, self.rule, self.channels, self.max_pixels, default_cache_dir()
         )
         if found is None or found.array.dtype != self.dtype:
-            return self.read
+            return None
         log.info(f"pictures are taken from the cache {found.folder}")
         rows = {path: row for row, path in enumerate(found.paths)}
         skipped = dict(found.skipped)
