@@ -38,6 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("sets", nargs="+", metavar="NAME=TRAIN,TEST")
     parser.add_argument("--budgets", type=int, nargs="+", default=[20, 50, 200])
+    parser.add_argument("--per-class", type=int, help="instead of --budgets: labels a class")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
@@ -45,7 +46,8 @@ def main() -> None:
     rows = []
     for name, files in (entry.split("=") for entry in given.sets):
         train, test = (read_features(file) for file in files.split(","))
-        for budget in given.budgets:
+        each = given.per_class and [given.per_class * len(np.unique(classes(train)))]
+        for budget in each or given.budgets:
             for method in METHODS:
                 scores = [score(train, test, method, budget, s) for s in range(given.seeds)]
                 rows.append(
