@@ -6,7 +6,7 @@ n = pictures of both parts, s = picture size, c = channels, d = feature width.
 import resource
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tests.benchmarks.quality.label_free import label_free
 from tinyssl import pretrain
 from tinyssl.build import augment_from
 from tinyssl.config import Recipe, load_recipe
@@ -32,11 +33,15 @@ Settings = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Made:
-    """Features (n, d) and what they cost; seconds are of the processor, of training alone."""
+    """Features (n, d) and what they cost; seconds are of the processor, of training alone.
+
+    `seen` counts pictures, `label_free` holds the scores of `label_free.py`, of networks.
+    """
 
     features: NDArray[np.float32]
     seconds: float = 0.0
-    views: int = 0
+    seen: int = 0
+    label_free: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -59,8 +64,12 @@ class Job:
 
     def recipe(self) -> Recipe:
         """The recipe that all methods share, with the method's own settings."""
-        shared = [*self.study.get("settings", []), f"run.seed={self.seed}"]
-        return load_recipe(self.study["recipe"], [*shared, *self.settings.get("settings", [])])
+        return load_recipe(self.study["recipe"], self.overrides())
+
+    def overrides(self) -> list[str]:
+        """Settings of the study, of the method and, of an ablation, what it changes."""
+        own = [*self.settings.get("settings", []), *self.settings.get("with", [])]
+        return [*self.study["settings"], f"run.seed={self.seed}", *own]
 
     def pictures(self) -> Pictures:
         """Both parts, in the split's order."""
@@ -76,31 +85,30 @@ def pixels(job: Job) -> Made:
 def random_weights(job: Job) -> Made:
     """The network as it is made, normalized by the training pictures."""
     pictures = job.pictures()
-    return Made(embed_pictures(_encoder(job, pictures), pictures.array))
+    return _made(job, _encoder(job, pictures), pictures)
 
 
 def weights(job: Job) -> Made:
     """Weights of a file, frozen; settings: backbone, file (beside the sets)."""
-    array = job.pictures().array
-    encoder = create_encoder(job.settings["backbone"], channels=array.shape[3])
+    pictures = job.pictures()
+    encoder = create_encoder(job.settings["backbone"], channels=pictures.array.shape[3])
     load_weights(encoder, Path(job.study["data"]) / job.settings["file"])
-    return Made(embed_pictures(encoder, array))
+    return _made(job, encoder, pictures)
 
 
 def own(job: Job) -> Made:
     """tinyssl's recipe with the method's settings."""
     train = [str(p) for p, test in zip(job.split.paths, job.split.test, strict=True) if not test]
-    shared = [*job.study.get("settings", []), *job.settings.get("settings", [])]
     with TemporaryDirectory() as folder:
         listed = Path(folder, "train.txt")
         listed.write_text("\n".join(train))
-        overrides = [*shared, f"run.seed={job.seed}", "run.watch_every=0"]
+        overrides = [*job.overrides(), "run.watch_every=0"]
         begun = time.process_time()
         run = pretrain(listed, job.study["recipe"], Path(folder, "run"), overrides=overrides)
         seconds = time.process_time() - begun
         encoder, _ = load_encoder(run)
         epochs = int(load_recipe(run).run.epochs)
-    return Made(embed_pictures(encoder, job.pictures().array), seconds, epochs * len(train))
+    return _made(job, encoder, job.pictures(), seconds, epochs * len(train))
 
 
 def peer(job: Job) -> Made:
@@ -122,8 +130,7 @@ def peer(job: Job) -> Made:
     begun = time.process_time()
     training.train(steps)
     seconds = time.process_time() - begun
-    features = embed_pictures(training.model.encoder, pictures.array)
-    return Made(features, seconds, steps * training.batch)
+    return _made(job, training.model.encoder, pictures, seconds, steps * training.batch)
 
 
 class _Course:
@@ -173,6 +180,14 @@ class _Course:
         self.model.after_step()
         if not torch.isfinite(loss):
             raise FloatingPointError(f"the loss of step {step} is not finite")
+
+
+def _made(
+    job: Job, encoder: Encoder, pictures: Pictures, seconds: float = 0.0, seen: int = 0
+) -> Made:
+    train = pictures.array[~job.split.test]
+    scores = label_free(encoder, augment_from(job.recipe()), train, job.seed)
+    return Made(embed_pictures(encoder, pictures.array), seconds, seen, scores)
 
 
 def _encoder(job: Job, pictures: Pictures) -> Encoder:

@@ -1,20 +1,24 @@
 """Methods side by side: pictures to features, judged on labels that training never saw.
 
     python -m tests.benchmarks.quality.study tests/benchmarks/quality/cpu.yaml --data sets \
-        --out tests/benchmarks/results/quality
+        --out tests/benchmarks/results/quality --tune --jobs 2
 
 The YAML names sets (folders with train/CLASS/ and test/CLASS/), methods, seeds and budgets. Every
-cell is a JSON file; those that are there are not run again, so a study can stop and go on. A budget
-is a share of the study's views; other methods get the processor seconds that the
-method `like` took on that set with that seed. `--tune` tries each method's grid, judged on folds of
-the training pictures of the first set only, and writes what is best to tuned.json, which cells use.
+cell is a JSON file, made by a process of its own; those that are there are not run again, so a
+study can stop and go on. A budget is a share of the study's views; other methods get the processor
+seconds that the method `like` took on that set with that seed. `--tune` tries each method's grid,
+judged on the training pictures of the first set only, and writes every try to tuned.json; cells
+take the best of them.
 """
 
 import argparse
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -51,22 +55,27 @@ class Study:
         self.values = yaml.safe_load(file.read_text()) | {"data": str(data)}
         self.data, self.out = data, out
         self.methods: Mapping[str, Any] = self.values["methods"]
+        self.like: str = self.values["like"]
         self.tuned = _read(out / TUNED) or {}
 
-    def cells(self) -> Iterator[Cell]:
-        """All cells, those that others depend on first; what needs no training has one budget."""
-        like = self.values["like"]
-        order = sorted(self.methods, key=lambda name: name != like)
+    def missing(self) -> list[Cell]:
+        """Cells without a result, in the order of seeds and sets; no training has one budget."""
+        cells = []
         for seed, name in itertools.product(self.values["seeds"], self.values["sets"]):
-            for method in order:
-                trains = self.methods[method]["kind"] in ("tinyssl", "peer")
-                for budget in self.values["budgets"] if trains else [1]:
-                    yield Cell(name, method, seed, budget)
+            for method, settings in self.methods.items():
+                trains = settings["kind"] in ("tinyssl", "peer")
+                budgets = settings.get("budgets", self.values["budgets"]) if trains else [1]
+                cells += [Cell(name, method, seed, budget) for budget in budgets]
+        return [cell for cell in cells if not cell.file(self.out).exists()]
 
-    def run(self, cell: Cell) -> None:
-        """Runs a cell and writes its result."""
+    def untuned(self) -> list[str]:
+        """Methods with a grid that was not tried."""
+        return [m for m, v in self.methods.items() if v.get("grid") and m not in self.tuned]
+
+    def run(self, cell: Cell) -> str:
+        """Runs a cell and writes its result; returns a line about it."""
         split = self.split(cell.set)
-        settings = dict(self.methods[cell.method]) | self.tuned.get(cell.method, {})
+        settings = self._settings(cell.method) | self._best(cell.method)
         made = self._make(cell, split, settings)
         train, test = ~split.test, split.test
         scores = evaluate_features(
@@ -77,36 +86,50 @@ class Study:
             found.pop("confusion")
         result = {
             "cell": vars(cell), "settings": settings, "shared": self._shared(cell.budget),
-            "seconds": round(made.seconds, 1), "views": made.views,
-            "peak_memory_mb": round(peak_memory_mb()), "scores": scores, "machine": machine(),
+            "seconds": round(made.seconds, 1), "pictures_seen": made.seen,
+            "peak_memory_mb": round(peak_memory_mb()), "scores": scores,
+            "label_free": made.label_free, "machine": machine(),
         }  # fmt: skip
         write_text(cell.file(self.out), json.dumps(result, indent=1) + "\n")
+        few = scores["few_shot"]["10"]["mean"]
+        return f"{cell}: {made.seconds:.0f} s, 10-shot {100 * few:.1f}"
 
-    def tune(self, method: str) -> None:
-        """Tries a method's grid by leave-one-out k-NN on the training pictures of the first set."""
-        grid = self.methods[method].get("grid", {})
+    def tune(self, method: str, values: Mapping[str, Any]) -> float | None:
+        """Leave-one-out k-NN of one point of a grid on the first set's training pictures, in %."""
         split = self.split(self.values["sets"][0])
-        cell = Cell(self.values["sets"][0], method, 0, 1)
-        tried = []
-        for values in itertools.product(*grid.values()):
-            settings = dict(self.methods[method]) | dict(zip(grid, values, strict=True))
-            try:
-                made = self._make(cell, split, settings)
-            except FloatingPointError as error:
-                print(method, values, error, flush=True)
-                continue
-            features, labels = made.features[~split.test], split.labels[~split.test]
-            score = knn_loo_score(features, labels, k=choose_k(features, labels))
-            tried.append((score, dict(zip(grid, values, strict=True))))
-            print(method, values, f"{100 * score:.1f}", flush=True)
-        best = max(tried, key=lambda pair: pair[0])[1]
-        self.tuned[method] = best
+        budget = self.values["tune_budget"]
+        cell = Cell(self.values["sets"][0], method, self.values["seeds"][0], budget)
+        try:
+            made = self._make(cell, split, self._settings(method) | values)
+        except FloatingPointError:
+            return None
+        features, labels = made.features[~split.test], split.labels[~split.test]
+        return 100 * knn_loo_score(features, labels, k=choose_k(features, labels))
+
+    def grid(self, method: str) -> list[dict[str, Any]]:
+        """Every point of a method's grid."""
+        grid = self.methods[method]["grid"]
+        return [dict(zip(grid, v, strict=True)) for v in itertools.product(*grid.values())]
+
+    def keep(self, method: str, tried: list[tuple[dict[str, Any], float | None]]) -> None:
+        """Writes what was tried for a method."""
+        rows = [{"settings": values, "knn": score} for values, score in tried]
+        self.tuned[method] = rows
         write_text(self.out / TUNED, json.dumps(self.tuned, indent=1) + "\n")
 
     def split(self, name: str) -> LabeledSplit:
         """The pictures of a set."""
         folder = self.data / name
         return read_split(folder / "train", folder / "test", None, 0, self.out)[0]
+
+    def _settings(self, method: str) -> dict[str, Any]:
+        return {k: v for k, v in self.methods[method].items() if k not in ("grid", "budgets")}
+
+    def _best(self, method: str) -> dict[str, Any]:
+        """What the grid chose, for an ablation (`as`) the one of the method that it changes."""
+        method = self.methods[method].get("as", method)
+        tried = [row for row in self.tuned.get(method, []) if row["knn"] is not None]
+        return max(tried, key=lambda row: row["knn"])["settings"] if tried else {}
 
     def _make(self, cell: Cell, split: LabeledSplit, settings: dict[str, Any]) -> Made:
         shared = self.values | {"settings": self._shared(cell.budget)}
@@ -119,12 +142,31 @@ class Study:
     def _seconds(self, cell: Cell, settings: Mapping[str, Any]) -> float:
         if settings["kind"] != "peer":
             return 0.0
-        model = Cell(cell.set, self.values["like"], cell.seed, cell.budget).file(self.out)
+        model = Cell(cell.set, self.like, cell.seed, cell.budget).file(self.out)
         return float(json.loads(model.read_text())["seconds"])
 
 
 def _read(path: Path) -> Any:
     return json.loads(path.read_text()) if path.exists() else None
+
+
+def _run(given: tuple[Path, Path, Path], cell: Cell) -> str:
+    torch.set_num_threads(1)  # so that seconds of the processor are wall-clock on a free core
+    return Study(*given).run(cell)
+
+
+def _tune(given: tuple[Path, Path, Path], method: str, values: dict[str, Any]) -> float | None:
+    torch.set_num_threads(1)
+    return Study(*given).tune(method, values)
+
+
+def _tune_all(pool: Executor, given: tuple[Path, Path, Path], methods: list[str]) -> None:
+    study = Study(*given)
+    points = [(method, values) for method in methods for values in study.grid(method)]
+    scores = pool.map(partial(_tune, given), *zip(*points, strict=True)) if points else []
+    found = list(zip(points, scores, strict=True))
+    for method in methods:
+        study.keep(method, [(values, score) for (m, values), score in found if m == method])
 
 
 def main() -> None:
@@ -133,17 +175,20 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the sets")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--tune", action="store_true", help="try the grids first")
-    given = parser.parse_args()
-    torch.set_num_threads(1)  # so that seconds of the processor are wall-clock on a free core
-    given.out.mkdir(parents=True, exist_ok=True)
-    study = Study(given.study, given.data, given.out)
-    cells = [cell for cell in study.cells() if not cell.file(given.out).exists()]
-    for number, cell in enumerate(cells):
-        tunable = study.methods[cell.method].get("grid")
-        if given.tune and tunable and cell.method not in study.tuned:
-            study.tune(cell.method)
-        print(f"{number + 1}/{len(cells)} {cell}", flush=True)
-        study.run(cell)
+    parser.add_argument("--jobs", type=int, default=1, help="cells at a time, a core each")
+    parsed = parser.parse_args()
+    given = (parsed.study, parsed.data, parsed.out)
+    parsed.out.mkdir(parents=True, exist_ok=True)
+    study = Study(*given)
+    context = get_context("spawn")
+    with ProcessPoolExecutor(parsed.jobs, context, max_tasks_per_child=1) as pool:
+        # The seconds of `like` are what the others get: its tuning and its cells come first.
+        for first in (True, False):
+            if parsed.tune:
+                _tune_all(pool, given, [m for m in study.untuned() if (m == study.like) is first])
+            cells = [cell for cell in study.missing() if (cell.method == study.like) is first]
+            for number, line in enumerate(pool.map(partial(_run, given), cells), 1):
+                print(f"{number}/{len(cells)} {line}", flush=True)
 
 
 if __name__ == "__main__":
