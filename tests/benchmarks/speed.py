@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from tests.benchmarks import bank_curve, epochs, operators, reading, step
+from tests.benchmarks import bank_curve, commands, epochs, operators, quality_time, reading, step
 from tests.benchmarks.machine import machine
 from tinyssl.demo import elpv
 from tinyssl.scanning import scan
@@ -39,6 +39,14 @@ def parts(given: argparse.Namespace, paths: list[Path]) -> dict[str, Callable[[]
         "epoch": lambda: epochs.measure(
             paths, count=given.pictures, recipe=given.recipe, size=given.size, batch=given.batch,
             rounds=given.rounds, device=given.device,
+        ),
+        "quality": lambda: quality_time.measure(
+            *elpv(), recipe=given.recipe, size=given.size, batch=given.batch,
+            epochs=given.epochs, seeds=given.seeds, device=given.device,
+        ),
+        "commands": lambda: commands.measure(
+            paths, count=few, recipe=given.recipe, size=given.size, batch=given.batch,
+            rounds=given.rounds, device=given.device, program=given.lightly_train,
         ),
         "start": lambda: reading.start_up(paths, given.rounds, given.device),
         "reading": lambda: reading.reading(
@@ -60,6 +68,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--recipe", default="mobilenetv3-small")
     parser.add_argument("--size", type=int, default=96, help="pixels a side of views, epoch only")
     parser.add_argument("--batch", type=int, default=128, help="pictures a step, epoch only")
+    parser.add_argument("--epochs", type=int, default=5, help="of SimCLR, quality only")
+    parser.add_argument("--seeds", type=int, default=2, help="quality only")
+    parser.add_argument("--lightly-train", help="its program, in an environment of its own")
     parser.add_argument("--pictures", type=int, default=2624)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--memory", type=float, default=8.0, help="GB that one bank may take")

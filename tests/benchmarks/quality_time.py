@@ -1,0 +1,130 @@
+"""How long tinyssl takes to reach the k-NN score that lightly's SimCLR has at its budget's end.
+
+Both from the same picture files, with the same view size, batch and backbone. Scores are
+leave-one-out balanced accuracies on the same pictures; measuring them takes no time of either.
+"""
+
+import csv
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tests.benchmarks.peers import Peer, quiet
+from tinyssl import pretrain
+from tinyssl.config import load_recipe
+from tinyssl.data import load_pictures
+from tinyssl.encoder import create_encoder, embed_pictures, resolve_name
+from tinyssl.labels import write_csv
+from tinyssl.scoring import knn_loo_score
+from tinyssl.sources import read_pictures
+
+K = 10  # as the curve that a run draws with run.watch_labels
+
+
+def measure(
+    paths: list[Path],
+    names: list[str],
+    *,
+    recipe: str,
+    size: int,
+    batch: int,
+    epochs: int,
+    seeds: int,
+    device: str,
+) -> dict[str, Any]:
+    """A row a seed: SimCLR's score and seconds, tinyssl's seconds to that score.
+
+    Args:
+        paths: of pictures.
+        names: their classes.
+        recipe: tinyssl's.
+        size: pixels a side of the views.
+        batch: pictures a step.
+        epochs: SimCLR's budget; tinyssl runs as long as its recipe says.
+        seeds: how many.
+        device: cpu or cuda.
+
+    Returns:
+        `rows`; `seconds` is None where the score was not reached.
+    """
+    quiet()
+    backbone = resolve_name(load_recipe(recipe).encoder.name)
+    rows = []
+    for seed in range(seeds):
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            pictures = _links(paths, folder / "pictures")
+            simclr = _simclr(pictures, names, backbone, size, batch, epochs, seed, device)
+            curve = _curve(pictures, names, folder, recipe, size, batch, seed, device)
+        reached = [point["seconds"] for point in curve if point["knn"] >= simclr["knn"]]
+        rows.append(
+            {"seed": seed, "simclr": simclr, "seconds": min(reached, default=None), "curve": curve}
+        )
+    return {"epochs": epochs, "size": size, "batch": batch, "pictures": len(paths), "rows": rows}
+
+
+def _links(paths: list[Path], folder: Path) -> list[Path]:
+    folder.mkdir()
+    made = [folder / f"{number:06}{path.suffix}" for number, path in enumerate(paths)]
+    for link, path in zip(made, paths, strict=True):
+        link.symlink_to(path.resolve())
+    return made
+
+
+def _simclr(
+    pictures: list[Path],
+    names: list[str],
+    backbone: str,
+    size: int,
+    batch: int,
+    epochs: int,
+    seed: int,
+    device: str,
+) -> dict[str, float]:
+    torch.manual_seed(seed)
+    bf16 = device == "cuda" and torch.cuda.is_bf16_supported()
+    peer = Peer("simclr", pictures[0].parent, backbone, size, batch, device, bf16)
+    seconds = sum(peer.epoch()[0] for _ in range(epochs))
+    encoder = create_encoder(backbone)
+    encoder.backbone.load_state_dict(peer.model[0].state_dict())
+    array = load_pictures(pictures, size=128, rule="crop", channels=3).array
+    score = knn_loo_score(embed_pictures(encoder, array), _numbers(names), k=K)
+    return {"knn": score, "seconds": seconds}
+
+
+def _curve(
+    pictures: list[Path],
+    names: list[str],
+    folder: Path,
+    recipe: str,
+    size: int,
+    batch: int,
+    seed: int,
+    device: str,
+) -> list[dict[str, float]]:
+    """Seconds and score after every epoch; decoding the pictures into the cache counts too."""
+    write_csv(folder / "labels.csv", pictures, names)
+    settings = [
+        f"run.seed={seed}", f"run.device={device}", f"optim.batch_size={batch}",
+        f"augment.view_size={size}", "data.channels=3", f"data.cache_dir={folder / 'cache'}",
+        f"run.watch_labels={folder / 'labels.csv'}", "run.watch_every=1",
+    ]  # fmt: skip
+    loaded = load_recipe(recipe, settings)
+    loaded.data.sources = [str(folder / "pictures")]
+    start = time.perf_counter()
+    read_pictures(loaded)
+    decoding = time.perf_counter() - start
+    run = pretrain(folder / "pictures", recipe, folder / "run", overrides=settings)
+    with (run / "results.csv").open(newline="") as file:
+        return [
+            {"seconds": decoding + float(row["time"]), "knn": float(row["knn"])}
+            for row in csv.DictReader(file)
+        ]
+
+
+def _numbers(names: list[str]) -> np.ndarray[Any, Any]:
+    return np.unique(names, return_inverse=True)[1]
