@@ -31,9 +31,11 @@ NOT_RUN = "not yet run: needs a GPU"
 def parts(given: argparse.Namespace, paths: list[Path]) -> dict[str, Callable[[], Any]]:
     """The measures by name, in the order in which they run."""
     few = min(given.pictures, 1024)
+    larger = (f"augment.view_size={given.size}", f"optim.batch_size={given.batch}")
     return {
         "step": lambda: [
-            step.measure(given.recipe, few, channels, given.rounds, given.device)
+            step.measure(given.recipe, few, channels, given.rounds, given.device, settings)
+            for settings in ((), larger)
             for channels in (1, 3)
         ],
         "epoch": lambda: epochs.measure(
@@ -66,8 +68,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", default="", help="parts, with commas; all when empty")
     parser.add_argument("--data", help="a folder of pictures instead of the demo's")
     parser.add_argument("--recipe", default="mobilenetv3-small")
-    parser.add_argument("--size", type=int, default=96, help="pixels a side of views, epoch only")
-    parser.add_argument("--batch", type=int, default=128, help="pictures a step, epoch only")
+    parser.add_argument("--size", type=int, default=96, help="pixels a side of views")
+    parser.add_argument("--batch", type=int, default=128, help="pictures a step")
     parser.add_argument("--epochs", type=int, default=5, help="of SimCLR, quality only")
     parser.add_argument("--seeds", type=int, default=2, help="quality only")
     parser.add_argument("--lightly-train", help="its program, in an environment of its own")

@@ -13,6 +13,7 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,11 @@ from tinyssl.run_folder import RunFolder
 from tinyssl.train import Hooks, Progress, fit
 
 
-def make_run(recipe_name: str, pictures: int, channels: int, folder: Path, device: str) -> Run:
-    recipe = load_recipe(recipe_name, ["run.epochs=1", "encoder.init=random"])
+def make_run(
+    recipe_name: str, pictures: int, channels: int, folder: Path, device: str,
+    settings: Sequence[str] = (),
+) -> Run:  # fmt: skip
+    recipe = load_recipe(recipe_name, ["run.epochs=1", "encoder.init=random", *settings])
     recipe = settle(recipe, pictures, channels)
     recipe.run.device = device
     side = recipe.data.image_size
@@ -74,9 +78,12 @@ def _wait(run: Run) -> None:
         torch.cuda.synchronize(run.device)
 
 
-def measure(recipe: str, pictures: int, channels: int, rounds: int, device: str) -> dict[str, Any]:
+def measure(
+    recipe: str, pictures: int, channels: int, rounds: int, device: str,
+    settings: Sequence[str] = (),
+) -> dict[str, Any]:  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        run = make_run(recipe, pictures, channels, Path(folder), device)
+        run = make_run(recipe, pictures, channels, Path(folder), device, settings)
         order = torch.arange(run.plan.step_size).unsqueeze(0)
         views = next(iter(run.batches(order, 0)))[1]
         loop_epoch(run), bare_steps(run, views)  # warm-up
