@@ -14,7 +14,7 @@ take the best of them.
 import argparse
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -51,21 +51,22 @@ class Cell:
 class Study:
     """A YAML with the folder of its sets and the folder of its results."""
 
-    def __init__(self, file: Path, data: Path, out: Path) -> None:
+    def __init__(self, file: Path, data: Path, out: Path, seeds: Sequence[int] = ()) -> None:
         self.values = yaml.safe_load(file.read_text()) | {"data": str(data)}
         self.data, self.out = data, out
         self.methods: Mapping[str, Any] = self.values["methods"]
         self.like: str = self.values["like"]
+        self.seeds: Sequence[int] = seeds or self.values["seeds"]
         self.tuned = _read(out / TUNED) or {}
 
     def missing(self) -> list[Cell]:
-        """Cells without a result, in the order of seeds and sets; no training has one budget."""
+        """Cells without a result, by seed, method and set; what needs no training has one budget."""
         cells = []
-        for seed, name in itertools.product(self.values["seeds"], self.values["sets"]):
-            for method, settings in self.methods.items():
-                trains = settings["kind"] in ("tinyssl", "peer")
-                budgets = settings.get("budgets", self.values["budgets"]) if trains else [1]
-                cells += [Cell(name, method, seed, budget) for budget in budgets]
+        for seed, (method, settings) in itertools.product(self.seeds, self.methods.items()):
+            trains = settings["kind"] in ("tinyssl", "peer")
+            budgets = settings.get("budgets", self.values["budgets"]) if trains else [1]
+            for name, budget in itertools.product(self.values["sets"], budgets):
+                cells.append(Cell(name, method, seed, budget))
         return [cell for cell in cells if not cell.file(self.out).exists()]
 
     def untuned(self) -> list[str]:
@@ -174,12 +175,13 @@ def main() -> None:
     parser.add_argument("study", type=Path, help="YAML")
     parser.add_argument("--data", type=Path, required=True, help="folder of the sets")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[], help="some of the YAML's")
     parser.add_argument("--tune", action="store_true", help="try the grids first")
     parser.add_argument("--jobs", type=int, default=1, help="cells at a time, a core each")
     parsed = parser.parse_args()
     given = (parsed.study, parsed.data, parsed.out)
     parsed.out.mkdir(parents=True, exist_ok=True)
-    study = Study(*given)
+    study = Study(*given, seeds=parsed.seeds)
     context = get_context("spawn")
     with ProcessPoolExecutor(parsed.jobs, context, max_tasks_per_child=1) as pool:
         # The seconds of `like` are what the others get: its tuning and its cells come first.

@@ -1,0 +1,58 @@
+"""Which score without labels tells how good features are: rank correlations over a study's cells.
+
+python -m tests.benchmarks.quality.criterion tests/benchmarks/results/quality
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from tests.benchmarks.quality.tables import COLUMNS, scores_of
+from tinyssl.files import write_text
+
+Cells = Sequence[Mapping[str, Any]]
+
+
+def correlations(cells: Cells, within: str) -> dict[str, dict[str, float]]:
+    """Spearman's, by label-free score and accuracy: the mean over sets, n cells a set.
+
+    Args:
+        cells: of trained networks.
+        within: `methods` compares all of a set, `ours` only those of tinyssl.
+    """
+    chosen = [c for c in cells if within == "methods" or c["settings"]["kind"] == "tinyssl"]
+    sets = sorted({cell["cell"]["set"] for cell in chosen})
+    found: dict[str, dict[str, float]] = {}
+    for score in chosen[0]["label_free"]:
+        found[score] = {
+            column: float(np.mean([_one(chosen, name, score, column) for name in sets]))
+            for column in COLUMNS
+        }
+    return found
+
+
+def _one(cells: Cells, name: str, score: str, column: str) -> float:
+    group = [cell for cell in cells if cell["cell"]["set"] == name]
+    pairs = [(cell["label_free"][score], scores_of(cell)[column]) for cell in group]
+    return float(spearmanr(*zip(*pairs, strict=True)).statistic)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("results", type=Path, help="folder of a study's cells")
+    folder = parser.parse_args().results
+    cells = [json.loads(path.read_text()) for path in sorted(folder.glob("*-s*.json"))]
+    trained = [cell for cell in cells if cell["settings"]["kind"] in ("tinyssl", "peer")]
+    told = {"cells": len(trained)}
+    told |= {within: correlations(trained, within) for within in ("methods", "ours")}
+    write_text(folder / "criterion.json", json.dumps(told, indent=1) + "\n")
+    print(json.dumps(told, indent=1))
+
+
+if __name__ == "__main__":
+    main()
