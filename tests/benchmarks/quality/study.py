@@ -60,7 +60,7 @@ class Study:
         self.tuned = _read(out / TUNED) or {}
 
     def missing(self) -> list[Cell]:
-        """Cells without a result, by seed, method and set; what needs no training has one budget."""
+        """Cells without a result, by seed, method and set; one budget where nothing trains."""
         cells = []
         for seed, (method, settings) in itertools.product(self.seeds, self.methods.items()):
             trains = settings["kind"] in ("tinyssl", "peer")
