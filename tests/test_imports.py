@@ -18,9 +18,9 @@ MODULES = sorted(
 
 GROUND = {"errors", "files", "locks", "tensor_file"}
 LEAVES = {
-    "bank", "budget", "calibration", "checkpoint", "colour", "compiling", "device", "distributed",
-    "encoder", "feature_file", "folds", "heads", "loader", "logistic", "losses", "machine",
-    "neighbours", "opening", "pipeline", "recipe_files", "remote_files",
+    "bank", "budget", "calibration", "checkpoint", "colour", "compiling", "curve_lines", "device",
+    "distributed", "encoder", "feature_file", "folds", "heads", "loader", "logistic", "losses",
+    "machine", "neighbours", "opening", "pipeline", "recipe_files", "remote_files",
     "reporting.device_tables", "reporting.names", "reporting.verdict", "run_folder", "schedule",
     "tiff",
 }  # fmt: skip

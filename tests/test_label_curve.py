@@ -12,10 +12,11 @@ from rich.console import Console
 
 from tests.making import make_run
 from tests.test_evaluation import labels_csv
+from tinyssl.curve_lines import METHODS
 from tinyssl.curve_plot import curve_table
 from tinyssl.errors import UsageError
 from tinyssl.evaluation import evaluate
-from tinyssl.label_curve import METHODS, CurveWishes, label_curve
+from tinyssl.label_curve import CurveWishes, label_curve
 from tinyssl.labeled_split import read_split
 
 Folder = Callable[..., Path]

@@ -22,6 +22,7 @@ from tinyssl.reporting import card as model_card
 from tinyssl.reporting import content
 from tinyssl.reporting.advice import advise, collapse_of
 from tinyssl.reporting.charts import run_charts, score_chart
+from tinyssl.reporting.curve_chart import label_curve_chart, label_curve_words
 from tinyssl.reporting.device_tables import find_bundle
 from tinyssl.reporting.gallery import Gallery, gather
 from tinyssl.reporting.mistakes import Mistakes, find_mistakes, from_shares
@@ -133,6 +134,7 @@ def _run_context(facts: RunFacts, pictures: int | None, card: model_card.Card) -
         "measures": list(dict.fromkeys(m for e in encoders for m in e.scores)),
         "score_chart": score_chart(encoders, _own_first(encoders)) if encoders else None,
         "draws": _draws(facts.result),
+        **_label_curve(facts.result),
         "charts": run_charts([facts]),
         "duration": duration(facts.seconds),
         "tiles": tiles(facts),
@@ -154,6 +156,14 @@ def _own_first(encoders: Sequence[Judged]) -> list[int]:
 def _draws(result: dict[str, Any]) -> int:
     shots = (found["few_shot"] for found in result.get("encoders", {}).values())
     return next((score["draws"] for found in shots for score in found.values()), 0)
+
+
+def _label_curve(result: dict[str, Any]) -> dict[str, Any]:
+    points = result.get("curve")
+    if not points:
+        return {"label_chart": None}
+    chart, words = label_curve_chart(points), label_curve_words(points)
+    return {"label_chart": chart, "label_words": words, "choices": points[0]["draws"]}
 
 
 def _verdict(facts: RunFacts, pictures: int | None) -> Verdict:
