@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,17 +12,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.making import HOSTILE, TINY
+from tests.making import HOSTILE, TINY, label_points
 from tinyssl.cli import main
 from tinyssl.errors import JobError, UsageError
+from tinyssl.finetuning import finetune
 from tinyssl.pretraining import pretrain
 from tinyssl.reporting import page
 from tinyssl.reporting.advice import advise
 from tinyssl.reporting.card import NOT_STATED, read_card
 from tinyssl.reporting.command import report
 from tinyssl.reporting.comparison import comparable, compare, different_settings
+from tinyssl.reporting.device_tables import find_bundle
 from tinyssl.reporting.gallery import FEATURES, sample
 from tinyssl.reporting.names import for_plot, short_names
+from tinyssl.reporting.next_steps import judging
 from tinyssl.reporting.pictures import map_thumbnails
 from tinyssl.reporting.recipe_diff import nearest_recipe
 from tinyssl.reporting.run_facts import RunFacts, read_run
@@ -139,6 +143,7 @@ def test_labels_with_a_split_and_scores(place: Path) -> None:
         "few_shot": {"10": {"mean": 0.8, "half_width": 0.1, "draws": 10}},
     }
     result = {"train": 16, "test": 8, "classes": ["bright", "dark"], "split": "of labels.csv"}
+    result["curve"] = label_points()
     result["encoders"] = {"raw pixels": found, "random weights": found, "pretrained": found}
     (place / "run" / "eval.json").write_text(json.dumps(result))
     try:
@@ -150,6 +155,42 @@ def test_labels_with_a_split_and_scores(place: Path) -> None:
     assert "not clearly different from raw pixels and random weights" in text
     assert "Which classes are taken for which" in text
     assert json.loads(Outline(text).blocks["figure-scores"])["data"][-1]["name"] == "pretrained"
+    assert len(json.loads(Outline(text).blocks["figure-labels"])["data"]) == 4
+    assert "interval of 5 choices of pictures" in text
+
+
+@pytest.mark.parametrize(
+    ("recipe", "told"),
+    [("few-label-linear", "Nothing was augmented"), ("few-label", "what the network saw of them")],
+)
+def test_fine_tuned_run(place: Path, tmp_path: Path, recipe: str, told: str) -> None:
+    short = ["network.views=16", "network.fold_views=16", "network.batch_size=8"]
+    run = finetune(
+        place / "run", place / "pictures", out=tmp_path / "cls", recipe=recipe, overrides=short
+    )
+    text = report(run, labels=place / "pictures", out=tmp_path / "r.html").read_text("utf-8")
+    assert "on held-out folds of its labels" in text
+    assert "Scores on held-out folds of the labels" in text
+    assert told in text
+    assert "tinyssl finetune" in "".join(Outline(text).texts)
+
+
+def test_bundle_beside_the_run_and_one_that_is_named(place: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    from tinyssl.export.exporting import export
+
+    run = shutil.copytree(place / "run", tmp_path / "run")
+    bundle = export(run, "onnx-fp16", pictures=place / "pictures").out
+    assert bundle == tmp_path / "run-bundle"
+    text = report(run, out=tmp_path / "r.html").read_text("utf-8")
+    assert "Parity with torch" in text
+    assert "No latency yet" in text
+    main(["benchmark", str(bundle), "--batch", "1", "--seconds", "0.05"])
+    named = bundle.rename(tmp_path / "named")
+    text = report(run, bundle=named, out=tmp_path / "r.html").read_text("utf-8")
+    assert "95th percentile, ms" in text
+    assert all(digest in text for digest in find_bundle(run, named).digests.values())
+    assert "No bundle was found" in report(run, out=tmp_path / "r.html").read_text("utf-8")
 
 
 def test_other_pictures_and_fewer_of_them(place: Path, tmp_path: Path) -> None:
@@ -350,3 +391,14 @@ def test_thumbnails_fit_their_budget() -> None:
 )
 def test_durations(seconds: float, told: str) -> None:
     assert duration(seconds) == told
+
+
+def test_next_step_is_a_command_to_paste(tmp_path: Path) -> None:
+    facts = facts_of(path=Path("my run"), recipe={"data": {"sources": ["a b", "c"]}})
+    _, commands = judging(facts, None) or ("", [])
+    assert commands[0] == "tinyssl select 'my run' 'a b' c --budget 50 --out to_label.csv"
+    _, commands = judging(facts, tmp_path) or ("", [])
+    assert commands == [f"tinyssl eval 'my run' --train {tmp_path} --test TEST-FOLDER"]
+    _, commands = judging(facts, "labels.csv") or ("", [])
+    assert commands == ["tinyssl eval 'my run' --labels labels.csv"]
+    assert judging(facts_of(result={"encoders": {"pretrained": {}}}), None) is None

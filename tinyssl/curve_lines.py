@@ -20,3 +20,8 @@ def lines_of(points: Points) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
     for point in points:
         lines.setdefault((point["method"], point["select"]), []).append(point)
     return dict(sorted(lines.items(), key=lambda line: list(METHODS).index(line[0][0])))
+
+
+def line_name(method: str, select: str) -> str:
+    """Such as `fine-tuned encoder, random choice`."""
+    return f"{METHODS[method]}, {select} choice"

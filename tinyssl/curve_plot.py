@@ -11,7 +11,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from tinyssl.curve_lines import METHODS, Points, lines_of
+from tinyssl.curve_lines import Points, line_name, lines_of
 from tinyssl.files import atomic
 
 # Okabe and Ito's colours, which colour-blind readers tell apart.
@@ -52,7 +52,7 @@ def plot_curve(points: Points, title: str, out: Path) -> None:
     axes = figure.subplots()
     styles = dict(zip(dict.fromkeys(p["select"] for p in points), _STYLES, strict=False))
     for (method, select), line in lines_of(points).items():
-        _draw(axes, line, _COLOURS[method], styles[select], f"{METHODS[method]}, {select} labels")
+        _draw(axes, line, _COLOURS[method], styles[select], line_name(method, select))
     _label(axes, sorted({point["labels"] for point in points}), title)
     with atomic(out) as file:
         figure.savefig(file, format="png", dpi=150)

@@ -14,6 +14,7 @@ Points = Sequence[tuple[float, float]]
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "triangle-down")
 _TERMS = {"instance": "instance discrimination", "distillation": "self-distillation"}
+_FROM_ZERO = ("rankme", "bank_cosine", "lr", "pictures_per_s")
 DASHES = ("solid", "dash", "dot", "dashdot")
 LEGEND = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
 
@@ -65,8 +66,8 @@ def run_charts(runs: Sequence[RunFacts], names: Sequence[str] = ()) -> list[Char
     logged for are left out."""
     curves = [
         ("knn", "k-NN accuracy on the watched labels", "balanced accuracy, %", 100),
-        ("rankme", "Dimensions in use (RankMe)", "effective rank", 1),
-        ("bank_cosine", "How alike embeddings are", "mean cosine", 1),
+        ("rankme", "Dimensions in use (RankMe): near 1 is collapse", "effective rank", 1),
+        ("bank_cosine", "How alike embeddings are: near 1 is collapse", "mean cosine", 1),
         ("lr", "Learning rate", "learning rate", 1),
         ("pictures_per_s", "Speed, mean so far", "pictures/s", 1),
     ]
@@ -121,7 +122,10 @@ def _chart(key: str, title: str, unit: str, lines: Mapping[str, Points]) -> Char
     told = "; ".join(_course(name, points) for name, points in lines.items())
     layout = {
         "xaxis": {"title": {"text": "epoch"}},
-        "yaxis": {"title": {"text": unit}},
+        "yaxis": {
+            "title": {"text": unit},
+            "rangemode": "tozero" if key in _FROM_ZERO else "normal",
+        },
         "showlegend": len(lines) > 1,
         "legend": LEGEND,
     }

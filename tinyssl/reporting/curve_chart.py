@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from math import log10
 from typing import Any
 
-from tinyssl.curve_lines import METHODS, Points, lines_of
+from tinyssl.curve_lines import Points, line_name, lines_of
 from tinyssl.reporting.charts import DASHES, LEGEND, SYMBOLS, Chart
 from tinyssl.reporting.names import for_plot
 
@@ -17,7 +17,8 @@ _MARGIN = 0.06  # decades at both ends
 def label_curve_chart(points: Points) -> Chart:
     """Balanced accuracy over the number of labels, with 95 % intervals.
 
-    A method has a colour, and who chose the labels has a dash and a symbol.
+    A method has a colour, and who chose the pictures has a dash and a symbol; of a single method
+    also a colour.
 
     Args:
         points: of `tinyssl.label_curve.label_curve`, at least one.
@@ -25,7 +26,12 @@ def label_curve_chart(points: Points) -> Chart:
     lines = lines_of(points)
     methods, selects = _places(m for m, _ in lines), _places(s for _, s in lines)
     traces = [
-        _trace(line, methods[method], selects[select], place - (len(lines) - 1) / 2)
+        _trace(
+            line,
+            methods[method] if len(methods) > 1 else selects[select],
+            selects[select],
+            place - (len(lines) - 1) / 2,
+        )
         for place, ((method, select), line) in enumerate(lines.items())
     ]
     told = "; ".join(f"{_name(line[0])}: {', '.join(map(_told, line))}" for line in lines.values())
@@ -52,7 +58,7 @@ def _places(names: Any) -> dict[str, int]:
 
 
 def _name(point: Mapping[str, Any]) -> str:
-    return f"{METHODS[point['method']]}, {point['select']} labels"
+    return line_name(point["method"], point["select"])
 
 
 def _told(point: Mapping[str, Any]) -> str:
