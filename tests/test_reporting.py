@@ -18,11 +18,10 @@ from tinyssl.errors import JobError, UsageError
 from tinyssl.finetuning import finetune
 from tinyssl.pretraining import pretrain
 from tinyssl.reporting import page
-from tinyssl.reporting.advice import advise
+from tinyssl.reporting.advice import advise, all_clear
 from tinyssl.reporting.card import NOT_STATED, read_card
 from tinyssl.reporting.command import report
 from tinyssl.reporting.comparison import comparable, compare, different_settings
-from tinyssl.reporting.device_tables import find_bundle
 from tinyssl.reporting.gallery import FEATURES, sample
 from tinyssl.reporting.names import for_plot, short_names
 from tinyssl.reporting.next_steps import judging
@@ -165,32 +164,16 @@ def test_labels_with_a_split_and_scores(place: Path) -> None:
 )
 def test_fine_tuned_run(place: Path, tmp_path: Path, recipe: str, told: str) -> None:
     short = ["network.views=16", "network.fold_views=16", "network.batch_size=8"]
+    short += ["classifier.folds=2", "classifier.repeats=1"]
     run = finetune(
         place / "run", place / "pictures", out=tmp_path / "cls", recipe=recipe, overrides=short
     )
     text = report(run, labels=place / "pictures", out=tmp_path / "r.html").read_text("utf-8")
     assert "on held-out folds of its labels" in text
+    assert "with 24 labels of 2 classes" in text
     assert "Scores on held-out folds of the labels" in text
     assert told in text
     assert "tinyssl finetune" in "".join(Outline(text).texts)
-
-
-def test_bundle_beside_the_run_and_one_that_is_named(place: Path, tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
-    from tinyssl.export.exporting import export
-
-    run = shutil.copytree(place / "run", tmp_path / "run")
-    bundle = export(run, "onnx-fp16", pictures=place / "pictures").out
-    assert bundle == tmp_path / "run-bundle"
-    text = report(run, out=tmp_path / "r.html").read_text("utf-8")
-    assert "Parity with torch" in text
-    assert "No latency yet" in text
-    main(["benchmark", str(bundle), "--batch", "1", "--seconds", "0.05"])
-    named = bundle.rename(tmp_path / "named")
-    text = report(run, bundle=named, out=tmp_path / "r.html").read_text("utf-8")
-    assert "95th percentile, ms" in text
-    assert all(digest in text for digest in find_bundle(run, named).digests.values())
-    assert "No bundle was found" in report(run, out=tmp_path / "r.html").read_text("utf-8")
 
 
 def test_other_pictures_and_fewer_of_them(place: Path, tmp_path: Path) -> None:
@@ -291,6 +274,9 @@ def curve(key: str, values: list[float]) -> list[dict[str, float | None]]:
 
 def test_nothing_to_warn_of() -> None:
     assert advise(facts_of(), 2000, 0.0) == []
+    assert all_clear(facts_of()) == "Nothing to warn of: no skipped files, few copies."
+    watched = facts_of(metrics=[{"rankme": 50.0}], epochs=curve("loss", [2, 1]))
+    assert "no collapse, no skipped files, few copies, no sign of too long" in all_clear(watched)
 
 
 @pytest.mark.parametrize(
@@ -336,6 +322,19 @@ def test_runs_judged_on_other_pictures_are_not_compared() -> None:
 
     assert comparable([judged_on(5), judged_on(5), facts_of()])
     assert not comparable([judged_on(5), judged_on(6)])
+
+
+def test_comparison_names_the_best_and_those_not_judged(place: Path, tmp_path: Path) -> None:
+    runs = [shutil.copytree(place / "run", tmp_path / name) for name in ("good", "bad", "new")]
+    for run, right in zip(runs, (90, 50), strict=False):
+        matrix = [[right, 100 - right], [100 - right, right]]
+        found = {"knn": {"confusion": matrix}, "linear": {"confusion": matrix}, "few_shot": {}}
+        result = {"train": 50, "test": 200, "classes": ["a", "b"], "split": "of labels.csv"}
+        (run / "eval.json").write_text(json.dumps(result | {"encoders": {"pretrained": found}}))
+    text = compare(runs, tmp_path / "c.html").read_text("utf-8")
+    assert "Best on average is good: clearly better than bad." in text
+    assert "Measured on 200 test pictures of 2 classes" in text
+    assert "Not judged on labels: new." in text
 
 
 def test_nearest_recipe_and_what_differs(place: Path) -> None:
@@ -401,4 +400,6 @@ def test_next_step_is_a_command_to_paste(tmp_path: Path) -> None:
     assert commands == [f"tinyssl eval 'my run' --train {tmp_path} --test TEST-FOLDER"]
     _, commands = judging(facts, "labels.csv") or ("", [])
     assert commands == ["tinyssl eval 'my run' --labels labels.csv"]
+    _, commands = judging(facts_of(finetuned={"recipe": "few-label"}), None) or ("", [])
+    assert commands == ["tinyssl eval run --labels labels.csv"]
     assert judging(facts_of(result={"encoders": {"pretrained": {}}}), None) is None

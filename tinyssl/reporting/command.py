@@ -18,7 +18,7 @@ from tinyssl.errors import UsageError
 from tinyssl.labeled import used_digests
 from tinyssl.reporting import card as model_card
 from tinyssl.reporting import content
-from tinyssl.reporting.advice import advise, collapse_of
+from tinyssl.reporting.advice import advise, all_clear, collapse_of
 from tinyssl.reporting.charts import run_charts, score_chart
 from tinyssl.reporting.curve_chart import label_curve_chart, label_curve_words
 from tinyssl.reporting.device_tables import find_bundle
@@ -131,6 +131,7 @@ def _run_context(facts: RunFacts, pictures: int | None, card: model_card.Card) -
         "run": typed(facts.path),
         "pictures": pictures,
         "verdict": _verdict(facts, pictures),
+        "all_clear": all_clear(facts),
         "encoders": encoders,
         "measures": list(dict.fromkeys(m for e in encoders for m in e.scores)),
         "score_chart": score_chart(encoders, _own_first(encoders)) if encoders else None,

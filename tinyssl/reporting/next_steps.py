@@ -17,15 +17,18 @@ def typed(path: object) -> str:
 
 def judging(facts: RunFacts, labels: str | Path | None) -> tuple[str, list[str]] | None:
     """What to do about a run that was not judged on labels, and the commands for it; None for one
-    that was judged, or was fine-tuned and told of its held-out folds.
+    that was.
 
     Args:
         facts: of the run.
         labels: given for the report: a CSV or a folder of class folders; None if there are none.
     """
-    if facts.finetuned or facts.result.get("encoders"):
+    if facts.result.get("encoders"):
         return None
     run = typed(facts.path)
+    if facts.finetuned:
+        told = "judge it on pictures that had no part in it; label some if there are none yet"
+        return told, [f"tinyssl eval {run} --labels labels.csv"]
     if labels is None:
         pictures = " ".join(map(shlex.quote, sources_told(facts))) or "PICTURES"
         return "choose pictures to label, fill in the labels, then judge", [
