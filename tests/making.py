@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -67,3 +68,15 @@ def make_hostile_run(folder: Path) -> None:
     copy.write_bytes((bright / "00.png").read_bytes())
     (folder / "pictures" / "broken.png").write_bytes(b"no picture")
     pretrain(folder / "pictures", out=folder / "run", overrides=TINY)
+
+
+def label_points(methods: str = "linear scratch", labels: tuple[int, ...] = (2, 20)) -> list[Any]:
+    """A label curve where every method gains with labels, and typiclust is ahead."""
+    return [
+        {
+            "method": method, "select": select, "labels": count, "shots": count // 2, "draws": 5,
+            "mean": 0.4 + count / 100 + 0.1 * (select == "typiclust") - 0.2 * (method == "scratch"),
+            "half_width": 0.02,
+        }
+        for select, count, method in product(("random", "typiclust"), labels, methods.split())
+    ]  # fmt: skip

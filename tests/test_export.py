@@ -1,6 +1,7 @@
 """Export and the runtime: the same pixels, the same features, and clear words for damage."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,10 +19,12 @@ from tinyssl.export.parity import compare
 
 from tests.making import make_pictures, make_run
 from tinyssl.cli import main
+from tinyssl.config import Recipe
 from tinyssl.encoder import BACKBONES
 from tinyssl.errors import JobError, UsageError
 from tinyssl.model import load
 from tinyssl.picture import decode, resize, to_channels
+from tinyssl.reporting.command import report
 from tinyssl.scanning import scan
 
 Folder = Callable[..., Path]
@@ -296,6 +299,25 @@ def test_benchmark_of_a_bundle(bundle: Path, capsys: pytest.CaptureFixture[str])
             assert row["status"] == "ok"
             assert 0 < row["median_ms"] <= row["p95_ms"]
     assert len((bundle / "benchmark.csv").read_text().splitlines()) == 7
+
+
+def test_report_shows_bundle_and_latency(
+    small: tuple[Path, Path, Path], bundle: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("plotly")
+    run, pictures = shutil.copytree(small[0], tmp_path / "run"), small[1]
+    (run / "recipe.yaml").write_text(Recipe().to_yaml())
+    beside, page = bundle.rename(tmp_path / "run-bundle"), tmp_path / "report.html"
+    text = report(run, data=pictures, out=page).read_text("utf-8")
+    assert "Parity with torch" in text
+    assert "No latency yet" in text
+    main(["benchmark", str(beside), "--batch", "1", "--seconds", "0.05"])
+    named = beside.rename(tmp_path / "named")
+    text = report(run, data=pictures, bundle=named, out=page).read_text("utf-8")
+    assert "95th percentile, ms" in text
+    files = json.loads((named / "manifest.json").read_text())["files"]
+    assert all(files[name]["sha256"] in text for name in ("encoder.onnx", "encoder.fp16.onnx"))
+    assert "No bundle was found" in report(run, data=pictures, out=page).read_text("utf-8")
 
 
 @pytest.mark.parametrize(

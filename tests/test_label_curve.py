@@ -12,11 +12,13 @@ from rich.console import Console
 
 from tests.making import make_run
 from tests.test_evaluation import labels_csv
+from tinyssl.curve_lines import METHODS
 from tinyssl.curve_plot import curve_table
 from tinyssl.errors import UsageError
 from tinyssl.evaluation import evaluate
-from tinyssl.label_curve import METHODS, CurveWishes, label_curve
+from tinyssl.label_curve import CurveWishes, label_curve
 from tinyssl.labeled_split import read_split
+from tinyssl.reporting.curve_chart import label_curve_chart
 
 Folder = Callable[..., Path]
 SHORT = ("network.views=32", "network.batch_size=16")
@@ -116,6 +118,7 @@ def test_evaluate_writes_points_and_picture(
     with Image.open(run / "label_curve.png") as picture:
         assert picture.size == (1050, 675)
         assert len(picture.convert("RGB").getcolors(2**16) or []) > 10
+    assert len(label_curve_chart(result["curve"]).figure["data"]) == 2
     console = Console(width=80)
     with console.capture() as captured:
         console.print(curve_table(result["curve"]))

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,17 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.making import HOSTILE, TINY
+from tests.making import HOSTILE, TINY, label_points
 from tinyssl.cli import main
 from tinyssl.errors import JobError, UsageError
+from tinyssl.finetuning import finetune
 from tinyssl.pretraining import pretrain
 from tinyssl.reporting import page
-from tinyssl.reporting.advice import advise
+from tinyssl.reporting.advice import advise, all_clear
 from tinyssl.reporting.card import NOT_STATED, read_card
 from tinyssl.reporting.command import report
 from tinyssl.reporting.comparison import comparable, compare, different_settings
 from tinyssl.reporting.gallery import FEATURES, sample
 from tinyssl.reporting.names import for_plot, short_names
+from tinyssl.reporting.next_steps import judging
 from tinyssl.reporting.pictures import map_thumbnails
 from tinyssl.reporting.recipe_diff import nearest_recipe
 from tinyssl.reporting.run_facts import RunFacts, read_run
@@ -139,6 +142,7 @@ def test_labels_with_a_split_and_scores(place: Path) -> None:
         "few_shot": {"10": {"mean": 0.8, "half_width": 0.1, "draws": 10}},
     }
     result = {"train": 16, "test": 8, "classes": ["bright", "dark"], "split": "of labels.csv"}
+    result["curve"] = label_points()
     result["encoders"] = {"raw pixels": found, "random weights": found, "pretrained": found}
     (place / "run" / "eval.json").write_text(json.dumps(result))
     try:
@@ -150,6 +154,26 @@ def test_labels_with_a_split_and_scores(place: Path) -> None:
     assert "not clearly different from raw pixels and random weights" in text
     assert "Which classes are taken for which" in text
     assert json.loads(Outline(text).blocks["figure-scores"])["data"][-1]["name"] == "pretrained"
+    assert len(json.loads(Outline(text).blocks["figure-labels"])["data"]) == 4
+    assert "interval of 5 choices of pictures" in text
+
+
+@pytest.mark.parametrize(
+    ("recipe", "told"),
+    [("few-label-linear", "Nothing was augmented"), ("few-label", "what the network saw of them")],
+)
+def test_fine_tuned_run(place: Path, tmp_path: Path, recipe: str, told: str) -> None:
+    short = ["network.views=16", "network.fold_views=16", "network.batch_size=8"]
+    short += ["classifier.folds=2", "classifier.repeats=1"]
+    run = finetune(
+        place / "run", place / "pictures", out=tmp_path / "cls", recipe=recipe, overrides=short
+    )
+    text = report(run, labels=place / "pictures", out=tmp_path / "r.html").read_text("utf-8")
+    assert "on held-out folds of its labels" in text
+    assert "with 24 labels of 2 classes" in text
+    assert "Scores on held-out folds of the labels" in text
+    assert told in text
+    assert "tinyssl finetune" in "".join(Outline(text).texts)
 
 
 def test_other_pictures_and_fewer_of_them(place: Path, tmp_path: Path) -> None:
@@ -250,6 +274,9 @@ def curve(key: str, values: list[float]) -> list[dict[str, float | None]]:
 
 def test_nothing_to_warn_of() -> None:
     assert advise(facts_of(), 2000, 0.0) == []
+    assert all_clear(facts_of()) == "Nothing to warn of: no skipped files, few copies."
+    watched = facts_of(metrics=[{"rankme": 50.0}], epochs=curve("loss", [2, 1]))
+    assert "no collapse, no skipped files, few copies, no sign of too long" in all_clear(watched)
 
 
 @pytest.mark.parametrize(
@@ -295,6 +322,19 @@ def test_runs_judged_on_other_pictures_are_not_compared() -> None:
 
     assert comparable([judged_on(5), judged_on(5), facts_of()])
     assert not comparable([judged_on(5), judged_on(6)])
+
+
+def test_comparison_names_the_best_and_those_not_judged(place: Path, tmp_path: Path) -> None:
+    runs = [shutil.copytree(place / "run", tmp_path / name) for name in ("good", "bad", "new")]
+    for run, right in zip(runs, (90, 50), strict=False):
+        matrix = [[right, 100 - right], [100 - right, right]]
+        found = {"knn": {"confusion": matrix}, "linear": {"confusion": matrix}, "few_shot": {}}
+        result = {"train": 50, "test": 200, "classes": ["a", "b"], "split": "of labels.csv"}
+        (run / "eval.json").write_text(json.dumps(result | {"encoders": {"pretrained": found}}))
+    text = compare(runs, tmp_path / "c.html").read_text("utf-8")
+    assert "Best on average is good: clearly better than bad." in text
+    assert "Measured on 200 test pictures of 2 classes" in text
+    assert "Not judged on labels: new." in text
 
 
 def test_nearest_recipe_and_what_differs(place: Path) -> None:
@@ -350,3 +390,16 @@ def test_thumbnails_fit_their_budget() -> None:
 )
 def test_durations(seconds: float, told: str) -> None:
     assert duration(seconds) == told
+
+
+def test_next_step_is_a_command_to_paste(tmp_path: Path) -> None:
+    facts = facts_of(path=Path("my run"), recipe={"data": {"sources": ["a b", "c"]}})
+    _, commands = judging(facts, None) or ("", [])
+    assert commands[0] == "tinyssl select 'my run' 'a b' c --budget 50 --out to_label.csv"
+    _, commands = judging(facts, tmp_path) or ("", [])
+    assert commands == [f"tinyssl eval 'my run' --train {tmp_path} --test TEST-FOLDER"]
+    _, commands = judging(facts, "labels.csv") or ("", [])
+    assert commands == ["tinyssl eval 'my run' --labels labels.csv"]
+    _, commands = judging(facts_of(finetuned={"recipe": "few-label"}), None) or ("", [])
+    assert commands == ["tinyssl eval run --labels labels.csv"]
+    assert judging(facts_of(result={"encoders": {"pretrained": {}}}), None) is None

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,18 +11,12 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from tinyssl.curve_lines import Points, line_name, lines_of
 from tinyssl.files import atomic
 
 # Okabe and Ito's colours, which colour-blind readers tell apart.
 _COLOURS = {"linear": "#0072B2", "finetune": "#D55E00", "scratch": "#009E73"}
 _STYLES = ("-", "--", ":", "-.")
-_NAMES = {
-    "linear": "linear on the frozen encoder",
-    "finetune": "fine-tuned encoder",
-    "scratch": "fine-tuned from random weights",
-}
-
-Points = Sequence[Mapping[str, Any]]
 
 
 def curve_table(points: Points) -> Table:
@@ -39,7 +32,7 @@ def curve_table(points: Points) -> Table:
     shown.add_column("", overflow="fold")
     for shots in sorted({point["shots"] for point in points}):
         shown.add_column(str(shots), justify="right", no_wrap=True)
-    for (method, select), line in _lines(points).items():
+    for (method, select), line in lines_of(points).items():
         cells = [f"{100 * p['mean']:.1f}±{100 * p['half_width']:.1f}" for p in line]
         shown.add_row(f"{method}, {select}", *cells)
     shown.caption = (
@@ -58,18 +51,11 @@ def plot_curve(points: Points, title: str, out: Path) -> None:
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     styles = dict(zip(dict.fromkeys(p["select"] for p in points), _STYLES, strict=False))
-    for (method, select), line in _lines(points).items():
-        _draw(axes, line, _COLOURS[method], styles[select], f"{_NAMES[method]}, {select} labels")
+    for (method, select), line in lines_of(points).items():
+        _draw(axes, line, _COLOURS[method], styles[select], line_name(method, select))
     _label(axes, sorted({point["labels"] for point in points}), title)
     with atomic(out) as file:
         figure.savefig(file, format="png", dpi=150)
-
-
-def _lines(points: Points) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
-    lines: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for point in points:
-        lines.setdefault((point["method"], point["select"]), []).append(point)
-    return dict(sorted(lines.items(), key=lambda line: list(_NAMES).index(line[0][0])))
 
 
 def _draw(axes: Axes, line: Points, colour: str, style: str, name: str) -> None:

@@ -18,6 +18,7 @@ from tinyssl.approaches import Approach, Linear
 from tinyssl.choosing import METHODS as SELECTIONS
 from tinyssl.choosing import choose
 from tinyssl.console import Advance, log, progress
+from tinyssl.curve_lines import METHODS
 from tinyssl.device import pick_device
 from tinyssl.encoder import Encoder, embed_pictures
 from tinyssl.errors import UsageError
@@ -30,7 +31,6 @@ from tinyssl.probing import FALLBACK_STRENGTH, choose_strength
 from tinyssl.scoring import interval, scores
 from tinyssl.weights import load_encoder, random_like
 
-METHODS = ("linear", "finetune", "scratch")
 SHOTS = (1, 2, 5, 10, 20, 50)
 _FOLDS = 5
 
@@ -43,22 +43,22 @@ class CurveWishes:
 
     Attributes:
         shots: labels a class on average: `shots * classes` pictures are chosen, of any class.
-        methods: of `METHODS`: a linear classifier on the frozen encoder, recipe few-label, or
-            few-label from random weights.
+        methods: of `tinyssl.curve_lines.METHODS`: a linear classifier on the frozen encoder,
+            recipe few-label, or few-label from random weights.
         select: of `tinyssl.choosing.METHODS`: who says which pictures are labeled.
         draws: of every point, at least 2; each with another seed.
         settings: `section.key=value` on top of recipe few-label.
     """
 
     shots: Sequence[int] = SHOTS
-    methods: Sequence[str] = METHODS
+    methods: Sequence[str] = tuple(METHODS)
     select: Sequence[str] = ("random", "typiclust")
     draws: int = 5
     settings: Sequence[str] = ()
 
     def check(self) -> None:
         """Raises UsageError for what cannot be drawn."""
-        _refuse_unknown("methods", self.methods, METHODS)
+        _refuse_unknown("methods", self.methods, tuple(METHODS))
         _refuse_unknown("select", self.select, tuple(SELECTIONS))
         if not self.shots or min(self.shots) < 1:
             raise UsageError(f"shots: got {list(self.shots)}; give numbers from 1")

@@ -50,6 +50,17 @@ def advise(facts: RunFacts, pictures: int | None, near_copies: float | None) -> 
     return sorted(found, key=lambda advice: not advice.serious)
 
 
+def all_clear(facts: RunFacts) -> str:
+    """What was looked for and not found, where `advise` finds nothing."""
+    looked = [
+        "no collapse" if facts.last_look() else "",
+        "no skipped files",
+        "" if facts.finetuned else "few copies",
+        "no sign of too long a training" if facts.curve("loss") else "",
+    ]
+    return f"Nothing to warn of: {', '.join(text for text in looked if text)}."
+
+
 def collapse_of(facts: RunFacts) -> str | None:
     """What the newest look says of collapse; None while there is none, or no look."""
     look = facts.last_look()

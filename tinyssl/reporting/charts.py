@@ -12,9 +12,11 @@ from tinyssl.reporting.verdict import Judged
 
 Points = Sequence[tuple[float, float]]
 
-_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "triangle-down")
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "triangle-down")
 _TERMS = {"instance": "instance discrimination", "distillation": "self-distillation"}
-_DASHES = ("solid", "dash", "dot", "dashdot")
+_FROM_ZERO = ("rankme", "bank_cosine", "lr", "pictures_per_s")
+DASHES = ("solid", "dash", "dot", "dashdot")
+LEGEND = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def score_chart(encoders: Sequence[Judged], colours: Sequence[int]) -> Chart:
     layout = {
         "xaxis": axis,
         "yaxis": {"title": {"text": "balanced accuracy, %"}},
-        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        "legend": LEGEND,
     }
     return Chart("scores", "Scores on held-out pictures", told, {"data": traces, "layout": layout})
 
@@ -64,8 +66,8 @@ def run_charts(runs: Sequence[RunFacts], names: Sequence[str] = ()) -> list[Char
     logged for are left out."""
     curves = [
         ("knn", "k-NN accuracy on the watched labels", "balanced accuracy, %", 100),
-        ("rankme", "Dimensions in use (RankMe)", "effective rank", 1),
-        ("bank_cosine", "How alike embeddings are", "mean cosine", 1),
+        ("rankme", "Dimensions in use (RankMe): near 1 is collapse", "effective rank", 1),
+        ("bank_cosine", "How alike embeddings are: near 1 is collapse", "mean cosine", 1),
         ("lr", "Learning rate", "learning rate", 1),
         ("pictures_per_s", "Speed, mean so far", "pictures/s", 1),
     ]
@@ -90,7 +92,7 @@ def _dots(encoder: Judged, measures: Sequence[str], place: float, colour: int) -
             "thickness": 1.5,
             "width": 3,
         },
-        "marker": {"size": 10 if colour == 0 else 8, "symbol": _SYMBOLS[colour % len(_SYMBOLS)]},
+        "marker": {"size": 10 if colour == 0 else 8, "symbol": SYMBOLS[colour % len(SYMBOLS)]},
         "hovertemplate": "%{y:.1f} ± %{error_y.array:.1f} %<extra>" + for_plot(encoder.name)
         + "</extra>",
         "meta": {"colour": colour},
@@ -120,9 +122,12 @@ def _chart(key: str, title: str, unit: str, lines: Mapping[str, Points]) -> Char
     told = "; ".join(_course(name, points) for name, points in lines.items())
     layout = {
         "xaxis": {"title": {"text": "epoch"}},
-        "yaxis": {"title": {"text": unit}},
+        "yaxis": {
+            "title": {"text": unit},
+            "rangemode": "tozero" if key in _FROM_ZERO else "normal",
+        },
         "showlegend": len(lines) > 1,
-        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        "legend": LEGEND,
     }
     return Chart(key, title, told, {"data": traces, "layout": layout})
 
@@ -134,8 +139,8 @@ def _line(name: str, points: Points, number: int) -> dict[str, Any]:
         "name": for_plot(name),
         "x": [x for x, _ in points],
         "y": [float(f"{y:.5g}") for _, y in points],
-        "line": {"width": 2, "dash": _DASHES[number % len(_DASHES)]},
-        "marker": {"size": 6, "symbol": _SYMBOLS[number % len(_SYMBOLS)]},
+        "line": {"width": 2, "dash": DASHES[number % len(DASHES)]},
+        "marker": {"size": 6, "symbol": SYMBOLS[number % len(SYMBOLS)]},
         "hovertemplate": "epoch %{x}: %{y:.4g}<extra></extra>",
         "meta": {"colour": number},
     }

@@ -11,21 +11,21 @@ import numpy as np
 import torch
 
 from tinyssl import __version__
-from tinyssl.checks import augmented
 from tinyssl.classifier import load_classifier
-from tinyssl.config import load_recipe
 from tinyssl.console import log, progress
 from tinyssl.data import Pictures
-from tinyssl.errors import JobError, UsageError
+from tinyssl.errors import UsageError
 from tinyssl.labeled import used_digests
 from tinyssl.reporting import card as model_card
 from tinyssl.reporting import content
-from tinyssl.reporting.advice import advise, collapse_of
+from tinyssl.reporting.advice import advise, all_clear, collapse_of
 from tinyssl.reporting.charts import run_charts, score_chart
+from tinyssl.reporting.curve_chart import label_curve_chart, label_curve_words
 from tinyssl.reporting.device_tables import find_bundle
 from tinyssl.reporting.gallery import Gallery, gather
 from tinyssl.reporting.mistakes import Mistakes, find_mistakes, from_shares
-from tinyssl.reporting.names import short_names, shown
+from tinyssl.reporting.names import shown
+from tinyssl.reporting.next_steps import judging, typed
 from tinyssl.reporting.page import check_installed, missing, target_of, write_page
 from tinyssl.reporting.recipe_diff import nearest_recipe
 from tinyssl.reporting.run_facts import RunFacts, read_run
@@ -39,10 +39,10 @@ from tinyssl.reporting.verdict import (
     label_free_verdict,
     label_verdict,
 )
+from tinyssl.reporting.views import acting, draws_views, views_of
 
 REPORT = "report.html"
 MOST = 3000  # pictures on the map; more are neither seen nor waited for
-_ROWS, _VIEWS = 6, 7  # of the augmentation's grid
 
 
 def report(
@@ -91,8 +91,9 @@ def report(
     gallery = gather(facts, sources, labels, most=pictures, device=device, workers=workers)
     context = _run_context(facts, facts.machine.get("pictures"), told)
     context |= _seen_context(facts, gallery)
+    context["next"] = judging(facts, labels)
     context["advice"] = advise(facts, context["pictures"], context["near_copies"])
-    context["views"] = _views(facts, gallery.pictures)
+    context["views"] = views_of(facts, gallery.pictures)
     context["bundle"] = device_facts
     write_page("report.html.j2", context, target)
     log.info(f"wrote {target} ({target.stat().st_size / 1e6:.1f} MB)")
@@ -109,8 +110,9 @@ def leave_report(run: Path, pictures: Pictures) -> None:
         facts = read_run(run)
         context = _run_context(facts, len(pictures.paths), model_card.Card())
         context |= {"seen": None, "near_copies": None, "bundle": None}
+        context["next"] = judging(facts, None)
         context["advice"] = advise(facts, len(pictures.paths), None)
-        context["views"] = _views(facts, pictures)
+        context["views"] = views_of(facts, pictures)
         write_page("report.html.j2", context, run / REPORT)
     except Exception as error:  # the run itself is done and good
         log.warning(f"no report: {type(error).__name__}: {error}")
@@ -126,18 +128,22 @@ def _run_context(facts: RunFacts, pictures: int | None, card: model_card.Card) -
         "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "facts": facts,
         "title": card.title or shown(facts.name),
-        "run": shown(facts.path),
+        "run": typed(facts.path),
         "pictures": pictures,
         "verdict": _verdict(facts, pictures),
+        "all_clear": all_clear(facts),
         "encoders": encoders,
         "measures": list(dict.fromkeys(m for e in encoders for m in e.scores)),
         "score_chart": score_chart(encoders, _own_first(encoders)) if encoders else None,
         "draws": _draws(facts.result),
+        **_label_curve(facts.result),
         "charts": run_charts([facts]),
         "duration": duration(facts.seconds),
         "tiles": tiles(facts),
         "recipe_name": name,
         "settings": settings,
+        "draws_views": draws_views(facts),
+        "augmentation": acting(settings),
         "card": card,
         "limits": model_card.limits(facts, pictures),
         "start": model_card.start_of(facts),
@@ -154,6 +160,14 @@ def _own_first(encoders: Sequence[Judged]) -> list[int]:
 def _draws(result: dict[str, Any]) -> int:
     shots = (found["few_shot"] for found in result.get("encoders", {}).values())
     return next((score["draws"] for found in shots for score in found.values()), 0)
+
+
+def _label_curve(result: dict[str, Any]) -> dict[str, Any]:
+    points = result.get("curve")
+    if not points:
+        return {"label_chart": None}
+    chart, words = label_curve_chart(points), label_curve_words(points)
+    return {"label_chart": chart, "label_words": words, "choices": points[0]["draws"]}
 
 
 def _verdict(facts: RunFacts, pictures: int | None) -> Verdict:
@@ -215,19 +229,3 @@ def _mistakes(facts: RunFacts, gallery: Gallery) -> Mistakes | None:
         test=gallery.test,
         strength=own_scores.get("linear", {}).get("C"),
     )
-
-
-def _views(facts: RunFacts, pictures: Pictures) -> list[list[content.Shot]]:
-    """Originals and what the run's augmentation makes of them; none for a fine-tuned run."""
-    if facts.finetuned:
-        return []
-    recipe = load_recipe(facts.path)
-    rows = np.unique(np.linspace(0, len(pictures.paths) - 1, _ROWS).astype(int))
-    originals = np.asarray(pictures.array[rows])
-    try:
-        views = np.stack([augmented(recipe, originals, turn) for turn in range(_VIEWS)], axis=1)
-    except (UsageError, JobError) as error:  # a pipeline's file that is no longer there
-        log.warning(f"no augmented views in the report: {error}")
-        return []
-    names = short_names([pictures.paths[row] for row in rows])
-    return content.view_sheets(originals, names, views)

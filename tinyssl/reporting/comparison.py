@@ -17,7 +17,7 @@ from tinyssl.reporting.page import check_installed, target_of, write_page
 from tinyssl.reporting.recipe_diff import told
 from tinyssl.reporting.run_facts import RunFacts, flat, read_run
 from tinyssl.reporting.tiles import tiles
-from tinyssl.reporting.verdict import Judged, Verdict, best_of, judged
+from tinyssl.reporting.verdict import Judged, Verdict, best_of, judged, measured_on
 
 _PLACES = {"data.sources", "data.cache_dir"}
 
@@ -117,6 +117,10 @@ def _verdict(facts: Sequence[RunFacts], scored: Sequence[Judged]) -> Verdict:
             ["Their scores cannot be compared; judge all of them with the same --labels."],
         )
     found = best_of(scored)
+    found.sentences.append(measured_on(next(fact.result for fact in facts if fact.result)))
+    unjudged = [n for n, fact in zip(run_names(facts), facts, strict=True) if not fact.result]
+    if unjudged:
+        found.sentences.append(f"Not judged on labels: {', '.join(unjudged)}.")
     splits = {str(fact.result["split"]) for fact in facts if fact.result}
     if len(splits) > 1:
         found.sentences.append(

@@ -68,23 +68,23 @@ class Shots:
 
 
 def neighbour_sheets(gallery: Gallery, seen: Seen, shots: Shots) -> list[Sheet]:
-    """A dozen diverse pictures, each with its nearest others."""
+    """A dozen diverse pictures, each with its nearest others; classes are named that are not the
+    first picture's."""
     return [
-        Sheet(
-            gallery.names[row],
-            label_of(gallery, row),
-            [
-                shots(row, label_of(gallery, row)),
-                *(
-                    shots(other, _joined(label_of(gallery, other), f"{cosine:.3f}"))
-                    for other, cosine in zip(
-                        seen.near[row][:_PER_QUERY], seen.cosines[row], strict=False
-                    )
-                ),
-            ],
-        )
+        Sheet(gallery.names[row], label_of(gallery, row), _nearest_shots(gallery, seen, shots, row))
         for row in seen.diverse
     ]
+
+
+def _nearest_shots(gallery: Gallery, seen: Seen, shots: Shots, row: int) -> list[Shot]:
+    own = label_of(gallery, row)
+    found = [shots(row, own)]
+    for other, cosine in zip(seen.near[row][:_PER_QUERY], seen.cosines[row], strict=False):
+        label = label_of(gallery, other)
+        found.append(
+            shots(other, _joined("" if label == own else label or "no label", f"{cosine:.3f}"))
+        )
+    return found
 
 
 def cluster_sheets(gallery: Gallery, seen: Seen, shots: Shots) -> list[Sheet]:

@@ -23,3 +23,12 @@ def short_names(paths: Sequence[str]) -> list[str]:
 def for_plot(text: object) -> str:
     """The text for a chart: plotly reads tags in it, so `<` and `&` become entities."""
     return shown(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def unbroken(text: object) -> str:
+    """The text with figures that no line end parts from their sign: `5.0 ± 1.2 %`."""
+    return (
+        str(text)
+        .replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
+        .replace(" %", "\N{NO-BREAK SPACE}%")
+    )

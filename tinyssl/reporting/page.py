@@ -13,7 +13,7 @@ from typing import Any
 
 from tinyssl.errors import UsageError
 from tinyssl.files import write_text
-from tinyssl.reporting.names import shown
+from tinyssl.reporting.names import shown, unbroken
 
 NEEDED = ("jinja2", "plotly")
 
@@ -63,7 +63,7 @@ def write_page(template: str, context: Mapping[str, Any], out: Path) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["shown"] = shown
+    environment.filters |= {"shown": shown, "unbroken": unbroken}
     inline = {name: Markup(_text(name)) for name in ("style.css", "page.js", "map.js")}
     page = environment.get_template(template).render(
         context, inline=inline, plotly=Markup(_plotly())

@@ -91,7 +91,7 @@ def label_verdict(result: Mapping[str, Any]) -> Verdict:
     level = _level(outcomes)
     sentences = [_against(name, found) for name, found in outcomes.items()]
     sentences += [_FAILED] if level == "no" else []
-    return Verdict(level, _headline(level, outcomes), [*sentences, _measured_on(result)])
+    return Verdict(level, _headline(level, outcomes), [*sentences, measured_on(result)])
 
 
 def compare(own: Judged, rival: Judged) -> dict[str, Score]:
@@ -141,7 +141,7 @@ def finetuned_verdict(found: Mapping[str, Any]) -> Verdict:
     """What `finetune.json` says: held-out folds of the labels, no test pictures."""
     taken = found["held_out"].get(found["recipe"])
     labels, classes = sum(found["labels"].values()), len(found["labels"])
-    ask = "Only pictures that had no part in it tell more: tinyssl eval, with other labels."
+    ask = "Only pictures that had no part in it tell more."
     if taken is None:
         return Verdict("unknown", "Not known yet: nothing could be held out.", [ask])
     accuracy = 100 * taken["balanced_accuracy"]
@@ -226,7 +226,8 @@ def _doubt(difference: Score) -> str:
     return "" if difference.sign else " (too close to call)"
 
 
-def _measured_on(result: Mapping[str, Any]) -> str:
+def measured_on(result: Mapping[str, Any]) -> str:
+    """On what the figures of `eval.json` were measured, and what their intervals are."""
     return (
         f"Measured on {result['test']:,} test pictures of {len(result['classes'])} classes; "
         f"classifiers were fitted on {result['train']:,} others. Balanced accuracy in percent; "

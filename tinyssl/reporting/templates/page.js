@@ -77,11 +77,14 @@ button.addEventListener("click", () => {
   setTheme(themes[(themes.indexOf(now) + 1) % themes.length]);
 });
 
+const bar = document.querySelector("nav ol");
 const links = new Map([...document.querySelectorAll("nav a")].map((a) => [a.hash.slice(1), a]));
 const reading = new IntersectionObserver((entries) => {
   for (const entry of entries.filter((e) => e.isIntersecting)) {
     links.forEach((link) => link.classList.remove("here"));
-    links.get(entry.target.getAttribute("aria-labelledby"))?.classList.add("here");
+    const link = links.get(entry.target.getAttribute("aria-labelledby"));
+    link?.classList.add("here");
+    if (link) bar.scrollLeft = link.offsetLeft - bar.offsetLeft - (bar.clientWidth - link.offsetWidth) / 2;
   }
 }, { rootMargin: "-30% 0px -65% 0px" });
 document.querySelectorAll("section").forEach((section) => reading.observe(section));

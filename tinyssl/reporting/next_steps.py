@@ -1,0 +1,41 @@
+"""Commands that a reader can paste to know more of a run."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from tinyssl.reporting.card import sources_told
+from tinyssl.reporting.names import shown
+from tinyssl.reporting.run_facts import RunFacts
+
+
+def typed(path: object) -> str:
+    """A path as a shell takes it."""
+    return shlex.quote(shown(path))
+
+
+def judging(facts: RunFacts, labels: str | Path | None) -> tuple[str, list[str]] | None:
+    """What to do about a run that was not judged on labels, and the commands for it; None for one
+    that was.
+
+    Args:
+        facts: of the run.
+        labels: given for the report: a CSV or a folder of class folders; None if there are none.
+    """
+    if facts.result.get("encoders"):
+        return None
+    run = typed(facts.path)
+    if facts.finetuned:
+        told = "judge it on pictures that had no part in it; label some if there are none yet"
+        return told, [f"tinyssl eval {run} --labels labels.csv"]
+    if labels is None:
+        pictures = " ".join(map(shlex.quote, sources_told(facts))) or "PICTURES"
+        return "choose pictures to label, fill in the labels, then judge", [
+            f"tinyssl select {run} {pictures} --budget 50 --out to_label.csv",
+            f"tinyssl eval {run} --labels to_label.csv",
+        ]
+    if Path(labels).is_dir():
+        told = "judge it with these class folders and others that it is tested on"
+        return told, [f"tinyssl eval {run} --train {typed(labels)} --test TEST-FOLDER"]
+    return "judge it on your labels", [f"tinyssl eval {run} --labels {typed(labels)}"]

@@ -1,0 +1,79 @@
+"""What does augmentation do? Originals beside the views that training drew of them.
+
+r = pictures, v = views, s = their side, t = side of a view, c = channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tinyssl.build import augment_of
+from tinyssl.checks import augmented
+from tinyssl.config import load_recipe
+from tinyssl.console import log
+from tinyssl.data import Pictures
+from tinyssl.errors import JobError, UsageError
+from tinyssl.finetune_config import load_finetune_recipe
+from tinyssl.loader import generator_for
+from tinyssl.reporting.content import Shot, view_sheets
+from tinyssl.reporting.names import short_names
+from tinyssl.reporting.recipe_diff import Setting
+from tinyssl.reporting.run_facts import RunFacts
+
+_ROWS, _VIEWS = 6, 7
+_NOTHING = ("0.0", "null")
+_ONLY_WITH = {"augment.blur_sigma": "augment.blur", "augment.cutmix_alpha": "augment.cutmix"}
+
+Draw = Callable[[NDArray[Any], int], NDArray[Any]]  # (r, s, s, c) and a number to (r, c, t, t)
+
+
+def views_of(facts: RunFacts, pictures: Pictures) -> list[list[Shot]]:
+    """A row for each of a few pictures; none where training drew no views, or they cannot be
+    drawn again."""
+    if not draws_views(facts):
+        return []
+    rows = np.unique(np.linspace(0, len(pictures.paths) - 1, _ROWS).astype(int))
+    originals = np.asarray(pictures.array[rows])
+    try:
+        draw = _finetuning(facts) if facts.finetuned else _pretraining(facts)
+        views = np.stack([draw(originals, turn) for turn in range(_VIEWS)], axis=1)
+    except (UsageError, JobError) as error:  # a pipeline's file that is no longer there
+        log.warning(f"no augmented views in the report: {error}")
+        return []
+    return view_sheets(originals, short_names([pictures.paths[row] for row in rows]), views)
+
+
+def draws_views(facts: RunFacts) -> bool:
+    """False for a run that fitted a classifier to the features of whole pictures only."""
+    return not facts.finetuned or (facts.recipe.get("classifier") or {}).get("method") == "network"
+
+
+def acting(settings: Sequence[Setting]) -> list[str]:
+    """The settings of augmentation that change a picture, such as `hflip=0.5`."""
+    values = {s.key: s.value for s in settings if s.key.startswith("augment.")}
+    return [
+        f"{key.removeprefix('augment.')}={value}"
+        for key, value in values.items()
+        if value not in _NOTHING and values.get(_ONLY_WITH.get(key, key)) not in _NOTHING
+    ]
+
+
+def _pretraining(facts: RunFacts) -> Draw:
+    recipe = load_recipe(facts.path)
+    return lambda originals, turn: augmented(recipe, originals, turn)
+
+
+def _finetuning(facts: RunFacts) -> Draw:
+    recipe = load_finetune_recipe(facts.path)
+    augment = augment_of(recipe.augment, facts.encoder["image_size"])
+
+    def draw(originals: NDArray[Any], turn: int) -> NDArray[Any]:
+        raw = torch.from_numpy(np.ascontiguousarray(originals))
+        return augment(raw, generator_for(recipe.run.seed, turn, stream=1)).numpy()
+
+    return draw
