@@ -141,8 +141,9 @@ def _time_torch(
     """The same network with random weights: they take as long as any others."""
     taken = manifest["input"]
     encoder = create_encoder(
-        manifest["encoder"]["name"], channels=taken["channels"], stem=manifest["encoder"]["stem"]
-    )
+        manifest["encoder"]["name"], channels=taken["channels"], stem=manifest["encoder"]["stem"],
+        levels=manifest["encoder"].get("levels", 1),
+    )  # fmt: skip
     deployed = Deployed(encoder, getattr(torch, taken["dtype"]), unit=True).eval()
     shape = (batch, taken["size"], taken["size"], taken["channels"])
     pictures = torch.randint(0, 256, shape).to(getattr(torch, taken["dtype"]))

@@ -195,7 +195,8 @@ def _manifest(
     tools = ("torch", "onnx", "onnxscript", "onnxruntime", "pillow", "executorch")
     return {
         "tinyssl": __version__,
-        "encoder": {key: description[key] for key in ("name", "stem", "mean", "std")},
+        "encoder": {key: description[key] for key in ("name", "stem", "mean", "std")}
+        | {"levels": description.get("levels", 1)},
         "input": {
             "size": description["image_size"],
             "resize": description["resize"],

@@ -118,6 +118,9 @@ class Encoder(Section):
     batch_norm: Literal["train", "frozen", "synced"] = Field(
         "train", description="frozen: keep the start's statistics; synced: over all processes"
     )
+    levels: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
+        1, description="of features, from the last stage back: what the saved encoder gives"
+    )
     blend: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="final weights = (1 - blend) * start + blend * end (arXiv:2109.01903)"
     )

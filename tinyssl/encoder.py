@@ -1,13 +1,17 @@
 """timm backbones as feature extractors, with their input normalization inside.
 
 b = batch, c = channels, h, w = height and width, n = pictures.
+
+A level is what a network makes of a picture up to some depth, averaged over the picture. The last
+level is timm's own features; those before it are the outputs of the stages. Small networks that
+saw few pictures keep much in early levels that the last one has lost, textures above all.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import timm
@@ -30,34 +34,61 @@ BACKBONES: Mapping[str, str] = {
 class Encoder(nn.Module):
     """Pictures in [0, 1] to features: normalization, then a timm model without classifier.
 
-    Attributes:
-        name: timm's name of the backbone.
-        channels: c that it takes.
+    Args:
+        backbone: of timm, without classifier.
+        name: timm's name of it.
         stem: `standard` or `small`.
+        mean: (c,) subtracted from pictures.
+        std: (c,) that they are divided by.
+        levels: how many, from the last one back; several are standardized, see `widen`.
+
+    Attributes:
+        channels: c.
         width: of the features.
+
+    Raises:
+        UsageError: the backbone has fewer levels.
     """
 
     mean: Tensor
     std: Tensor
+    centre: Tensor
+    scale: Tensor
 
     def __init__(
-        self, backbone: nn.Module, *, name: str, stem: str, mean: Tensor, std: Tensor
-    ) -> None:
+        self, backbone: nn.Module, *, name: str, stem: str, mean: Tensor, std: Tensor,
+        levels: int = 1,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.name = name
         self.stem = stem
         self.channels = len(mean)
         self.backbone = backbone
-        width: Any = getattr(backbone, "head_hidden_size", None) or backbone.num_features
-        self.width = int(width)
+        self.levels = levels
+        self.level_widths = _level_widths(backbone, name, levels)
+        self.width = sum(self.level_widths)
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
+        if levels > 1:
+            self.register_buffer("centre", torch.zeros(self.width))
+            self.register_buffer("scale", torch.ones(self.width))
 
     def forward(self, pictures: Tensor) -> Tensor:
         """(b, c, h, w) floats in [0, 1] to (b, width)."""
         mean, std = self.mean.view(-1, 1, 1), self.std.view(-1, 1, 1)
-        features: Tensor = self.backbone((pictures - mean) / std)
-        return features
+        normalized = (pictures - mean) / std
+        if self.levels == 1:
+            features: Tensor = self.backbone(normalized)
+            return features
+        return (self._levels(normalized) - self.centre) * self.scale
+
+    def _levels(self, normalized: Tensor) -> Tensor:
+        backbone: Any = self.backbone
+        last, maps = backbone.forward_intermediates(normalized)
+        stages = maps[:-1] if _ends_in_its_last_stage(backbone) else maps
+        # In float32: means of many values whose differences between pictures are small.
+        pooled = [stage.float().mean((2, 3)) for stage in stages[len(stages) + 1 - self.levels :]]
+        return torch.cat([*pooled, backbone.forward_head(last).float()], dim=1)
 
 
 def create_encoder(
@@ -69,6 +100,7 @@ def create_encoder(
     std: Sequence[float] | None = None,
     seed: int | None = None,
     pretrained: bool = False,
+    levels: int = 1,
 ) -> Encoder:
     """Builds an encoder from a short name of `BACKBONES` or any timm model name.
 
@@ -81,9 +113,11 @@ def create_encoder(
         std: (channels,) divided by; timm's own for the model when None.
         seed: of the random weights; the global generator is left as it was.
         pretrained: takes timm's weights from its hub.
+        levels: of features, see `Encoder`.
 
     Raises:
-        UsageError: unknown name, channels outside 1 to 4, or no small stem for this model.
+        UsageError: unknown name, channels outside 1 to 4, no small stem for this model, or too
+            many levels for it.
         JobError: the pretrained weights cannot be downloaded.
     """
     timm_name = resolve_name(name)
@@ -101,7 +135,66 @@ def create_encoder(
         stem=stem,
         mean=torch.tensor(own_mean if mean is None else list(mean), dtype=torch.float32),
         std=torch.tensor(own_std if std is None else list(std), dtype=torch.float32),
+        levels=levels,
     )
+
+
+def widen(encoder: Encoder, levels: int | Literal["all"], pictures: NDArray[Any]) -> Encoder:
+    """The same network with the features of several levels, each as strong as the others.
+
+    Features are standardized one by one, on at most 2,000 of the pictures, and divided by the
+    square root of their level's width. One that hardly varies is divided by a tenth of its
+    level's mean deviation instead of its own, so that it does not become noise.
+
+    Args:
+        encoder: of one level, in the mode that it will have; it shares its weights.
+        levels: how many from the last one back; 1 gives the encoder itself.
+        pictures: (n, h, w, c) uint8 or uint16.
+
+    Raises:
+        UsageError: fewer levels are there.
+    """
+    if levels == "all":
+        levels = count_levels(encoder.backbone)
+    if levels == 1:
+        return encoder
+    wide = Encoder(
+        encoder.backbone, name=encoder.name, stem=encoder.stem,
+        mean=encoder.mean, std=encoder.std, levels=levels,
+    ).to(encoder.mean.device)  # fmt: skip
+    rows = np.unique(np.linspace(0, len(pictures) - 1, min(len(pictures), 2000)).astype(int))
+    features = embed_pictures(wide, pictures[rows], device=encoder.mean.device)
+    deviations = features.std(axis=0)
+    scales = []
+    for part in np.split(deviations, np.cumsum(wide.level_widths)[:-1]):
+        floor = max(0.1 * float(part.mean()), 1e-6)
+        scales.append(1 / (np.maximum(part, floor) * np.sqrt(len(part))))
+    wide.centre.copy_(torch.from_numpy(features.mean(axis=0)))
+    wide.scale.copy_(torch.from_numpy(np.concatenate(scales)))
+    return wide
+
+
+def count_levels(backbone: nn.Module) -> int:
+    """How many levels of features a timm model has; 1 where it does not show its stages."""
+    stages: Any = getattr(backbone, "feature_info", None)
+    if not stages or not hasattr(backbone, "forward_intermediates"):
+        return 1
+    return len(stages) + (0 if _ends_in_its_last_stage(backbone) else 1)
+
+
+def _level_widths(backbone: Any, name: str, levels: int) -> list[int]:
+    """Features of each level, from the first one taken to the last."""
+    known = count_levels(backbone)
+    if not 1 <= levels <= known:
+        raise UsageError(f"encoder.levels: got {levels}, {name} has 1 to {known}, or all")
+    own = int(getattr(backbone, "head_hidden_size", None) or backbone.num_features)
+    stages = [int(stage["num_chs"]) for stage in backbone.feature_info][: known - 1]
+    return [*stages[len(stages) + 1 - levels :], own]
+
+
+def _ends_in_its_last_stage(backbone: nn.Module) -> bool:
+    """Whether the features are those of the last stage; MobileNets have a convolution after it."""
+    return not hasattr(backbone, "conv_head")
 
 
 def resolve_name(name: str) -> str:

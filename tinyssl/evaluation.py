@@ -19,7 +19,7 @@ from tinyssl.classifier import load_classifier
 from tinyssl.console import log, progress
 from tinyssl.curve_plot import plot_curve
 from tinyssl.device import keep_freed_memory, pick_device
-from tinyssl.encoder import Encoder, create_encoder, embed_pictures
+from tinyssl.encoder import Encoder, create_encoder, embed_pictures, widen
 from tinyssl.errors import JobError, UsageError
 from tinyssl.files import write_text
 from tinyssl.label_curve import CurveWishes, label_curve
@@ -209,7 +209,10 @@ def _features(
         except JobError as error:  # the start came from a hub that is out of reach now
             log.warning(f"the table has no row for {name!r}: {error}")
             continue
-        yield name, embed_pictures(encoder, split_pictures(split, own).array, device=chosen)
+        array = split_pictures(split, own).array
+        if own is description:  # a baseline made for this run: its features from as many levels
+            encoder = widen(encoder, description.get("levels", 1), array[~split.test])
+        yield name, embed_pictures(encoder, array, device=chosen)
 
 
 def _own_classifier(

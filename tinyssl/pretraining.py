@@ -32,7 +32,7 @@ from tinyssl.config import Recipe, load_recipe, read_recipe, shortcuts
 from tinyssl.console import Advance, log, progress, silence
 from tinyssl.data import Pictures, write_skipped
 from tinyssl.device import keep_freed_memory, pick_device
-from tinyssl.encoder import Encoder, create_encoder, embed_pictures, resolve_name
+from tinyssl.encoder import Encoder, create_encoder, embed_pictures, resolve_name, widen
 from tinyssl.errors import Interrupted, JobError, NonFinite, TinysslError, UsageError
 from tinyssl.files import write_text
 from tinyssl.loader import ResidentPictures, generator_for, pipeline_batches
@@ -337,8 +337,12 @@ class Run:
         self._save_encoder()
 
     def _save_encoder(self) -> None:
+        """Saves what there is; only at the end with all its levels, whose statistics take time."""
+        encoder = self._blended()
+        if self.progress.step >= self.plan.steps_per_epoch * self.plan.epochs:
+            encoder = widen(encoder, self.recipe.encoder.levels, self.pictures.array)
         save_encoder(
-            self._blended(),
+            encoder,
             self.folder.path,
             image_size=self.recipe.data.image_size,
             resize=self.recipe.data.resize,

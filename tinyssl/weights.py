@@ -22,6 +22,7 @@ FORMAT = 1
 WEIGHTS, DESCRIPTION = "encoder.safetensors", "encoder.json"
 _PREFIXES = ("module.", "backbone.", "encoder.", "model.")
 _NESTS = ("state_dict", "model", "model_state", "model_state_dict")
+_LEVELS = ("centre", "scale")  # an encoder's, not its backbone's
 _HEADS = ("classifier.", "fc.", "head.", "head_drop.")
 
 
@@ -44,6 +45,7 @@ def load_weights(encoder: Encoder, path: str | Path) -> str:
     source = Path(path) / WEIGHTS if Path(path).is_dir() else Path(path)
     state = _unwrap(_read(source))
     mean, std = state.pop("mean", None), state.pop("std", None)
+    state = {key: value for key, value in state.items() if key not in _LEVELS}
     wanted = encoder.backbone.state_dict()
     kept = {k: v for k, v in state.items() if k in wanted or not k.startswith(_HEADS)}
     _adapt_first_conv(kept, wanted)
@@ -110,6 +112,7 @@ def save_encoder(
         "name": encoder.name,
         "channels": encoder.channels,
         "stem": encoder.stem,
+        "levels": encoder.levels,
         "width": encoder.width,
         "image_size": image_size,
         "resize": resize,
@@ -131,8 +134,9 @@ def load_encoder(folder: str | Path) -> tuple[Encoder, dict[str, Any]]:
     description = read_description(folder)
     try:
         encoder = create_encoder(
-            description["name"], channels=description["channels"], stem=description["stem"]
-        )
+            description["name"], channels=description["channels"], stem=description["stem"],
+            levels=description.get("levels", 1),
+        )  # fmt: skip
     except KeyError as error:
         raise UsageError(f"{Path(folder) / DESCRIPTION} lacks the key {error}") from None
     state = _read(Path(folder) / WEIGHTS)
@@ -142,7 +146,7 @@ def load_encoder(folder: str | Path) -> tuple[Encoder, dict[str, Any]]:
 
 
 def random_like(description: Mapping[str, Any], seed: int) -> Encoder:
-    """The architecture and normalization of an encoder's description, with random weights."""
+    """The network and normalization of an encoder's description, with random weights; one level."""
     return create_encoder(
         description["name"],
         channels=description["channels"],
@@ -177,6 +181,7 @@ def _refuse_nonsense(description: Mapping[str, Any], path: Path) -> None:
         "name": lambda value: isinstance(value, str),
         "channels": lambda value: _whole(value, 1, 4),
         "stem": lambda value: value in ("standard", "small"),
+        "levels": lambda value: _whole(value, 1, 64),
         "image_size": lambda value: _whole(value, 1, 8192),
         "resize": lambda value: value in ("crop", "pad", "squash"),
         "width": lambda value: _whole(value, 1, 1 << 20),

@@ -20,7 +20,7 @@ from tinyssl import pretrain
 from tinyssl.build import augment_from
 from tinyssl.config import Recipe, load_recipe
 from tinyssl.data import Pictures, load_pictures
-from tinyssl.encoder import Encoder, create_encoder, embed_pictures
+from tinyssl.encoder import Encoder, create_encoder, embed_pictures, widen
 from tinyssl.labeled_split import LabeledSplit
 from tinyssl.loader import epoch_order, generator_for
 from tinyssl.schedule import warmup_cosine
@@ -35,10 +35,12 @@ Settings = Mapping[str, Any]
 class Made:
     """Features (n, d) and what they cost; seconds are of the processor, of training alone.
 
-    `seen` counts pictures, `label_free` holds the scores of `label_free.py`, of networks.
+    `wide` are the features of all levels of a network (`encoder.widen`), else None; `seen` counts
+    pictures; `label_free` holds the scores of `label_free.py`, of networks.
     """
 
     features: NDArray[np.float32]
+    wide: NDArray[np.float32] | None = None
     seconds: float = 0.0
     seen: int = 0
     label_free: Mapping[str, float] = field(default_factory=dict)
@@ -102,7 +104,7 @@ def own(job: Job) -> Made:
     with TemporaryDirectory() as folder:
         listed = Path(folder, "train.txt")
         listed.write_text("\n".join(train))
-        overrides = [*job.overrides(), "run.watch_every=0"]
+        overrides = [*job.overrides(), "run.watch_every=0", "encoder.levels=1"]
         begun = time.process_time()
         run = pretrain(listed, job.study["recipe"], Path(folder, "run"), overrides=overrides)
         seconds = time.process_time() - begun
@@ -187,7 +189,9 @@ def _made(
 ) -> Made:
     train = pictures.array[~job.split.test]
     scores = label_free(encoder, augment_from(job.recipe()), train, job.seed)
-    return Made(embed_pictures(encoder, pictures.array), seconds, seen, scores)
+    features = embed_pictures(encoder, pictures.array)
+    wide = embed_pictures(widen(encoder, "all", train), pictures.array)
+    return Made(features, wide, seconds, seen, scores)
 
 
 def _encoder(job: Job, pictures: Pictures) -> Encoder:

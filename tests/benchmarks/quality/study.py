@@ -78,22 +78,27 @@ class Study:
         split = self.split(cell.set)
         settings = self._settings(cell.method) | self._best(cell.method)
         made = self._make(cell, split, settings)
-        train, test = ~split.test, split.test
-        scores = evaluate_features(
-            made.features[train], split.labels[train], made.features[test], split.labels[test],
-            classes=len(split.classes), shots=(1, 5, 10, 20), seed=cell.seed,
-        )  # fmt: skip
-        for found in (scores["knn"], scores["linear"]):
-            found.pop("confusion")
+        scores = self._scores(made.features, split, cell.seed)
+        wide = None if made.wide is None else self._scores(made.wide, split, cell.seed)
         result = {
             "cell": vars(cell), "settings": settings, "shared": self._shared(cell.budget),
             "seconds": round(made.seconds, 1), "pictures_seen": made.seen,
-            "peak_memory_mb": round(peak_memory_mb()), "scores": scores,
+            "peak_memory_mb": round(peak_memory_mb()), "scores": scores, "scores_of_all_levels": wide,
             "label_free": made.label_free, "machine": machine(),
         }  # fmt: skip
         write_text(cell.file(self.out), json.dumps(result, indent=1) + "\n")
         few = scores["few_shot"]["10"]["mean"]
         return f"{cell}: {made.seconds:.0f} s, 10-shot {100 * few:.1f}"
+
+    def _scores(self, features: Any, split: LabeledSplit, seed: int) -> dict[str, Any]:
+        train, test = ~split.test, split.test
+        scores = evaluate_features(
+            features[train], split.labels[train], features[test], split.labels[test],
+            classes=len(split.classes), shots=(1, 5, 10, 20), seed=seed,
+        )  # fmt: skip
+        for found in (scores["knn"], scores["linear"]):
+            found.pop("confusion")
+        return scores
 
     def tune(self, method: str, values: Mapping[str, Any]) -> float | None:
         """Leave-one-out k-NN of one point of a grid on the first set's training pictures, in %."""
