@@ -83,7 +83,8 @@ class Study:
         result = {
             "cell": vars(cell), "settings": settings, "shared": self._shared(cell.budget),
             "seconds": round(made.seconds, 1), "pictures_seen": made.seen,
-            "peak_memory_mb": round(peak_memory_mb()), "scores": scores, "scores_of_all_levels": wide,
+            "peak_memory_mb": round(peak_memory_mb()),
+            "scores": scores, "scores_of_all_levels": wide,
             "label_free": made.label_free, "machine": machine(),
         }  # fmt: skip
         write_text(cell.file(self.out), json.dumps(result, indent=1) + "\n")
