@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tinyssl.encoder import create_encoder
+from tinyssl.encoder import create_encoder, widen
 from tinyssl.pretraining import pretrain
 from tinyssl.weights import save_encoder
 
@@ -25,7 +25,7 @@ class FinishedDemo:
 
 
 def make_run(folder: Path, name: str, rule: str = "crop", **changes: Any) -> Path:
-    """A run of an encoder whose batch norms have seen some data, so that features differ."""
+    """A run of an encoder of all levels whose batch norms have seen some data."""
     folder.mkdir(parents=True)
     encoder = create_encoder(name, seed=0, **changes)
     seen = torch.rand(32, encoder.channels, 48, 48, generator=torch.Generator().manual_seed(0)) / 2
@@ -33,7 +33,8 @@ def make_run(folder: Path, name: str, rule: str = "crop", **changes: Any) -> Pat
     with torch.no_grad():
         for _ in range(20):
             encoder.train()(seen)
-    save_encoder(encoder.eval(), folder, image_size=48, resize=rule)
+    pictures = (seen * 255).byte().permute(0, 2, 3, 1).numpy()
+    save_encoder(widen(encoder.eval(), "all", pictures), folder, image_size=48, resize=rule)
     return folder
 
 

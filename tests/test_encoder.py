@@ -9,10 +9,12 @@ from torch import nn
 
 from tinyssl.encoder import (
     BACKBONES,
+    count_levels,
     create_encoder,
     embed_pictures,
     freeze_batch_norm,
     resolve_name,
+    widen,
 )
 from tinyssl.errors import JobError, UsageError
 
@@ -134,3 +136,50 @@ def test_frozen_batch_norm_keeps_statistics_while_weights_train() -> None:
     assert len(norms) > 20
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert all(norm.weight.grad is not None for norm in norms)
+
+
+@pytest.mark.parametrize("name", [*BACKBONES, "regnetx_002"])
+@pytest.mark.parametrize("levels", [2, "all"])
+def test_levels_are_standardized_stages(name: str, levels: Any) -> None:
+    """Against the stages' outputs as hooks see them; the last level is timm's own features."""
+    encoder = create_encoder(name, seed=0).eval()
+    shown = np.random.default_rng(1).integers(0, 256, (12, 64, 64, 3), dtype=np.uint8)
+    plain = embed_pictures(encoder, shown)
+    maps: list[torch.Tensor] = []
+    stages = {entry["module"] for entry in encoder.backbone.feature_info}  # type: ignore[union-attr]
+    for key, module in encoder.backbone.named_modules():
+        if key in stages:
+            module.register_forward_hook(lambda _m, _i, out: maps.append(out.mean((2, 3))))
+    embed_pictures(encoder, shown)
+    if not hasattr(encoder.backbone, "conv_head"):
+        maps.pop()
+    count = count_levels(encoder.backbone) if levels == "all" else levels
+    expected = [*(m.detach().numpy() for m in maps[len(maps) + 1 - count :]), plain]
+
+    wide = widen(encoder, levels, shown)
+    found = np.split(embed_pictures(wide, shown), np.cumsum(wide.level_widths)[:-1], axis=1)
+    assert wide.width == sum(wide.level_widths) == sum(part.shape[1] for part in expected)
+    assert len(found) == len(expected) == count
+    for part, given in zip(found, expected, strict=True):
+        np.testing.assert_allclose(part.mean(0), 0, atol=1e-4)
+        spread = np.maximum(given.std(0), max(0.1 * given.std(0).mean(), 1e-6))
+        standard = (given - given.mean(0)) / spread / np.sqrt(given.shape[1])
+        np.testing.assert_allclose(part, standard, rtol=1e-3, atol=1e-4)
+
+
+def test_one_level_is_the_encoder_itself() -> None:
+    encoder = create_encoder("resnet18")
+    assert widen(encoder, 1, pictures()) is encoder
+    assert "centre" not in encoder.state_dict()
+
+
+@pytest.mark.parametrize("levels", [0, 6])
+def test_levels_that_are_not_there(levels: int) -> None:
+    with pytest.raises(UsageError, match="resnet18 has 1 to 5, or all"):
+        widen(create_encoder("resnet18"), levels, pictures())
+
+
+def test_features_that_do_not_vary_stay_small() -> None:
+    shown = np.repeat(pictures(1), 8, axis=0)
+    features = embed_pictures(widen(create_encoder("resnet18", seed=0), "all", shown), shown)
+    assert np.abs(features).max() < 1

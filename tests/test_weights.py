@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tinyssl.encoder import Encoder, create_encoder
+from tinyssl.encoder import Encoder, create_encoder, embed_pictures, widen
 from tinyssl.errors import UsageError
 from tinyssl.weights import load_encoder, load_weights, rename_in_order, save_encoder
 
@@ -39,6 +39,20 @@ def test_saved_encoder_comes_back_to_the_bit(tmp_path: Path) -> None:
     assert description["resize"] == "pad"
     assert description["seed"] == 7
     assert description["width"] == 1024
+
+
+def test_levels_are_saved_and_do_not_hinder_a_start(tmp_path: Path) -> None:
+    shown = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    wide = widen(donor().eval(), 3, shown)
+    save_encoder(wide, tmp_path, image_size=32, resize="crop")
+    loaded, description = load_encoder(tmp_path)
+    assert (description["levels"], description["width"]) == (3, wide.width)
+    np.testing.assert_array_equal(embed_pictures(loaded, shown), embed_pictures(wide, shown))
+    other = create_encoder(description["name"])
+    load_weights(other, tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(
+        other.backbone.state_dict().values(), wide.backbone.state_dict().values(), strict=True
+    ))  # fmt: skip
 
 
 @pytest.mark.parametrize(
