@@ -128,15 +128,16 @@ def _features(
     overwrite: bool,
 ) -> Features:
     file = target.with_name(f".{target.name}.features.npz") if kept is None else Path(kept)
+    embedded = embed_paths(
+        extractor,
+        paths,
+        file,
+        beside=target,
+        workers=workers,
+        overwrite=overwrite or kept is None,
+    )
     try:
-        return embed_paths(
-            extractor,
-            paths,
-            file,
-            beside=target,
-            workers=workers,
-            overwrite=overwrite or kept is None,
-        ).read()
+        return embedded.read()
     finally:
         if kept is None:
             file.unlink(missing_ok=True)
