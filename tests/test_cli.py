@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from making import make_run
 from PIL import Image
 
 from tinyssl.cli import cli, main
@@ -224,7 +223,9 @@ def test_wrong_use_gets_one_line_and_leaves_nothing(
 def test_names_too_long_for_the_file_system(
     verb: str, capsys: pytest.CaptureFixture[str], picture_folder: Folder, tmp_path: Path
 ) -> None:
-    data, run_folder = picture_folder(), make_run(tmp_path / "run", "test_resnet")
+    data, run_folder = picture_folder(), tmp_path / "run"
+    run_folder.mkdir()
+    save_encoder(create_encoder("test_resnet"), run_folder, image_size=32, resize="crop")
     (run_folder / "recipe.yaml").write_text("{}")
     arguments: dict[str, list[Any]] = {
         "pretrain": [data],

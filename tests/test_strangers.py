@@ -27,6 +27,7 @@ from tinyssl.reporting.run_facts import read_run
 from tinyssl.run_folder import RunFolder
 from tinyssl.tensor_file import read_tensors
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 Folder = Callable[..., Path]
 State = dict[str, Any]
 
