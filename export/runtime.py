@@ -119,7 +119,10 @@ class Extractor:
     def tolerance(self) -> dict[str, float]:
         """What features may differ from training's; an engine has that of the model it is of."""
         model = self.session.model if isinstance(self.session, EngineSession) else self.variant
-        return dict(self.manifest["files"][model]["tolerance"])
+        limits = self.manifest["files"].get(model, {}).get("tolerance")
+        if limits is None:
+            raise BundleError(f"{self.bundle / MANIFEST} has no tolerance for {model}")
+        return dict(limits)
 
     def embed(self, pictures: Sequence[Picture], batch_size: int = 32) -> Array:
         """Features (n, width) float32 of paths, Pillow images or arrays.
@@ -171,8 +174,22 @@ class Extractor:
         return self.outputs(pictures)[FEATURES]
 
     def outputs(self, pictures: Array) -> dict[str, Array]:
-        """Features, and probabilities where there is a classifier, of prepared pictures."""
-        return self.session.run(pictures)
+        """Features, and probabilities where there is a classifier, of prepared pictures.
+
+        Raises:
+            BundleError: the model cannot run, or gives something else.
+        """
+        found = self.session.run(pictures)
+        wanted = [(FEATURES, self.width)]
+        wanted += [(PROBABILITIES, len(self.classes))] if self.classes else []
+        for name, width in wanted:
+            rows = found.get(name)
+            if rows is None or rows.shape != (len(pictures), width) or not np.isfinite(rows).all():
+                raise BundleError(
+                    f"{self.variant} does not give {width} finite {name} a picture, as the "
+                    f"{MANIFEST} says; take another copy of the bundle"
+                )
+        return found
 
     def prepare(self, picture: Picture) -> Array:
         """A picture as (size, size, channels), just as training's evaluation saw it."""
@@ -322,7 +339,11 @@ class OnnxSession:
 
     def run(self, pictures: Array) -> dict[str, Array]:
         """(n, size, size, channels) to outputs (n, width) float32 by name."""
-        found = self.session.run(self.names, {self.input: pictures})
+        try:
+            found = self.session.run(self.names, {self.input: pictures})
+        except Exception as error:  # onnxruntime has a class for every cause
+            told = str(error).partition("\n")[0]
+            raise BundleError(f"the model cannot run on {pictures.shape}: {told}") from None
         return dict(zip(self.names, found))  # noqa: B905
 
 
@@ -608,11 +629,11 @@ def check(extractor: Extractor) -> tuple[bool, str]:
         with np.load(io.BytesIO(data), allow_pickle=False) as golden:
             pictures, wanted = golden["pictures"], golden["features"]
         found = extractor.run(pictures)
+        worst = float(np.abs(found - wanted).max())
+        lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(wanted, axis=1)
+        cosine = float(((found * wanted).sum(axis=1) / np.maximum(lengths, 1e-30)).min())
     except Exception as error:  # of zip files, arrays, memory and onnxruntime
         raise BundleError(f"{GOLDEN} cannot be used: {error}".partition("\n")[0]) from None
-    worst = float(np.abs(found - wanted).max())
-    lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(wanted, axis=1)
-    cosine = float(((found * wanted).sum(axis=1) / np.maximum(lengths, 1e-30)).min())
     limits = extractor.tolerance
     passed = worst <= limits["max_abs"] and cosine >= limits["cosine"]
     return passed, (
@@ -663,13 +684,28 @@ def _peak_mb() -> float | None:
 def _write(out: Path, extractor: Extractor, names: list[str], columns: dict[str, Array]) -> None:
     """Columns (n,) or (n, width), beside the paths; in an npz with the names of the classes."""
     temporary = out.with_name(f".{out.name}.tmp")
-    if out.suffix == ".csv":
+    try:
+        _write_there(temporary, out.suffix, extractor, names, columns)
+        temporary.replace(out)
+    except OSError as error:
+        needs = sum(column.nbytes for column in columns.values())
+        told = f"{error.strerror or error}; it needs about {needs:,} bytes"
+        raise BundleError(f"cannot write {out}: {told}") from None
+    finally:
+        if temporary.is_file():
+            temporary.unlink()
+
+
+def _write_there(
+    file_path: Path, suffix: str, extractor: Extractor, names: list[str], columns: dict[str, Array]
+) -> None:
+    if suffix == ".csv":
         wide = {
             FEATURES: [f"feature{i}" for i in range(extractor.width)],
             PROBABILITIES: [f"p({name})" for name in extractor.classes],
         }
         options = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
-        with temporary.open("w", **options) as file:  # type: ignore[call-overload]
+        with file_path.open("w", **options) as file:  # type: ignore[call-overload]
             writer = csv.writer(file)
             writer.writerow(["path", *(n for name in columns for n in wide.get(name, [name]))])
             for row, path in enumerate(names):
@@ -679,9 +715,8 @@ def _write(out: Path, extractor: Extractor, names: list[str], columns: dict[str,
         arrays: dict[str, Array] = {"paths": np.array(names), **columns}
         if extractor.classes:
             arrays["classes"] = np.array(extractor.classes)
-        with temporary.open("wb") as file:
+        with file_path.open("wb") as file:
             np.savez(file, **arrays)
-    temporary.replace(out)
 
 
 def _extract(extractor: Extractor, names: Sequence[str], out: Path | None, batch: int) -> int:
@@ -697,7 +732,7 @@ def _extract(extractor: Extractor, names: Sequence[str], out: Path | None, batch
         for path, label, probability in zip(  # noqa: B905
             read, told.get("label", []), told.get("probability", [])
         ):
-            print(f"{_shown(path)}: {label} {probability:.3f}")
+            print(f"{_shown(path)}: {_shown(label)} {probability:.3f}")
         failed += len(bad)
         for path, reason in bad:
             print(f"runtime: {_shown(path)}: {reason}", file=sys.stderr)
@@ -711,9 +746,9 @@ def _extract(extractor: Extractor, names: Sequence[str], out: Path | None, batch
     return 1 if failed else 0
 
 
-def _shown(path: Path) -> str:
+def _shown(name: object) -> str:
     """A name without what would act on a terminal."""
-    text = str(path)
+    text = str(name)
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -779,10 +814,10 @@ def _main(arguments: Sequence[str] | None = None) -> int:
 
 
 def main() -> None:
-    """Entry point: one line and exit status 2 for a bundle that cannot be used."""
+    """Entry point: one line and exit status 2 for what cannot be used or written."""
     try:
         sys.exit(_main())
-    except (BundleError, ImportError) as error:
+    except (BundleError, ImportError, OSError) as error:
         print(f"runtime: {error}", file=sys.stderr)
         sys.exit(2)
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -164,6 +165,11 @@ def wrong_uses(good: Path, tmp: Path) -> dict[str, tuple[list[object], str]]:
             ["pretrain", good, "--out", out, "data.channels=4"], "3 channels, data.channels is 4"),
         "unknown device": (
             ["pretrain", good, "--out", out, "--device", "gpu7"], "allowed: auto, cpu, cuda"),
+        "device without values": (
+            ["pretrain", good, "--out", out, "--device", "meta"], "allowed: auto, cpu, cuda"),
+        "endless run": (["pretrain", good, "--out", out, "--epochs", 10**12], "100,000,000 steps"),
+        "list without a name": (
+            ["select", empty, good, "--budget", "1", "--out", "/"], "must end in .csv"),
         "unknown option": (["pretrain", good, "--epoch", "3"], "--epochs"),
         "no run": (["eval", empty, "--labels", "x.csv"], "no encoder in"),
         "no run to tune": (
@@ -190,7 +196,8 @@ def wrong_uses(good: Path, tmp: Path) -> dict[str, tuple[list[object], str]]:
 CASES = (
     "nothing given", "missing folder", "empty folder", "folder without pictures", "wrong key",
     "wrong type", "used out", "unknown backbone", "unknown recipe", "wrong channels",
-    "unknown device", "unknown option", "no run", "nothing to resume", "unfit weights",
+    "unknown device", "device without values", "endless run", "list without a name",
+    "unknown option", "no run", "nothing to resume", "unfit weights",
     "no weights", "no small stem", "no run to tune", "no labels", "two runs",
     "recipe for pretraining", "recipe for fine-tuning", "no run to predict",
 )  # fmt: skip
@@ -210,6 +217,28 @@ def test_wrong_use_gets_one_line_and_leaves_nothing(
     assert told in last
     assert "Traceback" not in err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("verb", ["pretrain", "finetune", "embed", "select", "report"])
+def test_names_too_long_for_the_file_system(
+    verb: str, capsys: pytest.CaptureFixture[str], picture_folder: Folder, tmp_path: Path
+) -> None:
+    data, run_folder = picture_folder(), tmp_path / "run"
+    run_folder.mkdir()
+    save_encoder(create_encoder("test_resnet"), run_folder, image_size=32, resize="crop")
+    (run_folder / "recipe.yaml").write_text("{}")
+    arguments: dict[str, list[Any]] = {
+        "pretrain": [data],
+        "finetune": [run_folder, "--labels", data],
+        "embed": [run_folder, data],
+        "select": [run_folder, data, "--budget", "2"],
+        "report": [run_folder, "--data", data],
+    }
+    ending = {"embed": ".npz", "select": ".csv"}.get(verb, "")
+    status, _, err = run(capsys, verb, *arguments[verb], "--out", tmp_path / ("n" * 300 + ending))
+    assert status in (1, 2)
+    assert "too long" in err.splitlines()[-1]
+    assert "fault" not in err
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

@@ -94,6 +94,8 @@ def test_preset_on_the_command_line_beats_one_resolved_in_a_file(tmp_path: Path)
         ("augment.hflip=2", "less than or equal to 1"),
         ("run.epochs=0", "run.epochs: got 0"),
         ("run.seed=true", "run.seed: got True"),
+        ("data.max_pixels=99999999999999999999", "data.max_pixels: got 99999999999999999999"),
+        ("head.width=99999999", "head.width: got 99999999"),
         ("augment.preset=nature", "'natural', 'industrial' or 'aligned'"),
         ("optim=3", "not of the form section.key=value"),
         ("optim.name=[", "overrides"),

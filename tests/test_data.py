@@ -216,7 +216,17 @@ def test_a_constant_set_has_a_deviation_to_divide_by(tmp_path: Path) -> None:
     assert load(tmp_path).statistics()[1] == [1e-3]
 
 
-@pytest.mark.parametrize("damage", ["shorter", "emptied", "no index", "half index", "other index"])
+ODD_INDEXES = {
+    "half index": '{"paths": [',
+    "other index": "[1]",
+    "deep index": "[" * 100_000,
+    "objects": {"dtype": "O"},
+    "too few names": {"paths": []},
+    "no shape": {"shape": []},
+}
+
+
+@pytest.mark.parametrize("damage", ["shorter", "emptied", "no index", *ODD_INDEXES])
 def test_damaged_caches_are_rebuilt(damage: str, picture_folder: Folder) -> None:
     folder = picture_folder()
     first = load(folder)
@@ -227,7 +237,9 @@ def test_damaged_caches_are_rebuilt(damage: str, picture_folder: Folder) -> None
     elif damage == "no index":
         index.unlink()
     else:
-        index.write_text('{"paths": [' if damage == "half index" else json.dumps([1]))
+        odd = ODD_INDEXES[damage]
+        whole = json.loads(index.read_text())
+        index.write_text(odd if isinstance(odd, str) else json.dumps(whole | odd))
     again = load(folder)
     np.testing.assert_array_equal(again.array, expected)
     assert again.digest == first.digest

@@ -27,6 +27,7 @@ from tinyssl.feature_file import read_features
 from tinyssl.labels import from_csv, write_csv
 from tinyssl.opening import Unreadable
 from tinyssl.picture import decode
+from tinyssl.scanning import scan
 from tinyssl.tensor_file import read_tensors
 from tinyssl.weights import load_encoder, load_weights, save_encoder
 
@@ -154,6 +155,21 @@ def test_endless_files_are_not_read_to_their_end(reader: str, tmp_path: Path) ->
             load_encoder(tmp_path)
 
 
+@pytest.mark.parametrize("reader", ["recipe", "labels", "list", "description"])
+def test_a_pipe_in_a_files_place_is_not_waited_for(reader: str, tmp_path: Path) -> None:
+    path = tmp_path / {"description": "encoder.json", "list": "list.txt"}.get(reader, "file.csv")
+    os.mkfifo(path)
+    with pytest.raises(UsageError, match=r"a pipe, not a file|neither bundled nor a readable"):
+        if reader == "recipe":
+            load_recipe(path)
+        elif reader == "labels":
+            from_csv(path)
+        elif reader == "list":
+            scan([path])
+        else:
+            load_encoder(tmp_path)
+
+
 def claims() -> dict[str, bytes]:
     """Small files whose headers speak of terabytes."""
     saved = io.BytesIO()
@@ -204,7 +220,8 @@ def test_an_array_that_claims_to_be_large(tmp_path: Path) -> None:
         {"image_size": 10**9}, {"image_size": -1}, {"image_size": "32"}, {"channels": 10**6},
         {"width": 10**12}, {"name": "hf-hub:stranger/model"}, {"name": "local-dir:/tmp"},
         {"name": 3}, {"stem": "odd"}, {"resize": "../x"}, {"dtype": "O"}, {"classes": "abc"},
-        {"max_pixels": 1 << 60}, {"max_pixels": True},
+        {"max_pixels": 1 << 60}, {"max_pixels": True}, {"mean": "x"}, {"mean": [0.5]},
+        {"mean": [float("nan")] * 3}, {"std": [0.0] * 3}, {"seed": 2**80}, {"init": ["a"]},
     ],
 )  # fmt: skip
 def test_descriptions_are_believed_within_limits(change: dict[str, Any], tmp_path: Path) -> None:

@@ -10,9 +10,12 @@ from typing import Any
 
 import killing
 import pytest
+from making import make_run
 from tinyssl.export.bundle import write_bundle
 
+from tinyssl.embedding import embed
 from tinyssl.errors import UsageError
+from tinyssl.finetuning import finetune
 from tinyssl.locks import locked
 from tinyssl.pretraining import pretrain
 
@@ -96,3 +99,20 @@ def test_two_runs_in_one_folder(how: str, picture_folder: Folder, tmp_path: Path
         else:
             pretrain(data, out=out, overrides=killing.QUICK, overwrite=how == "overwrite")
     assert before == {p: p.read_bytes() for p in before}
+
+
+@pytest.mark.parametrize("verb", ["embed", "finetune"])
+def test_two_others_in_one_place(
+    verb: str, picture_folder: Folder, tmp_path: Path, one_thread: None
+) -> None:
+    data, run = picture_folder(per_class=4, side=20), make_run(tmp_path / "run", "test_resnet")
+    held = tmp_path / ("f.npz.parts" if verb == "embed" else "out")
+    held.mkdir()
+    with locked(held), pytest.raises(UsageError, match="another tinyssl"):
+        if verb == "embed":
+            embed(run, data, tmp_path / "f.npz")
+        else:
+            finetune(run, data, "few-label-linear", held)
+    there = {p.name for p in tmp_path.iterdir()}
+    assert there - {"cache"} == {held.name, "pictures", "run"}
+    assert list(held.iterdir()) == []

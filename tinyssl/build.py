@@ -26,6 +26,8 @@ from tinyssl.schedule import warmup_cosine
 from tinyssl.train import Plan, parameter_groups
 from tinyssl.weights import load_weights
 
+_MOST_STEPS = 100_000_000  # their learning rates are made beforehand
+
 
 def settle(recipe: Recipe, pictures: int, channels: int) -> Recipe:
     """Replaces every `auto` that depends on the pictures, so that the saved recipe repeats."""
@@ -77,7 +79,7 @@ def make_plan(recipe: Recipe, pictures: int, device: torch.device) -> Plan:
 
     Raises:
         UsageError: several processes, with too few pictures a step for each, or with batch norms
-            to be synced on CPUs.
+            to be synced on CPUs; more steps than anyone has time for.
     """
     optim, run = recipe.optim, recipe.run
     assert isinstance(run.epochs, int)
@@ -102,6 +104,11 @@ def make_plan(recipe: Recipe, pictures: int, device: torch.device) -> Plan:
     )
     _check_shares(plan.step_size, recipe.encoder.batch_norm, device)
     steps = plan.steps_per_epoch
+    if steps * run.epochs > _MOST_STEPS:
+        raise UsageError(
+            f"run.epochs {run.epochs:,} of {steps:,} steps is more than {_MOST_STEPS:,} steps; "
+            "lower run.epochs or run.views"
+        )
     warmup = min(round(optim.warmup_epochs * steps), steps * run.epochs // 5)
     peak = optim.base_lr * batch / 256
     return replace(plan, lrs=warmup_cosine(steps * run.epochs, warmup, peak))

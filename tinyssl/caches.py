@@ -6,12 +6,10 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from tinyssl.data import BUILDING, INDEX, default_cache_dir, fingerprint
+from tinyssl.data import BUILDING, INDEX, LARGEST_INDEX, default_cache_dir, fingerprint
 from tinyssl.errors import JobError, UsageError, one_line
 from tinyssl.files import read_json
 from tinyssl.locks import InUse, locked
-
-_LARGEST_INDEX = 1 << 32  # bytes; of millions of pictures
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ def _look(folder: Path) -> Cache | None:
     if not (folder / INDEX).is_file():
         return None
     try:
-        index = read_json(folder / INDEX, _LARGEST_INDEX)
+        index = read_json(folder / INDEX, LARGEST_INDEX)
         files = sorted(Path(name) for name in [*index["paths"], *(p for p, _ in index["skipped"])])
         n, side, _, channels = index["shape"]
         told = f"{n:,} x {side} x {side} x {channels} {index['dtype']}"

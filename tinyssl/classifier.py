@@ -87,3 +87,6 @@ def _refuse_misfit(path: Path, tensors: dict[str, Tensor], description: dict[str
     found = {key: tuple(value.shape) for key, value in tensors.items()}
     if found != wanted:
         raise UsageError(f"{path} holds {found}, wanted is {wanted} for {count} classes")
+    whole = all(t.dtype == torch.float32 and t.isfinite().all() for t in tensors.values())
+    if not whole or tensors["temperature"] <= 0:
+        raise UsageError(f"{path} is damaged: wanted are finite float32 numbers, temperature > 0")

@@ -57,6 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         sys.stderr.close()  # whoever read our output has seen enough
         sys.exit(141)
+    except OSError as error:
+        _raise_if_debug(given)
+        _fail(f"cannot use {error.filename or 'a file'}: {error.strerror or error}", 1)
     except Exception as error:
         _raise_if_debug(given)
         _fail(f"{type(error).__name__}: {error} (a fault of tinyssl; --debug shows where)", 1)

@@ -55,7 +55,9 @@ class Data(Section):
         "crop", description="how a picture becomes square"
     )
     channels: Literal["auto", 1, 2, 3, 4] = Field("auto", description="auto: 1 or 3 by the files")
-    max_pixels: Count = Field(MAX_PIXELS, description="larger pictures are skipped")
+    max_pixels: Annotated[int, Field(ge=1, le=1 << 50)] = Field(
+        MAX_PIXELS, description="larger pictures are skipped"
+    )
     cache_dir: str | None = Field(None, description="null: the user's cache folder")
 
 
@@ -129,8 +131,10 @@ class Encoder(Section):
 class Head(Section):
     """The projection head, used in training only."""
 
-    hidden: Count = 512
-    width: Count = Field(512, description="embedding width of the bank")
+    hidden: Annotated[int, Field(ge=1, le=1 << 16)] = 512
+    width: Annotated[int, Field(ge=1, le=1 << 16)] = Field(
+        512, description="embedding width of the bank"
+    )
     layers: Annotated[int, Field(ge=1, le=5)] = 3
 
 

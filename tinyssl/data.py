@@ -25,13 +25,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyssl.errors import JobError, TinysslError
-from tinyssl.files import reason, write_text
+from tinyssl.files import read_json, reason, write_text
 from tinyssl.headers import read_header
 from tinyssl.locks import locked
 from tinyssl.opening import MAX_PIXELS, allow_pixels, quiet, read_file
 from tinyssl.picture import ResizeRule, decode, resize, to_channels, to_depth
 
 CACHE_FORMAT = 2
+LARGEST_INDEX = 1 << 32  # bytes; of millions of pictures
+_DTYPES: dict[str, np.dtype[Any]] = {"uint8": np.dtype("uint8"), "uint16": np.dtype("uint16")}
 log = logging.getLogger("tinyssl")
 BUILDING, INDEX, PIXELS = ".building-", "index.json", "pictures.bin"
 _IN_FLIGHT = 64
@@ -322,9 +324,10 @@ def _decode_all(
 def open_cache(folder: Path) -> Pictures | None:
     """The cache in a folder; None where there is none that is whole."""
     try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        dtype, shape = np.dtype(index["dtype"]), tuple(index["shape"])
+        index = read_json(folder / INDEX, LARGEST_INDEX)
+        dtype, shape = _DTYPES[index["dtype"]], tuple(index["shape"])
         whole = (folder / PIXELS).stat().st_size == math.prod(shape) * dtype.itemsize
+        whole &= len(index["paths"]) == len(index["hashes"]) == shape[0]
         identity = hashlib.blake2b(json.dumps([index["paths"], index["hashes"]]).encode())
         return (
             Pictures(
@@ -339,5 +342,5 @@ def open_cache(folder: Path) -> Pictures | None:
             if whole
             else None
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
         return None

@@ -24,7 +24,14 @@ from tinyssl.console import log, progress
 from tinyssl.data import fingerprint, in_order, write_skipped
 from tinyssl.errors import Interrupted, JobError, UsageError
 from tinyssl.extraction import Extractor, open_extractor
-from tinyssl.feature_file import Features, check_format, read_features, read_key, write_features
+from tinyssl.feature_file import (
+    DAMAGED,
+    Features,
+    check_format,
+    read_features,
+    read_key,
+    write_features,
+)
 from tinyssl.files import atomic, write_text
 from tinyssl.locks import InUse, locked
 from tinyssl.scanning import scan
@@ -199,7 +206,7 @@ def _start_parts(folder: Path, key: str, held: ExitStack) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         held.enter_context(locked(folder))
         if (folder / _KEY).is_file():
-            if (folder / _KEY).read_text(encoding="utf-8") == key:
+            if (folder / _KEY).read_text(encoding="utf-8", errors="replace") == key:
                 return
             log.info(f"{folder} is of another encoder, list or option: starting afresh")
             for path in folder.iterdir():
@@ -223,7 +230,7 @@ def _compute(
 ) -> list[Path]:
     """Computes the chunks that are missing and writes each to its part; the parts in order."""
     chunks = [range(i, min(i + CHUNK, len(paths))) for i in range(0, len(paths), CHUNK)]
-    left = [chunk for chunk in chunks if not _part(folder, chunk).exists()]
+    left = [chunk for chunk in chunks if not _is_whole(_part(folder, chunk), chunk)]
     numbers = [i for chunk in left for i in chunk]
     if len(numbers) < len(paths):
         log.info(f"{len(paths) - len(numbers):,} of {len(paths):,} pictures are there already")
@@ -302,6 +309,17 @@ def _write_part(path: Path, blocks: Sequence[_Block], dtype: str) -> None:
             digests=np.array([digest for b in blocks for digest in b.digests], str),
             skipped=np.array(json.dumps([s for b in blocks for s in b.skipped])),
         )
+
+
+def _is_whole(part: Path, chunk: range) -> bool:
+    """Whether a part is there and undamaged: a file system may lose what a power cut hit."""
+    try:
+        with part.open("rb") as file, np.load(file, allow_pickle=False) as found:
+            sizes = {len(found[name]) for name in ("numbers", "digests", "features")}
+            skipped = len(json.loads(str(found["skipped"])))
+            return sizes == {len(chunk) - skipped}
+    except DAMAGED:
+        return False
 
 
 def _features(part: Path, paths: Sequence[Path]) -> Features:

@@ -218,6 +218,7 @@ def embed_pictures(
     batch_size: int = 256,
     device: torch.device | str = "cpu",
     progress: Callable[[int], None] | None = None,
+    finite: bool = True,
 ) -> NDArray[np.float32]:
     """Features of pictures, in evaluation mode; the encoder's own mode is restored.
 
@@ -227,9 +228,13 @@ def embed_pictures(
         batch_size: pictures at a time.
         device: where to compute.
         progress: told the number of newly finished pictures.
+        finite: refuse features that are not; only a look at a run in trouble wants them.
 
     Returns:
         (n, width) float32.
+
+    Raises:
+        JobError: features are not finite numbers.
     """
     modes = {module: module.training for module in encoder.modules()}
     encoder.to(device).eval()
@@ -243,7 +248,19 @@ def embed_pictures(
     finally:
         for module, training in modes.items():
             module.training = training
+    if finite:
+        _refuse_non_finite(features, encoder.name)
     return features
+
+
+def _refuse_non_finite(features: NDArray[np.float32], name: str) -> None:
+    """Raises JobError where (n, d) features are infinite or no numbers: nothing can use them."""
+    odd = int((~np.isfinite(features).all(axis=1)).sum())
+    if odd:
+        raise JobError(
+            f"{name} gives features that are not finite numbers for {odd:,} of {len(features):,} "
+            "pictures; its weights are damaged or it was trained to no end: take another one"
+        )
 
 
 @torch.inference_mode()

@@ -17,7 +17,7 @@ from tinyssl.console import log
 from tinyssl.data import default_cache_dir, find_cache, read_picture
 from tinyssl.device import keep_freed_memory, pick_device
 from tinyssl.encoder import embed_pictures
-from tinyssl.errors import UsageError
+from tinyssl.errors import JobError, UsageError
 from tinyssl.neighbours import unit_rows
 from tinyssl.opening import MAX_PIXELS, allow_pixels, quiet
 from tinyssl.picture import ResizeRule
@@ -142,7 +142,10 @@ def _of_bundle(bundle: Path, raw: bool, device: str) -> Extractor:
         )
 
     def features(pictures: NDArray[Any]) -> NDArray[np.float32]:
-        found: NDArray[np.float32] = opened.run(pictures)
+        try:
+            found: NDArray[np.float32] = opened.run(pictures)
+        except runtime.BundleError as error:
+            raise JobError(f"{bundle}: {error}") from None
         return found if raw else unit_rows(found)
 
     return Extractor(

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from tinyssl.errors import UsageError
 from tinyssl.files import atomic
 
-# What the three readers raise for files that are something else.
-_DAMAGED = (
+# What the readers raise for files that are something else.
+DAMAGED = (
     OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile, MemoryError,
     csv.Error, zlib.error, struct.error, NotImplementedError, OverflowError, SyntaxError,
     AttributeError, TypeError,
@@ -89,7 +89,7 @@ def read_features(path: str | Path) -> Features:
         return _FORMATS[Path(path).suffix].read(Path(path))
     except FileNotFoundError:
         raise UsageError(f"no features at {path}; make them with tinyssl embed") from None
-    except _DAMAGED as error:
+    except DAMAGED as error:
         reason = str(error).partition("\n")[0]
         raise UsageError(f"{path} is not a file of features: {reason}") from None
 
@@ -98,7 +98,7 @@ def read_key(path: Path) -> str | None:
     """The key a file was written with; None where there is none: csv has no place for it."""
     try:
         return _FORMATS[path.suffix].key(path)
-    except _DAMAGED:
+    except DAMAGED:
         return None
 
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -80,8 +81,10 @@ def read_limited(path: Path, limit: int) -> bytes:
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is larger.
+        ValueError: it is larger, or a pipe among files, which one would wait for.
     """
+    if stat.S_ISFIFO(path.stat().st_mode) and path.parts[:2] not in (("/", "dev"), ("/", "proc")):
+        raise ValueError("a pipe, not a file")
     with path.open("rb") as file:
         known = os.fstat(file.fileno()).st_size  # 0 for pipes
         data = file.read(limit + 1) if known <= limit else b""

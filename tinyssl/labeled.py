@@ -169,9 +169,16 @@ def smallest_class(labels: NDArray[np.int64]) -> int:
 
 
 def used_digests(run: str | Path) -> set[str]:
-    """Digests of the pictures whose labels a fine-tuned run learned from."""
+    """Digests of the pictures whose labels a fine-tuned run learned from.
+
+    Raises:
+        UsageError: its list of labels is damaged.
+    """
     path = Path(run) / LABELS
     if not path.is_file():
         return set()
-    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        return {row.get("digest") or "" for row in csv.DictReader(file)}
+    try:
+        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+            return {row.get("digest") or "" for row in csv.DictReader(file)}
+    except (OSError, csv.Error) as error:
+        raise UsageError(f"{path} cannot be read: {error}; remove it") from None

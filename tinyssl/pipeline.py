@@ -5,7 +5,6 @@ b = batch, c = channels, H, W = height and width, s = view size.
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
 from torch import Tensor
 
 from tinyssl.errors import UsageError
+from tinyssl.files import read_json
+from tinyssl.plain_yaml import read_yaml
 
 
 def load_pipeline(spec: Mapping[str, Any] | str | Path) -> Any:
@@ -108,9 +108,8 @@ def _apply_one(
 
 def _read(path: Path) -> Mapping[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
-        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        values = read_json(path) if path.suffix == ".json" else read_yaml(path)
+    except (OSError, ValueError) as error:
         raise UsageError(f"augment.pipeline: cannot read {path}: {_one_line(error)}") from None
     if not isinstance(values, Mapping):
         raise UsageError(

@@ -40,6 +40,7 @@ from tinyssl.loggers import Log, check_loggers, open_loggers
 from tinyssl.machine import MACHINE, machine_facts
 from tinyssl.pipeline import apply_pipeline, load_pipeline
 from tinyssl.reporting.command import leave_report
+from tinyssl.resuming import restore
 from tinyssl.run_folder import RunFolder
 from tinyssl.signals import stop_signal
 from tinyssl.sources import duplicates_csv, read_pictures, with_sources
@@ -310,7 +311,7 @@ class Run:
         labels = None if self.labels is None else self.labels[rows]
         bank = self.method.bank.rows
         values = watch(
-            lambda: embed_pictures(self.method.encoder, sample, device=self.device),
+            lambda: embed_pictures(self.method.encoder, sample, device=self.device, finite=False),
             bank[torch.from_numpy(rows).to(bank.device)].float().cpu().numpy(),
             labels,
         )
@@ -369,16 +370,20 @@ class Run:
         return blended
 
     def _restore(self, state: dict[str, Any]) -> None:
-        if state["digest"] != self.pictures.digest:
+        if state.get("digest") != self.pictures.digest:
             raise UsageError(
                 f"the pictures at {self.recipe.data.sources} are not those that "
                 f"{self.folder.path} was started with; put them back, or start a new run"
             )
-        self.method.load_state_dict(state["method"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        steps = self.plan.steps_per_epoch * self.plan.epochs
+        try:
+            self.progress = restore(state, self.method, self.optimizer, steps)
+        except ValueError as error:
+            raise UsageError(
+                f"{self.folder.checkpoint} is damaged or of another run ({error}); begin again "
+                "with --overwrite, or put a copy of it back"
+            ) from None
         self.start = state["start"]
-        self.progress = Progress(**state["progress"])
-        torch.set_rng_state(state["rng"])
         epochs = self.progress.step // self.plan.steps_per_epoch
         if distributed.is_main():
             self.folder.forget_after(self.progress.step, epochs)

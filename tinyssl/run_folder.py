@@ -116,11 +116,12 @@ class RunFolder:
             epoch: finished epochs in the checkpoint.
         """
         if self.metrics.exists():
-            lines = self.metrics.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if _is_whole(line) and json.loads(line)["step"] <= step]
+            lines = self.metrics.read_text(encoding="utf-8", errors="replace").splitlines()
+            kept = [line for line in lines if _step(line) <= step]
             write_text(self.metrics, "".join(line + "\n" for line in kept))
         if self.results.exists():
-            lines = self.results.read_text(encoding="utf-8").splitlines(keepends=True)
+            text = self.results.read_text(encoding="utf-8", errors="replace")
+            lines = text.splitlines(keepends=True)
             kept = [line for line in lines[1:] if _epoch(line, lines[0]) <= epoch]
             write_text(self.results, "".join(lines[:1] + kept))
 
@@ -177,16 +178,18 @@ def _told(path: Path) -> Iterator[None]:
 def _epoch(line: str, header: str) -> float:
     """The epoch of a row of results; infinite where a crash cut it off."""
     whole = line.endswith("\n") and line.count(",") == header.count(",")
-    return int(line.split(",")[0]) if whole else float("inf")
+    first = line.split(",")[0]
+    return int(first) if whole and first.isdecimal() else float("inf")
 
 
 def _short(value: Value) -> Value:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-def _is_whole(line: str) -> bool:
-    """A line cut off by a crash is not JSON."""
+def _step(line: str) -> float:
+    """The step of a line of metrics; infinite where a crash cut it off: that is not JSON."""
     try:
-        return isinstance(json.loads(line), dict)
-    except ValueError:
-        return False
+        step = json.loads(line)["step"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return float("inf")
+    return step if isinstance(step, int) else float("inf")

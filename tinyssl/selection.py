@@ -75,7 +75,8 @@ def select(
             encoder, no pictures, or `out` is in use.
         Interrupted: SIGINT or SIGTERM; the same call goes on.
     """
-    target, sheet = Path(out), Path(out).with_suffix(".png")
+    target = Path(out)
+    sheet = _sheet_of(target)
     _refuse(target, sheet, method, budget, overwrite)
     known = set() if labeled is None else {str(path) for path in from_csv(labeled).paths}
     found = {str(path) for path in scan([data] if isinstance(data, str | Path) else data)}
@@ -95,13 +96,17 @@ def select(
     return Selected(target, sheet, names)
 
 
+def _sheet_of(target: Path) -> Path:
+    if target.suffix != ".csv":
+        raise UsageError(f"--out: got {target}; its name must end in .csv")
+    return target.with_suffix(".png")
+
+
 def _refuse(target: Path, sheet: Path, method: str, budget: int, overwrite: bool) -> None:
     if method not in METHODS:
         raise UsageError(f"method: got {method!r}, allowed are {', '.join(METHODS)}")
     if budget < 1:
         raise UsageError(f"budget: got {budget}; give 1 or more")
-    if target.suffix != ".csv":
-        raise UsageError(f"--out: got {target}; its name must end in .csv")
     for path in (target, sheet):
         if path.is_dir() or (path.exists() and not overwrite):
             raise UsageError(
@@ -128,15 +133,16 @@ def _features(
     overwrite: bool,
 ) -> Features:
     file = target.with_name(f".{target.name}.features.npz") if kept is None else Path(kept)
+    embedded = embed_paths(
+        extractor,
+        paths,
+        file,
+        beside=target,
+        workers=workers,
+        overwrite=overwrite or kept is None,
+    )
     try:
-        return embed_paths(
-            extractor,
-            paths,
-            file,
-            beside=target,
-            workers=workers,
-            overwrite=overwrite or kept is None,
-        ).read()
+        return embedded.read()
     finally:
         if kept is None:
             file.unlink(missing_ok=True)

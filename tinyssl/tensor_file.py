@@ -14,7 +14,7 @@ from tinyssl.errors import UsageError
 # What torch's reader raises for broken bytes, and for sizes that are only claimed.
 _BROKEN = (
     RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AssertionError, MemoryError,
-    OverflowError, TypeError, AttributeError, struct.error, zipfile.BadZipFile,
+    OverflowError, TypeError, AttributeError, RecursionError, struct.error, zipfile.BadZipFile,
 )  # fmt: skip
 
 
@@ -28,7 +28,9 @@ def read_tensors(path: Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # told of odd bytes; the error says it all
             _refuse_bomb(path)
-            return torch.load(path, map_location="cpu", weights_only=True)
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            _refuse_odd_tensors(loaded)
+            return loaded
     except pickle.UnpicklingError as error:
         raise UsageError(
             f"{path} is damaged or holds more than tensors, and is not opened, since it could run "
@@ -48,3 +50,17 @@ def _refuse_bomb(path: Path) -> None:
         size = sum(member.file_size for member in archive.infolist())
     if compressed or size > path.stat().st_size:
         raise ValueError(f"it claims {size:,} bytes of tensors, compressed or not there")
+
+
+def _refuse_odd_tensors(value: Any) -> None:
+    """Sparse, quantized and expanded tensors: much larger than the file, or unsafe to write to."""
+    if isinstance(value, torch.Tensor):
+        plain = value.layout == torch.strided and value.device.type == "cpu"
+        if not plain or value.is_quantized or value.untyped_storage().nbytes() < value.nbytes:
+            raise ValueError("it holds a tensor that is sparse, quantized or not wholly there")
+    elif isinstance(value, dict):
+        for item in value.values():
+            _refuse_odd_tensors(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _refuse_odd_tensors(item)

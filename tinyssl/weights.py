@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -183,6 +184,10 @@ def _refuse_nonsense(description: Mapping[str, Any], path: Path) -> None:
         "stem": lambda value: value in ("standard", "small"),
         "levels": lambda value: _whole(value, 1, 64),
         "image_size": lambda value: _whole(value, 1, 8192),
+        "mean": lambda value: _numbers(value, description.get("channels"), -math.inf),
+        "std": lambda value: _numbers(value, description.get("channels"), 0),
+        "seed": lambda value: _whole(value, 0, 2**31 - 1),
+        "init": lambda value: isinstance(value, str),
         "resize": lambda value: value in ("crop", "pad", "squash"),
         "width": lambda value: _whole(value, 1, 1 << 20),
         "dtype": lambda value: value in ("uint8", "uint16"),
@@ -196,6 +201,11 @@ def _refuse_nonsense(description: Mapping[str, Any], path: Path) -> None:
 
 def _whole(value: Any, low: int, high: int) -> bool:
     return type(value) is int and low <= value <= high
+
+
+def _numbers(value: Any, count: Any, above: float) -> bool:
+    known = isinstance(value, list) and all(type(item) in (int, float) for item in value)
+    return known and len(value) == count and all(above < item < math.inf for item in value)
 
 
 def _read(path: Path) -> dict[str, Any]:

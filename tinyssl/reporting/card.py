@@ -9,9 +9,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tinyssl.errors import UsageError
+from tinyssl.plain_yaml import read_yaml
 from tinyssl.reporting.names import shown
 from tinyssl.reporting.run_facts import RunFacts
 
@@ -47,8 +46,8 @@ def read_card(path: str | Path | None) -> Card:
     if path is None:
         return Card()
     try:
-        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        found = read_yaml(Path(path))
+    except (OSError, ValueError) as error:
         raise UsageError(f"card {path} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(found, dict):
         raise UsageError(f"card {path} holds no fields; allowed are {', '.join(_names())}")
@@ -116,4 +115,4 @@ def _refuse(path: str | Path, key: str, value: object) -> None:
             f"card {path}: unknown field {key}{meant} (allowed: {', '.join(_names())})"
         )
     if not isinstance(value, str):
-        raise UsageError(f"card {path}: {key}: got {value!r}; give a text")
+        raise UsageError(f"card {path}: {key}: got {str(value)[:80]!r}; give a text")

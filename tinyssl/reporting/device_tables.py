@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tinyssl.errors import UsageError
+from tinyssl.reporting.run_schema import Benchmark, Manifest, read_part
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,8 @@ def find_bundle(run: Path, given: str | Path | None) -> Bundle | None:
         if given is None:
             return None
         raise UsageError(f"no bundle in {folder}; make one with: tinyssl export {run} --out bundle")
-    files = _read(manifest)["files"]
-    timed = folder / "benchmark.json"
-    benchmark = _read(timed) if timed.is_file() else {}
+    files = read_part(manifest, Manifest)["files"]
+    benchmark = read_part(folder / "benchmark.json", Benchmark)
     return Bundle(
         path=folder,
         parity=[
@@ -55,10 +54,3 @@ def find_bundle(run: Path, given: str | Path | None) -> Bundle | None:
         machine=str(benchmark.get("machine", "")),
         digests={name: facts["sha256"] for name, facts in files.items() if "parity" in facts},
     )
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read: {error}") from None

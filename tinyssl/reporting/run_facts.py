@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,9 +13,13 @@ from typing import Any
 
 from tinyssl.config import recipe_values
 from tinyssl.errors import UsageError
+from tinyssl.files import read_limited
 from tinyssl.machine import MACHINE
+from tinyssl.reporting.run_schema import Evaluation, Finetuned, Machine, read_part
 from tinyssl.weights import WEIGHTS, read_description
 
+_LOOK = {"rankme", "bank_rank", "bank_cosine"}
+_LARGEST = 1 << 30  # bytes of a log
 _DIGESTED = (WEIGHTS, "recipe.yaml", "classifier.safetensors")
 
 
@@ -66,7 +71,7 @@ class RunFacts:
 
     def last_look(self) -> dict[str, float]:
         """The newest label-free scores; empty if there was no look."""
-        looks = [line for line in self.metrics if "rankme" in line]
+        looks = [line for line in self.metrics if line.keys() >= _LOOK]
         return dict(looks[-1]) if looks else {}
 
 
@@ -83,11 +88,11 @@ def read_run(run: str | Path) -> RunFacts:
         recipe=recipe_values(path),
         metrics=_lines(path / "metrics.jsonl"),
         epochs=[_numbers(row) for row in _rows(path / "results.csv")],
-        result=_json(path / "eval.json"),
-        finetuned=_json(path / "finetune.json"),
-        machine=_json(path / MACHINE),
-        skipped=[(row["path"], row["reason"]) for row in _rows(path / "skipped.csv")],
-        copies=_groups(_rows(path / "duplicates.csv")),
+        result=read_part(path / "eval.json", Evaluation),
+        finetuned=read_part(path / "finetune.json", Finetuned),
+        machine=read_part(path / MACHINE, Machine),
+        skipped=_pairs(path / "skipped.csv", "path", "reason"),
+        copies=_groups(_pairs(path / "duplicates.csv", "group", "path")),
         digests={name: _sha256(path / name) for name in _DIGESTED if (path / name).is_file()},
     )
 
@@ -102,34 +107,40 @@ def flat(recipe: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
+def _lines(path: Path) -> list[dict[str, float]]:
+    """Whole lines of numbers only: the last one may have been cut off by a crash."""
+    return [line for text in _text(path).splitlines() if (line := _figures(text))]
+
+
+def _figures(line: str) -> dict[str, float]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read: {error}") from None
-    return dict(found) if isinstance(found, dict) else {}
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """Whole lines only: the last one may have been cut off by a crash."""
-    if not path.is_file():
-        return []
-    found = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
-    return [line for line in found if isinstance(line, dict)]
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    whole = isinstance(found, dict) and all(isinstance(v, int | float) for v in found.values())
+    return found if whole else {}
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
+    try:
+        return list(csv.DictReader(io.StringIO(_text(path), newline="")))
+    except csv.Error as error:
+        raise UsageError(f"{path} cannot be read: {error}; remove it") from None
+
+
+def _pairs(path: Path, one: str, other: str) -> list[tuple[str, str]]:
+    """Two columns of a CSV, of the rows that have both."""
+    return [(row[one], row[other]) for row in _rows(path) if row.get(one) and row.get(other)]
+
+
+def _text(path: Path) -> str:
+    """Empty where there is no file."""
     if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        return list(csv.DictReader(file))
+        return ""
+    try:
+        return read_limited(path, _LARGEST).decode("utf-8", "surrogateescape")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read: {error}; remove it") from None
 
 
 def _numbers(row: Mapping[str, str]) -> dict[str, float | None]:
@@ -143,10 +154,10 @@ def _number(text: str | None) -> float | None:
         return None
 
 
-def _groups(rows: Iterable[Mapping[str, str]]) -> list[list[str]]:
+def _groups(pairs: Iterable[tuple[str, str]]) -> list[list[str]]:
     groups: dict[str, list[str]] = {}
-    for row in rows:
-        groups.setdefault(row["group"], []).append(row["path"])
+    for group, path in pairs:
+        groups.setdefault(group, []).append(path)
     return list(groups.values())
 
 

@@ -1,0 +1,146 @@
+"""What the JSON files of a run and of a bundle must be like, as far as reports use them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from tinyssl.errors import UsageError
+from tinyssl.files import read_json
+
+Count = Annotated[int, Field(ge=0)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class _Judged(_Part):
+    confusion: list[list[Count]] | None = None
+    C: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+
+    @field_validator("confusion")
+    @classmethod
+    def _square(cls, rows: list[list[int]] | None) -> list[list[int]] | None:
+        if rows is not None and any(len(row) != len(rows) for row in rows):
+            raise ValueError("its rows and columns differ")
+        if rows is not None and not any(map(sum, rows)):
+            raise ValueError("it counts no picture")
+        return rows
+
+
+class _Shots(_Part):
+    mean: Finite
+    half_width: float
+    draws: Count
+
+
+class _Encoder(_Part):
+    knn: _Judged = _Judged()
+    linear: _Judged = _Judged()
+    few_shot: dict[str, _Shots] = {}
+    rankme: float | None = None
+
+
+class _Classifier(_Part):
+    seen_in_finetuning: Count = 0
+
+
+class Evaluation(_Part):
+    """`eval.json`."""
+
+    encoders: dict[str, _Encoder]
+    classes: list[str]
+    train: Count
+    test: Count
+    split: Any
+    classifier: _Classifier = _Classifier()
+
+
+class _HeldOut(_Part):
+    balanced_accuracy: Finite
+
+
+class Finetuned(_Part):
+    """`finetune.json`."""
+
+    run: str
+    recipe: str
+    labels: Annotated[dict[str, Count], Field(min_length=1)]
+    held_out: dict[str, _HeldOut]
+    seconds: Finite = 0.0
+    versions: dict[str, Any] = {}
+
+
+class Machine(_Part):
+    """`machine.json`."""
+
+    pictures: Count | None = None
+    peak_memory_mb: Finite | None = None
+    peak_gpu_memory_mb: Finite | None = None
+
+
+class _Distances(_Part):
+    max_abs: float
+    mean_cosine: float
+    worst_cosine: float
+    centred_cosine: float
+    same_nearest: float
+
+
+class _File(_Part):
+    size: Annotated[int, Field(ge=0, alias="bytes")]
+    sha256: str
+    parity: _Distances | None = None
+
+
+class Manifest(_Part):
+    """`manifest.json` of a bundle."""
+
+    files: dict[str, _File]
+
+
+class _Timed(_Part):
+    model: str
+    status: str
+    provider: str | None = None
+    batch: int
+    median_ms: float | None = None
+    p95_ms: float | None = None
+    pictures_per_s: float | None = None
+    peak_mb: float | None = None
+
+    @model_validator(mode="after")
+    def _measured(self) -> Self:
+        if self.status == "ok" and None in (self.median_ms, self.p95_ms, self.pictures_per_s):
+            raise ValueError("a model that ran has no times")
+        return self
+
+
+class Benchmark(_Part):
+    """`benchmark.json` of a bundle."""
+
+    rows: list[_Timed]
+
+
+def read_part(path: Path, schema: type[BaseModel]) -> dict[str, Any]:
+    """The content of a JSON file; empty where there is none.
+
+    Raises:
+        UsageError: it is damaged, or holds what the schema does not allow.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        found = read_json(path)
+        schema.model_validate(found)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise UsageError(f"{path} is damaged: {place[:80]}: {first['msg']}; remove it") from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read: {error}; remove it") from None
+    return dict(found)
