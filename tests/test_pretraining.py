@@ -21,6 +21,7 @@ from tinyssl.checkpoint import load_checkpoint
 from tinyssl.errors import Interrupted, JobError, UsageError
 from tinyssl.model import load
 from tinyssl.pretraining import pretrain
+from tinyssl.weights import read_description
 
 Folder = Callable[..., Path]
 
@@ -107,7 +108,7 @@ def test_run_folder_holds_what_it_promises(picture_folder: Folder, tmp_path: Pat
     assert "training mobilenetv3_small_100" in log
     assert "1 files skipped" in log
     features = load(run).embed([data / "dark" / "001.png", data / "bright" / "001.png"])
-    assert features.shape == (2, 1024)
+    assert features.shape == (2, read_description(run)["width"])
     assert np.isfinite(features).all()
 
 
