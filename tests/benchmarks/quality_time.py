@@ -44,7 +44,7 @@ def measure(
         recipe: tinyssl's.
         size: pixels a side of the views.
         batch: pictures a step.
-        epochs: SimCLR's budget; tinyssl runs as long as its recipe says.
+        epochs: SimCLR's budget; tinyssl runs four times as many, which took less time.
         seeds: how many.
         device: cpu or cuda.
 
@@ -59,7 +59,7 @@ def measure(
             folder = Path(name)
             pictures = _links(paths, folder / "pictures")
             simclr = _simclr(pictures, names, backbone, size, batch, epochs, seed, device)
-            curve = _curve(pictures, names, folder, recipe, size, batch, seed, device)
+            curve = _curve(pictures, names, folder, recipe, size, batch, 4 * epochs, seed, device)
         reached = [point["seconds"] for point in curve if point["knn"] >= simclr["knn"]]
         rows.append(
             {"seed": seed, "simclr": simclr, "seconds": min(reached, default=None), "curve": curve}
@@ -112,6 +112,7 @@ def _curve(
         f"run.seed={seed}", f"run.device={device}", f"optim.batch_size={batch}",
         f"augment.view_size={size}", "data.channels=3", f"data.cache_dir={folder / 'cache'}",
         f"run.watch_labels={folder / 'labels.csv'}", "run.watch_every=1",
+        f"run.epochs={epochs}", "encoder.levels=1",
     ]  # fmt: skip
     loaded = load_recipe(recipe, settings)
     loaded.data.sources = [str(folder / "pictures")]
