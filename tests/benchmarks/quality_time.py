@@ -103,6 +103,7 @@ def _curve(
     recipe: str,
     size: int,
     batch: int,
+    epochs: int,
     seed: int,
     device: str,
 ) -> list[dict[str, float]]:
