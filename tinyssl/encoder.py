@@ -184,10 +184,12 @@ def count_levels(backbone: nn.Module) -> int:
 
 def _level_widths(backbone: Any, name: str, levels: int) -> list[int]:
     """Features of each level, from the first one taken to the last."""
-    known = count_levels(backbone)
-    if not 1 <= levels <= known:
-        raise UsageError(f"encoder.levels: got {levels}, {name} has 1 to {known}, or all")
     own = int(getattr(backbone, "head_hidden_size", None) or backbone.num_features)
+    if levels == 1:
+        return [own]
+    known = count_levels(backbone)
+    if not 1 < levels <= known:
+        raise UsageError(f"encoder.levels: got {levels}, {name} has 1 to {known}, or all")
     stages = [int(stage["num_chs"]) for stage in backbone.feature_info][: known - 1]
     return [*stages[len(stages) + 1 - levels :], own]
 
