@@ -272,10 +272,13 @@ def curve(key: str, values: list[float]) -> list[dict[str, float | None]]:
     return [{"epoch": float(n), key: value} for n, value in enumerate(values, 1)]
 
 
+HEALTHY = {"rankme": 50.0, "bank_rank": 40.0, "bank_cosine": 0.1}
+
+
 def test_nothing_to_warn_of() -> None:
     assert advise(facts_of(), 2000, 0.0) == []
     assert all_clear(facts_of()) == "Nothing to warn of: no skipped files, few copies."
-    watched = facts_of(metrics=[{"rankme": 50.0}], epochs=curve("loss", [2, 1]))
+    watched = facts_of(metrics=[HEALTHY], epochs=curve("loss", [2, 1]))
     assert "no collapse, no skipped files, few copies, no sign of too long" in all_clear(watched)
 
 

@@ -294,7 +294,9 @@ def _refuse_diverged(
     encoder: Encoder, head: ScaledHead, picture: NDArray[Any], device: torch.device
 ) -> None:
     """The loss is looked at before each step, so the last one could go wrong unseen."""
-    features = torch.from_numpy(embed_pictures(encoder, picture, device=device)).to(device)
+    features = torch.from_numpy(embed_pictures(encoder, picture, device=device, finite=False)).to(
+        device
+    )
     with torch.inference_mode():
         finite = bool(torch.isfinite(head(features)).all())
     if not finite:
