@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
+from sklearn.neighbors import NearestNeighbors
 
 from tests.making import FinishedDemo
 
@@ -132,10 +134,16 @@ def test_everything_is_drawn_and_nothing_sticks_out(
     assert light == (scheme == "light")
 
 
+def _most_alone(places: Any) -> int:
+    """The point whose nearest is farthest: no other lies under the mouse there."""
+    points = np.array(places, dtype=float).T
+    return int(NearestNeighbors(n_neighbors=1).fit(points).kneighbors()[0][:, 0].argmax())
+
+
 def test_hover_shows_the_picture(finished_demo: FinishedDemo, open_page: Open) -> None:
     page = open_page(finished_demo.run / "report.html")
     data = "JSON.parse(document.getElementById('map-data').textContent)"
-    row = page.evaluate(f"{data}.x.indexOf(Math.max(...{data}.x))")
+    row = _most_alone(page.evaluate(f"[{data}.x, {data}.y]"))
     page.mouse.move(*spot_of(page, row))
     page.wait_for_selector(f"#picked[data-row='{row}']")
     assert page.locator("#picked h4").text_content() == page.evaluate(f"{data}.names[{row}]")
