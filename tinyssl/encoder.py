@@ -80,9 +80,10 @@ class Encoder(nn.Module):
         if self.levels == 1:
             features: Tensor = self.backbone(normalized)
             return features
-        return (self._levels(normalized) - self.centre) * self.scale
+        return (self._pooled(normalized) - self.centre) * self.scale
 
-    def _levels(self, normalized: Tensor) -> Tensor:
+    def _pooled(self, normalized: Tensor) -> Tensor:
+        """Every level, as it is, one after the other."""
         backbone: Any = self.backbone
         last, maps = backbone.forward_intermediates(normalized)
         stages = maps[:-1] if _ends_in_its_last_stage(backbone) else maps

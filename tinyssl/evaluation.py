@@ -17,6 +17,7 @@ from rich.table import Table
 from tinyssl import __version__
 from tinyssl.classifier import load_classifier
 from tinyssl.console import log, progress
+from tinyssl.curve_lines import Points
 from tinyssl.curve_plot import plot_curve
 from tinyssl.device import keep_freed_memory, pick_device
 from tinyssl.encoder import Encoder, create_encoder, embed_pictures, widen
@@ -78,16 +79,7 @@ def evaluate(
     target = Path(out) if out is not None else Path(run) / "eval.json"
     split, recorded = read_split(train, test, labels, seed, target.parent)
     encoders = _encoders(run, description, baselines, seed)
-    result: dict[str, Any] = {
-        "tinyssl": __version__,
-        "run": str(run),
-        "classes": split.classes,
-        "train": int((~split.test).sum()),
-        "test": int(split.test.sum()),
-        "split": recorded,
-        "seed": seed,
-        "encoders": {},
-    }
+    result = _header(run, split, recorded, seed)
     with progress("judging", 1 + len(encoders), "encoders") as advance:
         for name, features in _features(encoders, split, description, device):
             result["encoders"][name] = _judge(features, split, draws, seed)
@@ -97,12 +89,29 @@ def evaluate(
         result["classifier"] = own
     if curve is not None:
         result["curve"] = label_curve(run, split, curve, seed=seed, device=device)
-        picture = target.with_name(CURVE_FILE)
-        plot_curve(result["curve"], f"{Path(run).name}: accuracy over labels", picture)
-        log.info(f"wrote {picture}")
+        _draw_curve(run, result["curve"], target.with_name(CURVE_FILE))
     write_text(target, json.dumps(result, indent=1) + "\n")
     log.info(f"wrote {target}")
     return result
+
+
+def _header(run: str | Path, split: LabeledSplit, recorded: str, seed: int) -> dict[str, Any]:
+    """What is judged and on what; `encoders` are still to come."""
+    return {
+        "tinyssl": __version__,
+        "run": str(run),
+        "classes": split.classes,
+        "train": int((~split.test).sum()),
+        "test": int(split.test.sum()),
+        "split": recorded,
+        "seed": seed,
+        "encoders": {},
+    }
+
+
+def _draw_curve(run: str | Path, points: Points, picture: Path) -> None:
+    plot_curve(points, f"{Path(run).name}: accuracy over labels", picture)
+    log.info(f"wrote {picture}")
 
 
 def _judge(features: NDArray[Any], split: LabeledSplit, draws: int, seed: int) -> dict[str, Any]:
@@ -210,8 +219,9 @@ def _features(
             log.warning(f"the table has no row for {name!r}: {error}")
             continue
         array = split_pictures(split, own).array
-        if own is description:  # a baseline made for this run: its features from as many levels
-            encoder = widen(encoder, description.get("levels", 1), array[~split.test])
+        levels = own.get("levels", 1)
+        if encoder.levels < levels:  # a baseline made for this run has one: it gets as many
+            encoder = widen(encoder, levels, array[~split.test])
         yield name, embed_pictures(encoder, array, device=chosen)
 
 

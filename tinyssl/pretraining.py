@@ -195,7 +195,7 @@ class Run:
 
     def _go(self) -> None:
         plan, done = self.plan, self.progress.step
-        total = plan.steps_per_epoch * plan.epochs
+        total = plan.steps
         if done >= total:
             if distributed.is_main():
                 self._save_encoder()  # the last checkpoint may have been all that was written
@@ -340,7 +340,7 @@ class Run:
     def _save_encoder(self) -> None:
         """Saves what there is; only at the end with all its levels, whose statistics take time."""
         encoder = self._blended()
-        if self.progress.step >= self.plan.steps_per_epoch * self.plan.epochs:
+        if self.progress.step >= self.plan.steps:
             encoder = widen(encoder, self.recipe.encoder.levels, self.pictures.array)
         save_encoder(
             encoder,
@@ -375,9 +375,8 @@ class Run:
                 f"the pictures at {self.recipe.data.sources} are not those that "
                 f"{self.folder.path} was started with; put them back, or start a new run"
             )
-        steps = self.plan.steps_per_epoch * self.plan.epochs
         try:
-            self.progress = restore(state, self.method, self.optimizer, steps)
+            self.progress = restore(state, self.method, self.optimizer, self.plan.steps)
         except ValueError as error:
             raise UsageError(
                 f"{self.folder.checkpoint} is damaged or of another run ({error}); begin again "

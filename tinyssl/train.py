@@ -48,6 +48,11 @@ class Plan:
         return steps_in_epoch(self.pictures, self.batch_size)
 
     @property
+    def steps(self) -> int:
+        """Of the whole run."""
+        return self.steps_per_epoch * self.epochs
+
+    @property
     def step_size(self) -> int:
         """Pictures in every step; `batch_size` or a little less."""
         return self.pictures // self.steps_per_epoch

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from tests.benchmarks.epochs import sample
 from tests.benchmarks.peers import Peer, quiet
 from tinyssl import pretrain
 from tinyssl.config import load_recipe
@@ -57,7 +58,7 @@ def measure(
     for seed in range(seeds):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            pictures = _links(paths, folder / "pictures")
+            pictures = sorted(sample(paths, len(paths), folder / "pictures").iterdir())
             simclr = _simclr(pictures, names, backbone, size, batch, epochs, seed, device)
             curve = _curve(pictures, names, folder, recipe, size, batch, 4 * epochs, seed, device)
         reached = [point["seconds"] for point in curve if point["knn"] >= simclr["knn"]]
@@ -65,14 +66,6 @@ def measure(
             {"seed": seed, "simclr": simclr, "seconds": min(reached, default=None), "curve": curve}
         )
     return {"epochs": epochs, "size": size, "batch": batch, "pictures": len(paths), "rows": rows}
-
-
-def _links(paths: list[Path], folder: Path) -> list[Path]:
-    folder.mkdir()
-    made = [folder / f"{number:06}{path.suffix}" for number, path in enumerate(paths)]
-    for link, path in zip(made, paths, strict=True):
-        link.symlink_to(path.resolve())
-    return made
 
 
 def _simclr(
