@@ -16,7 +16,7 @@ import tinyssl
 def machine() -> dict[str, Any]:
     """Processor, GPU, versions and the command, JSON-ready."""
     return {
-        "command": " ".join([Path(sys.executable).name, "-m", *sys.orig_argv[2:]]),
+        "command": " ".join([Path(sys.executable).name, *sys.orig_argv[1:]]),
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
