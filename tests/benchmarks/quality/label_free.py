@@ -17,8 +17,9 @@ PICTURES = 500
 
 
 def label_free(
-    encoder: Encoder, augment: Augment, pictures: NDArray[np.uint8], seed: int
-) -> dict[str, float]:
+    encoder: Encoder, augment: Augment, pictures: NDArray[np.uint8], seed: int,
+    device: torch.device,
+) -> dict[str, float]:  # fmt: skip
     """Scores of features of 500 pictures and of two views of each.
 
     Features of views are centred by their mean and normalized, since all share a large mean.
@@ -28,6 +29,7 @@ def label_free(
         augment: what makes the views.
         pictures: (n, s, s, c).
         seed: of the views.
+        device: where to compute.
 
     Returns:
         `rankme`: of the pictures' uncentred features, Garrido et al., arXiv:2210.02885.
@@ -38,10 +40,11 @@ def label_free(
     """
     rows = np.unique(np.linspace(0, len(pictures) - 1, PICTURES).astype(int))
     chosen = np.ascontiguousarray(pictures[rows])
-    plain = embed_pictures(encoder, chosen)
+    plain = embed_pictures(encoder, chosen, device=device)
     draws = [generator_for(seed, 0, stream=stream) for stream in (11, 12)]
     with torch.no_grad():
-        views = [encoder.eval()(augment(torch.from_numpy(chosen), draw)) for draw in draws]
+        raw = torch.from_numpy(chosen).to(device)
+        views = [encoder.eval()(augment(raw, draw)).cpu() for draw in draws]
     first, second = (normalize(x - x.mean(0), dim=1) for x in views)
     apart = torch.cdist(first, second).square()
     own = torch.eye(len(apart), dtype=torch.bool)

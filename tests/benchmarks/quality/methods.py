@@ -16,13 +16,15 @@ import torch
 from numpy.typing import NDArray
 
 from tests.benchmarks.quality.label_free import label_free
+from tests.benchmarks.step import loop_epoch, make_run
 from tinyssl import pretrain
-from tinyssl.build import augment_from
+from tinyssl.build import augment_from, settle
 from tinyssl.config import Recipe, load_recipe
 from tinyssl.data import Pictures, load_pictures
+from tinyssl.device import pick_device, use_bf16
 from tinyssl.encoder import Encoder, create_encoder, embed_pictures, widen
 from tinyssl.labeled_split import LabeledSplit
-from tinyssl.loader import epoch_order, generator_for
+from tinyssl.loader import epoch_order, generator_for, steps_in_epoch
 from tinyssl.schedule import warmup_cosine
 from tinyssl.scoring import pixel_features
 from tinyssl.train import parameter_groups
@@ -31,18 +33,38 @@ from tinyssl.weights import load_encoder, load_weights
 Settings = Mapping[str, Any]
 
 
+class Clock:
+    """Seconds since it was made: of this process's processors or, on a GPU, of the wall."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.gpu = device.type == "cuda"
+        self.begun = self._now()
+
+    def seconds(self) -> float:
+        """So far, work that was handed to a GPU included."""
+        return self._now() - self.begun
+
+    def _now(self) -> float:
+        if not self.gpu:
+            return time.process_time()
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+
 @dataclass(frozen=True)
 class Made:
-    """Features (n, d) and what they cost; seconds are of the processor, of training alone.
+    """Features (n, d) and what they cost.
 
-    `wide` are the features of all levels of a network (`encoder.widen`), else None; `seen` counts
-    pictures; `label_free` holds the scores of `label_free.py`, of networks.
+    `wide` are the features of all levels of a network (`encoder.widen`), else None; `steps` and
+    `seen` count batches and pictures, `seconds` (`Clock`) are of training, beside whatever else
+    ran; `label_free` holds the scores of `label_free.py`, of networks.
     """
 
     features: NDArray[np.float32]
     wide: NDArray[np.float32] | None = None
-    seconds: float = 0.0
+    steps: int = 0
     seen: int = 0
+    seconds: float = 0.0
     label_free: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -52,17 +74,27 @@ class Job:
 
     Attributes:
         split: labeled pictures; training sees those of the training part, without labels.
-        study: what all methods share: recipe, settings, image_size, peers.
+        study: what all methods share: recipe, settings, device.
         settings: of the method.
         seed: of everything random.
-        seconds: of training, for peers; views follow from a short trial.
+        share: of the recipe's steps that a peer takes, so that all train for as long.
     """
 
     split: LabeledSplit
     study: Settings
     settings: Settings
     seed: int
-    seconds: float
+    share: float = 1.0
+
+    @property
+    def device(self) -> torch.device:
+        """Where networks compute."""
+        return pick_device(self.study.get("device", "cpu"))
+
+    @property
+    def count(self) -> int:
+        """Pictures to train on."""
+        return int((~self.split.test).sum())
 
     def recipe(self) -> Recipe:
         """The recipe that all methods share, with the method's own settings."""
@@ -71,12 +103,38 @@ class Job:
     def overrides(self) -> list[str]:
         """Settings of the study, of the method and, of an ablation, what it changes."""
         own = [*self.settings.get("settings", []), *self.settings.get("with", [])]
-        return [*self.study["settings"], f"run.seed={self.seed}", *own]
+        device = f"run.device={self.device}"
+        return [*self.study["settings"], f"run.seed={self.seed}", device, *own]
+
+    def steps(self) -> int:
+        """Steps that the recipe takes on these pictures."""
+        recipe = settle(self.recipe(), self.count, 3)
+        return int(recipe.run.epochs) * steps_in_epoch(self.count, recipe.optim.batch_size)
 
     def pictures(self) -> Pictures:
         """Both parts, in the split's order."""
         data = self.recipe().data
         return load_pictures(self.split.paths, size=data.image_size, rule=data.resize)
+
+
+def seconds_a_step(job: Job) -> float:
+    """Of a method's training, the start of tinyssl's bank spread over its steps."""
+    pictures = job.pictures()
+    if job.settings["kind"] == "peer":
+        return _course(job, pictures, 1e-3).seconds_a_step()
+    with TemporaryDirectory() as folder:
+        channels = pictures.array.shape[3]
+        run = make_run(
+            job.study["recipe"], job.count, channels, Path(folder), str(job.device), job.overrides()
+        )
+        run._start_bank()
+        clock = Clock(job.device)
+        run._start_bank()
+        start = clock.seconds()
+        loop_epoch(run)
+        clock = Clock(job.device)
+        loop_epoch(run)
+        return clock.seconds() / run.plan.steps_per_epoch + start / job.steps()
 
 
 def pixels(job: Job) -> Made:
@@ -105,43 +163,47 @@ def own(job: Job) -> Made:
         listed = Path(folder, "train.txt")
         listed.write_text("\n".join(train))
         overrides = [*job.overrides(), "run.watch_every=0", "encoder.levels=1"]
-        begun = time.process_time()
+        clock = Clock(job.device)
         run = pretrain(listed, job.study["recipe"], Path(folder, "run"), overrides=overrides)
-        seconds = time.process_time() - begun
+        seconds = clock.seconds()
         encoder, _ = load_encoder(run)
-        epochs = int(load_recipe(run).run.epochs)
-    return _made(job, encoder, job.pictures(), seconds, epochs * len(train))
+        seen = int(load_recipe(run).run.epochs) * len(train)
+    return _made(job, encoder, job.pictures(), job.steps(), seen, seconds)
 
 
 def peer(job: Job) -> Made:
     """A method of lightly; settings: peer, lr (at batch 256), and those of the method."""
+    pictures = job.pictures()
+    training = _course(job, pictures, float(job.settings["lr"]))
+    steps = max(1, round(job.share * job.steps()))
+    clock = Clock(job.device)
+    training.train(steps)
+    seconds = clock.seconds()
+    seen = steps * training.batch
+    return _made(job, training.model.encoder, pictures, steps, seen, seconds)
+
+
+def _course(job: Job, pictures: Pictures, lr: float) -> "_Course":
     from tests.benchmarks.quality.peers import PEERS
 
-    pictures = job.pictures()
     recipe = job.recipe()
-
-    def course(lr: float) -> _Course:
-        torch.manual_seed(job.seed)
-        made = PEERS[job.settings["peer"]](
-            _encoder(job, pictures), recipe.head.hidden, recipe.head.width, job.settings
-        )
-        return _Course(made, pictures.array[~job.split.test], recipe, lr, job.seed)
-
-    steps = max(1, int(job.seconds / course(1e-3).seconds_a_step()))
-    training = course(float(job.settings["lr"]))
-    begun = time.process_time()
-    training.train(steps)
-    seconds = time.process_time() - begun
-    return _made(job, training.model.encoder, pictures, seconds, steps * training.batch)
+    torch.manual_seed(job.seed)
+    made = PEERS[job.settings["peer"]](
+        _encoder(job, pictures), recipe.head.hidden, recipe.head.width, job.settings
+    )
+    return _Course(made, pictures.array[~job.split.test], recipe, lr, job.seed, job.device)
 
 
 class _Course:
-    """Training of a peer: the recipe's views, batch and SGD, two views of each picture."""
+    """Training of a peer: the recipe's views, batch, precision and SGD, two views a picture."""
 
     def __init__(
-        self, model: Any, array: NDArray[Any], recipe: Recipe, lr: float, seed: int
-    ) -> None:
-        self.model, self.pictures, self.seed = model.train(), torch.from_numpy(array), seed
+        self, model: Any, array: NDArray[Any], recipe: Recipe, lr: float, seed: int,
+        device: torch.device,
+    ) -> None:  # fmt: skip
+        self.model, self.seed, self.device = model.train().to(device), seed, device
+        self.pictures = torch.from_numpy(array).to(device)
+        self.bf16 = use_bf16(recipe.run.precision, device)
         self.batch = min(recipe.optim.batch_size, len(array))
         self.augment = augment_from(recipe)
         self.peak = lr * self.batch / 256
@@ -162,36 +224,41 @@ class _Course:
                 done += 1
             epoch += 1
 
-    def seconds_a_step(self, steps: int = 8) -> float:
-        """Of the processor; leaves the model changed."""
-        self._step(torch.arange(self.batch), 0)
-        begun = time.process_time()
+    def seconds_a_step(self, steps: int = 12) -> float:
+        """Leaves the model changed."""
+        for step in range(3):
+            self._step(torch.arange(self.batch), step)
+        clock = Clock(self.device)
         for step in range(steps):
             self._step(torch.arange(self.batch), step)
-        return (time.process_time() - begun) / steps
+        return clock.seconds() / steps
 
     def _step(self, index: torch.Tensor, step: int) -> None:
         draws = [generator_for(self.seed, step, stream=stream) for stream in (2, 3)]
-        views = [self.augment(self.pictures[index], draw) for draw in draws]
+        raw = self.pictures[index.to(self.device, non_blocking=True)]
         last = torch.channels_last
-        loss = self.model(*(view.contiguous(memory_format=last) for view in views))
+        views = [self.augment(raw, draw).contiguous(memory_format=last) for draw in draws]
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            loss = self.model(*views)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.trained(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.model.after_step()
-        if not torch.isfinite(loss):
+        if step % 50 == 0 and not torch.isfinite(loss):
             raise FloatingPointError(f"the loss of step {step} is not finite")
 
 
 def _made(
-    job: Job, encoder: Encoder, pictures: Pictures, seconds: float = 0.0, seen: int = 0
-) -> Made:
+    job: Job, encoder: Encoder, pictures: Pictures, steps: int = 0, seen: int = 0,
+    seconds: float = 0.0,
+) -> Made:  # fmt: skip
     train = pictures.array[~job.split.test]
-    scores = label_free(encoder, augment_from(job.recipe()), train, job.seed)
-    features = embed_pictures(encoder, pictures.array)
-    wide = embed_pictures(widen(encoder, "all", train), pictures.array)
-    return Made(features, wide, seconds, seen, scores)
+    scores = label_free(encoder, augment_from(job.recipe()), train, job.seed, job.device)
+    features = embed_pictures(encoder, pictures.array, device=job.device)
+    wide_encoder = widen(encoder, "all", train)
+    wide = embed_pictures(wide_encoder, pictures.array, device=job.device)
+    return Made(features, wide, steps, seen, seconds, scores)
 
 
 def _encoder(job: Job, pictures: Pictures) -> Encoder:
@@ -207,8 +274,10 @@ def _encoder(job: Job, pictures: Pictures) -> Encoder:
     )
 
 
-def peak_memory_mb() -> float:
-    """Of this process since it began."""
+def peak_memory_mb(device: torch.device) -> float:
+    """Of this process since it began; on a GPU what torch took of its memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

@@ -4,11 +4,11 @@
         --out tests/benchmarks/results/quality --tune --jobs 2
 
 The YAML names sets (folders with train/CLASS/ and test/CLASS/), methods, seeds and budgets. Every
-cell is a JSON file, made by a process of its own; those that are there are not run again, so a
-study can stop and go on. A budget is a share of the study's views; other methods get the processor
-seconds that the method `like` took on that set with that seed. `--tune` tries each method's grid,
-judged on the training pictures of the first set only, and writes every try to tuned.json; cells
-take the best of them.
+cell is a JSON file; those that are there are not run again, so a study can stop and go on. A budget
+is a share of the study's views. Before anything else, and with nothing beside it, the seconds of a
+step are measured for every method on every set (costs.json); other methods then take as many steps
+as fill the time that the method `like` takes. `--tune` tries each method's grid, judged on the
+training pictures of the first set only, and writes every try to tuned.json; cells take the best.
 """
 
 import argparse
@@ -26,12 +26,13 @@ import torch
 import yaml
 
 from tests.benchmarks.machine import machine
-from tests.benchmarks.quality.methods import KINDS, Job, Made, peak_memory_mb
+from tests.benchmarks.quality.methods import KINDS, Job, Made, peak_memory_mb, seconds_a_step
+from tinyssl.errors import TinysslError
 from tinyssl.files import write_text
 from tinyssl.labeled_split import LabeledSplit, read_split
 from tinyssl.scoring import choose_k, evaluate_features, knn_loo_score
 
-TUNED = "tuned.json"
+TUNED, COSTS = "tuned.json", "costs.json"
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Study:
         self.like: str = self.values["like"]
         self.seeds: Sequence[int] = seeds or self.values["seeds"]
         self.tuned = _read(out / TUNED) or {}
+        self.costs = _read(out / COSTS) or {}
 
     def missing(self) -> list[Cell]:
         """Cells without a result, by seed, method and set; one budget where nothing trains."""
@@ -77,19 +79,44 @@ class Study:
         """Runs a cell and writes its result; returns a line about it."""
         split = self.split(cell.set)
         settings = self._settings(cell.method) | self._best(cell.method)
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
         made = self._make(cell, split, settings)
         scores = self._scores(made.features, split, cell.seed)
         wide = None if made.wide is None else self._scores(made.wide, split, cell.seed)
+        cost = self.costs[cell.set].get(self._base(cell.method), 0.0)
         result = {
             "cell": vars(cell), "settings": settings, "shared": self._shared(cell.budget),
-            "seconds": round(made.seconds, 1), "pictures_seen": made.seen,
-            "peak_memory_mb": round(peak_memory_mb()),
+            "steps": made.steps, "pictures_seen": made.seen,
+            "seconds": round(made.steps * cost, 2), "seconds_beside_others": round(made.seconds, 2),
+            "peak_memory_mb": round(peak_memory_mb(self._job(cell, split, settings).device)),
             "scores": scores, "scores_of_all_levels": wide,
             "label_free": made.label_free, "machine": machine(),
         }  # fmt: skip
         write_text(cell.file(self.out), json.dumps(result, indent=1) + "\n")
         few = scores["few_shot"]["10"]["mean"]
         return f"{cell}: {made.seconds:.0f} s, 10-shot {100 * few:.1f}"
+
+    def uncosted(self) -> list[tuple[str, str]]:
+        """Sets and methods whose steps were not timed; ablations cost what they change."""
+        return [
+            (name, method)
+            for name, (method, values) in itertools.product(
+                self.values["sets"], self.methods.items()
+            )
+            if values["kind"] in ("tinyssl", "peer") and "as" not in values
+            and method not in self.costs.get(name, {})
+        ]  # fmt: skip
+
+    def cost(self, name: str, method: str) -> float:
+        """Seconds of a step of a method on a set, with nothing beside it."""
+        cell = Cell(name, method, self.values["seeds"][0], 1)
+        return seconds_a_step(self._job(cell, self.split(name), self._settings(method)))
+
+    def keep_cost(self, name: str, method: str, seconds: float) -> None:
+        """Writes what a step costs."""
+        self.costs.setdefault(name, {})[method] = seconds
+        write_text(self.out / COSTS, json.dumps(self.costs, indent=1) + "\n")
 
     def _scores(self, features: Any, split: LabeledSplit, seed: int) -> dict[str, Any]:
         train, test = ~split.test, split.test
@@ -134,23 +161,26 @@ class Study:
 
     def _best(self, method: str) -> dict[str, Any]:
         """What the grid chose, for an ablation (`as`) the one of the method that it changes."""
-        method = self.methods[method].get("as", method)
-        tried = [row for row in self.tuned.get(method, []) if row["knn"] is not None]
+        tried = self.tuned.get(self._base(method), [])
+        tried = [row for row in tried if row["knn"] is not None]
         return max(tried, key=lambda row: row["knn"])["settings"] if tried else {}
 
     def _make(self, cell: Cell, split: LabeledSplit, settings: dict[str, Any]) -> Made:
+        return KINDS[settings["kind"]](self._job(cell, split, settings))
+
+    def _job(self, cell: Cell, split: LabeledSplit, settings: dict[str, Any]) -> Job:
         shared = self.values | {"settings": self._shared(cell.budget)}
-        job = Job(split, shared, settings, cell.seed, self._seconds(cell, settings))
-        return KINDS[settings["kind"]](job)
+        costs = self.costs.get(cell.set, {})
+        share = 1.0
+        if settings["kind"] == "peer" and cell.method in costs:
+            share = costs[self.like] / costs[cell.method]
+        return Job(split, shared, settings, cell.seed, share)
+
+    def _base(self, method: str) -> str:
+        return str(self.methods[method].get("as", method))
 
     def _shared(self, budget: float) -> list[str]:
         return [*self.values["settings"], f"run.views={round(self.values['views'] * budget)}"]
-
-    def _seconds(self, cell: Cell, settings: Mapping[str, Any]) -> float:
-        if settings["kind"] != "peer":
-            return 0.0
-        model = Cell(cell.set, self.like, cell.seed, cell.budget).file(self.out)
-        return float(json.loads(model.read_text())["seconds"])
 
 
 def _read(path: Path) -> Any:
@@ -159,7 +189,10 @@ def _read(path: Path) -> Any:
 
 def _run(given: tuple[Path, Path, Path], cell: Cell) -> str:
     torch.set_num_threads(1)  # so that seconds of the processor are wall-clock on a free core
-    return Study(*given).run(cell)
+    try:
+        return Study(*given).run(cell)
+    except (FloatingPointError, TinysslError) as error:
+        return f"{cell} failed and has no result: {error}"
 
 
 def _tune(given: tuple[Path, Path, Path], method: str, values: dict[str, Any]) -> float | None:
@@ -167,8 +200,19 @@ def _tune(given: tuple[Path, Path, Path], method: str, values: dict[str, Any]) -
     return Study(*given).tune(method, values)
 
 
-def _tune_all(pool: Executor, given: tuple[Path, Path, Path], methods: list[str]) -> None:
-    study = Study(*given)
+def _cost(given: tuple[Path, Path, Path], name: str, method: str) -> float:
+    torch.set_num_threads(1)
+    return Study(*given).cost(name, method)
+
+
+def _cost_all(study: Study, given: tuple[Path, Path, Path]) -> None:
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        for name, method in study.uncosted():
+            study.keep_cost(name, method, pool.submit(_cost, given, name, method).result())
+
+
+def _tune_all(study: Study, pool: Executor, given: tuple[Path, Path, Path]) -> None:
+    methods = study.untuned()
     points = [(method, values) for method in methods for values in study.grid(method)]
     scores = pool.map(partial(_tune, given), *zip(*points, strict=True)) if points else []
     found = list(zip(points, scores, strict=True))
@@ -188,15 +232,16 @@ def main() -> None:
     given = (parsed.study, parsed.data, parsed.out)
     parsed.out.mkdir(parents=True, exist_ok=True)
     study = Study(*given, seeds=parsed.seeds)
+    _cost_all(study, given)
+    # On a CPU a process a cell: what it reports as its peak of memory is that of its life.
+    tasks = None if study.values.get("device", "cpu") == "cuda" else 1
     context = get_context("spawn")
-    with ProcessPoolExecutor(parsed.jobs, context, max_tasks_per_child=1) as pool:
-        # The seconds of `like` are what the others get: its tuning and its cells come first.
-        for first in (True, False):
-            if parsed.tune:
-                _tune_all(pool, given, [m for m in study.untuned() if (m == study.like) is first])
-            cells = [cell for cell in study.missing() if (cell.method == study.like) is first]
-            for number, line in enumerate(pool.map(partial(_run, given), cells), 1):
-                print(f"{number}/{len(cells)} {line}", flush=True)
+    with ProcessPoolExecutor(parsed.jobs, context, max_tasks_per_child=tasks) as pool:
+        if parsed.tune:
+            _tune_all(study, pool, given)
+        cells = study.missing()
+        for number, line in enumerate(pool.map(partial(_run, given), cells), 1):
+            print(f"{number}/{len(cells)} {line}", flush=True)
 
 
 if __name__ == "__main__":
