@@ -19,6 +19,7 @@ from tinyssl.train import Plan, parameter_groups, train_step
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 STEPS, SIDE, PICTURES = 3, 32, 24
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -122,7 +123,30 @@ def test_compiled(plain: Tensor) -> None:
     torch._dynamo.reset()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def compile_by(setting: str) -> Callable[[Method], None]:
+    def change(made: Method) -> None:
+        network = nn.Sequential(made.encoder, made.head)
+        made.compute_by(*compiled(network, made.losses, setting))
+
+    return change
+
+
+@needs_gpu
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("setting", ["off", "on", "graphs"])
+@pytest.mark.parametrize("sampled", [None, 6])
+def test_routes_on_a_gpu(plain: Tensor, setting: str, sampled: int | None) -> None:
+    torch._dynamo.reset()
+    expected = plain if sampled is None else steps(negatives=sampled)
+    change = compile_by(setting) if setting != "off" else lambda made: None
+    found = steps(change, device=CUDA, negatives=sampled)
+    torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-3)  # TF32 in convolutions
+    apart = (steps(change, device=CUDA, negatives=sampled, bf16=True) - expected).abs()
+    assert apart[:2].max() < 0.03
+    torch._dynamo.reset()
+
+
+@needs_gpu
 @pytest.mark.parametrize("sampled", [None, 6])
 @pytest.mark.parametrize("cutmix", [0.0, 0.5])
 def test_a_step_on_a_gpu_does_not_wait(sampled: int | None, cutmix: float) -> None:

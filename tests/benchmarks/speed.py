@@ -30,13 +30,19 @@ NOT_RUN = "not yet run: needs a GPU"
 
 def parts(given: argparse.Namespace, paths: list[Path]) -> dict[str, Callable[[], Any]]:
     """The measures by name, in the order in which they run."""
-    few = min(given.pictures, 1024)
-    larger = (f"augment.view_size={given.size}", f"optim.batch_size={given.batch}")
+    gpu = given.device == "cuda"
+    few = given.pictures if gpu else min(given.pictures, 1024)
+    larger = (
+        f"augment.view_size={given.size}", f"optim.batch_size={given.batch}",
+        f"data.image_size={max(128, given.size * 8 // 7)}",
+    )  # fmt: skip
+    compiling = [(f"run.compile={way}",) for way in (("off", "on", "graphs") if gpu else ("off",))]
     return {
         "step": lambda: [
-            step.measure(given.recipe, few, channels, given.rounds, given.device, settings)
+            step.measure(given.recipe, few, channels, given.rounds, given.device, settings + how)
             for settings in ((), larger)
             for channels in (1, 3)
+            for how in compiling
         ],
         "epoch": lambda: epochs.measure(
             paths, count=given.pictures, recipe=given.recipe, size=given.size, batch=given.batch,
