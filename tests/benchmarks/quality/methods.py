@@ -209,7 +209,9 @@ class _Course:
         self, model: Any, array: NDArray[Any], recipe: Recipe, lr: float, seed: int,
         device: torch.device,
     ) -> None:  # fmt: skip
-        self.model, self.seed, self.device = model.train().to(device), seed, device
+        # Weights too: views of one channel do not tell a network in which order to compute.
+        model = model.train().to(device, memory_format=torch.channels_last)
+        self.model, self.seed, self.device = model, seed, device
         self.pictures = torch.from_numpy(array).to(device)
         self.bf16 = use_bf16(recipe.run.precision, device)
         self.batch = min(recipe.optim.batch_size, len(array))
