@@ -238,6 +238,6 @@ def test_compiled_is_the_same() -> None:
     augment = Augment(16, blur=0.5, rotate90=0.5)
     parameters = augment.draw(3, 20, 24, torch.Generator().manual_seed(0))
     plain = augment.apply(pictures, parameters)
-    traced = torch.compile(augment.apply, fullgraph=True, backend="eager")
-    torch.testing.assert_close(traced(pictures, parameters), plain)
+    traced = torch.compile(augment.apply_packed, fullgraph=True, backend="eager")
+    torch.testing.assert_close(traced(pictures, parameters.pack()), plain)
     torch._dynamo.reset()

@@ -1,5 +1,6 @@
 """One step by every route that should only change its speed: the same numbers within tolerance."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -8,13 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tinyssl.augment import Augment
 from tinyssl.bank import MemoryBank
-from tinyssl.compiling import _missing, compiled, settle_compile
+from tinyssl.compiling import _missing, compiled, settle_compile, settle_recording
 from tinyssl.config import load_recipe
 from tinyssl.encoder import Encoder
 from tinyssl.errors import UsageError
 from tinyssl.heads import projection_head
+from tinyssl.loader import generator_for
 from tinyssl.method import Method
+from tinyssl.recording import RecordedStep, recorded_views
 from tinyssl.train import Plan, parameter_groups, train_step
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -64,6 +68,8 @@ def steps(
     fused: bool = True,
     channels_last: bool = True,
     device: torch.device = CPU,
+    count: int = STEPS,
+    record: bool = False,
     **changes: Any,
 ) -> Tensor:
     """Losses of some steps and the first weights after them, in one row."""
@@ -73,13 +79,18 @@ def steps(
     change(made)
     optimizer = torch.optim.SGD(parameter_groups(made, 1e-4), lr=0.1, momentum=0.9, fused=fused)
     generator = torch.Generator().manual_seed(1)
+    course = plan(lrs=np.linspace(0.1, 0.05, count), **changes)
+    take_step = RecordedStep(made, optimizer, course) if record else train_step
     losses = []
-    for step in range(STEPS):
+    for step in range(count):
         index = torch.randperm(PICTURES, generator=generator)[:8].to(device)
         views = torch.rand(8, 3, SIDE, SIDE, generator=generator).to(device)
         if channels_last:
             views = views.contiguous(memory_format=torch.channels_last)
-        losses += train_step(made, optimizer, index, views, plan(**changes), step).values()
+        losses += take_step(made, optimizer, index, views, course, step).values()
+    if record:
+        assert isinstance(take_step, RecordedStep)
+        assert take_step.recorded.graph is not None
     weights = next(made.encoder.backbone.parameters()).detach().flatten()
     return torch.cat([torch.stack(losses), weights]).cpu()
 
@@ -109,20 +120,6 @@ def test_bf16(plain: Tensor) -> None:
     assert apart[2 : 2 * STEPS].max() < 0.5
 
 
-@pytest.mark.skipif(_missing(CPU) is not None, reason="no C++ compiler")
-@pytest.mark.filterwarnings("ignore")  # of torch's compiler, about itself
-def test_compiled(plain: Tensor) -> None:
-    def change(made: Method) -> None:
-        network = nn.Sequential(made.encoder, made.head)
-        before = set(made.state_dict())
-        made.compute_by(*compiled(network, made.losses, "on"))
-        assert set(made.state_dict()) == before
-
-    torch._dynamo.reset()
-    torch.testing.assert_close(steps(change), plain, rtol=1e-3, atol=1e-4)
-    torch._dynamo.reset()
-
-
 def compile_by(setting: str) -> Callable[[Method], None]:
     def change(made: Method) -> None:
         network = nn.Sequential(made.encoder, made.head)
@@ -131,19 +128,51 @@ def compile_by(setting: str) -> Callable[[Method], None]:
     return change
 
 
+@pytest.mark.skipif(_missing(CPU) is not None, reason="no C++ compiler")
+@pytest.mark.filterwarnings("ignore")  # of torch's compiler, about itself
+def test_compiled(plain: Tensor) -> None:
+    def change(made: Method) -> None:
+        before = set(made.state_dict())
+        compile_by("on")(made)
+        assert set(made.state_dict()) == before
+
+    torch._dynamo.reset()
+    torch.testing.assert_close(steps(change), plain, rtol=1e-3, atol=1e-4)
+    torch._dynamo.reset()
+
+
 @needs_gpu
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("setting", ["off", "on", "graphs"])
-@pytest.mark.parametrize("sampled", [None, 6])
-def test_routes_on_a_gpu(plain: Tensor, setting: str, sampled: int | None) -> None:
+@pytest.mark.filterwarnings("ignore")  # of torch's compiler, about itself
+@pytest.mark.parametrize("compiling", [False, True])
+@pytest.mark.parametrize("record", [False, True])
+@pytest.mark.parametrize("changes", [{}, {"negatives": 6}, {"cutmix": 0.5}], ids=str)
+def test_routes_on_a_gpu(compiling: bool, record: bool, changes: dict[str, Any]) -> None:
+    """TF32 in convolutions and bf16 round; a step that replays old draws would be far off."""
     torch._dynamo.reset()
-    expected = plain if sampled is None else steps(negatives=sampled)
-    change = compile_by(setting) if setting != "off" else lambda made: None
-    found = steps(change, device=CUDA, negatives=sampled)
-    torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-3)  # TF32 in convolutions
-    apart = (steps(change, device=CUDA, negatives=sampled, bf16=True) - expected).abs()
-    assert apart[:2].max() < 0.03
+    change = compile_by("on") if compiling else lambda made: None
+    expected = steps(count=8, **changes)
+    found = steps(change, device=CUDA, count=8, record=record, **changes)
+    torch.testing.assert_close(found, expected, rtol=2e-2, atol=5e-3)
+    half = steps(change, device=CUDA, count=8, record=record, bf16=True, **changes)
+    assert (half - expected)[:2].abs().max() < 0.03
     torch._dynamo.reset()
+
+
+@needs_gpu
+def test_recorded_steps_are_those_that_are_not() -> None:
+    """Beyond the warm-up the replays draw anew, and the rate moves: all to the last bit."""
+    plain, recorded = (steps(device=CUDA, count=8, record=record) for record in (False, True))
+    torch.testing.assert_close(recorded, plain, rtol=1e-5, atol=1e-6)
+
+
+@needs_gpu
+def test_recorded_views() -> None:
+    pictures = torch.randint(0, 256, (8, 40, 40, 3), dtype=torch.uint8, device=CUDA)
+    plain, recorded = Augment(SIDE, rotate90=0.5), Augment(SIDE, rotate90=0.5)
+    recorded.compute_by(recorded_views)
+    for step in range(6):
+        expected, found = (made(pictures, generator_for(0, step, 1)) for made in (plain, recorded))
+        torch.testing.assert_close(found, expected)
 
 
 @needs_gpu
@@ -154,9 +183,12 @@ def test_a_step_on_a_gpu_does_not_wait(sampled: int | None, cutmix: float) -> No
     index, views = torch.arange(8).to(CUDA), torch.rand(8, 3, SIDE, SIDE).to(CUDA)
     made = method().to(CUDA)
     optimizer = torch.optim.SGD(parameter_groups(made, 1e-4), lr=0.1, momentum=0.9, fused=True)
-    torch.cuda.set_sync_debug_mode("error")
+    course = plan(negatives=sampled, cutmix=cutmix)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns that its debug mode is a prototype
+        torch.cuda.set_sync_debug_mode("error")
     try:
-        train_step(made, optimizer, index, views, plan(negatives=sampled, cutmix=cutmix), 0)
+        train_step(made, optimizer, index, views, course, 0)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -167,13 +199,23 @@ def test_what_auto_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settle_compile("auto", CUDA, 100) == (False, "auto: 100 steps, worth it from 5,000")
     assert settle_compile("auto", CUDA, 9000) == (True, "auto: 9,000 steps, worth it from 5,000")
     assert settle_compile("off", CUDA, 9000) == (False, "run.compile=off")
-    assert settle_compile("graphs", CUDA, 1)[0]
+    assert settle_compile("graphs", CUDA, 9000) == (False, "run.compile=graphs")
+    assert settle_compile("on", CUDA, 1)[0]
     with pytest.raises(UsageError, match="graphs records CUDA graphs"):
         settle_compile("graphs", CPU, 1)
     monkeypatch.setattr("tinyssl.compiling._missing", lambda device: "triton")
     assert settle_compile("auto", CUDA, 9000) == (False, "auto: there is no triton")
     with pytest.raises(UsageError, match="no triton; take auto or off"):
         settle_compile("on", CUDA, 9000)
+
+
+def test_what_is_recorded() -> None:
+    assert settle_recording("auto", CUDA, 1, "run")
+    assert settle_recording("graphs", CUDA, 1, "run")
+    assert not settle_recording("off", CUDA, 1, "run")
+    assert not settle_recording("auto", CPU, 1, "run")
+    assert not settle_recording("auto", CUDA, 2, "run")
+    assert not settle_recording("auto", CUDA, 1, "host")
 
 
 @pytest.mark.parametrize("word", ["on", "off", "auto", "graphs"])

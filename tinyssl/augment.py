@@ -10,7 +10,7 @@ b = batch, c = channels, H, W = height and width of the source, s = view size.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -42,6 +42,7 @@ PRESETS: Mapping[str, Mapping[str, float]] = {
 }  # fmt: skip
 
 _CROP_TRIES = 10
+Views = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -66,14 +67,16 @@ class Parameters:
     hue: Tensor
     gray: Tensor
 
-    def to(self, device: torch.device) -> Parameters:
-        """The same parameters on another device, sent in one piece without waiting for it."""
-        if device.type == "cpu":
-            return self
-        values = [getattr(self, f.name) for f in fields(self)]
-        sent = torch.stack([v.float() for v in values]).to(device, non_blocking=True)
-        kinds = zip(fields(self), sent, values, strict=True)
-        return replace(self, **{f.name: row.to(v.dtype) for f, row, v in kinds})
+    def pack(self) -> Tensor:
+        """All of them in one float tensor, (13, b)."""
+        return torch.stack([getattr(self, f.name).float() for f in fields(self)])
+
+    @classmethod
+    def unpack(cls, packed: Tensor) -> Parameters:
+        """What `pack` packed; turns and flags in their own types again."""
+        made = {f.name: row for f, row in zip(fields(cls), packed, strict=True)}
+        flags = {name: made[name] > 0 for name in ("hflip", "vflip", "gray")}
+        return cls(**made | flags | {"turns": made["turns"].long()})
 
     def of(self, own: slice) -> Parameters:
         """The parameters of some of the pictures."""
@@ -124,6 +127,7 @@ class Augment:
         self.brightness, self.contrast, self.saturation = brightness, contrast, saturation
         self.hue, self.jitter, self.grayscale = hue, jitter, grayscale
         self.blur, self.blur_sigma = blur, blur_sigma
+        self.on_gpu: Views = self.apply_packed
 
     def __call__(
         self,
@@ -143,7 +147,12 @@ class Augment:
         """
         given, h, w, _ = pictures.shape
         drawn = self.draw(given if batch is None else batch, h, w, generator)
-        return self.apply(pictures, (drawn if own is None else drawn.of(own)).to(pictures.device))
+        parameters = drawn if own is None else drawn.of(own)
+        if pictures.device.type == "cpu":
+            return self.apply(pictures, parameters)
+        # In one piece, and without waiting for it.
+        packed = parameters.pack().to(pictures.device, non_blocking=True)
+        return self.on_gpu(pictures, packed)
 
     def draw(self, batch: int, height: int, width: int, generator: torch.Generator) -> Parameters:
         """Draws every random parameter of a batch of (height, width) sources."""
@@ -177,9 +186,13 @@ class Augment:
         """Pictures (b, H, W, c) uint8 or uint16 to views (b, c, s, s) float32 in [0, 1]."""
         return self._colour(self._geometry(pictures, parameters), parameters)
 
-    def compile(self) -> None:
-        """Compiles `apply`: on a GPU one pass over memory does what would be dozens."""
-        setattr(self, "apply", torch.compile(self.apply))  # noqa: B010
+    def apply_packed(self, pictures: Tensor, packed: Tensor) -> Tensor:
+        """As `apply`, by parameters in one tensor, (13, b), on the pictures' device."""
+        return self.apply(pictures, Parameters.unpack(packed))
+
+    def compute_by(self, change: Callable[[Views], Views]) -> None:
+        """Changes how views are computed on a GPU: compiled, or recorded as a CUDA graph."""
+        self.on_gpu = change(self.on_gpu)
 
     def _draw_boxes(
         self, batch: int, height: int, width: int, generator: torch.Generator

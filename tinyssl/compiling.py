@@ -1,4 +1,4 @@
-"""Whether to compile the network and the loss, and how."""
+"""Whether to compile the network and the loss, and whether to replay steps as CUDA graphs."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def settle_compile(setting: str, device: torch.device, steps: int) -> tuple[bool
     missing = _missing(device)
     if setting == "graphs" and device.type != "cuda":
         raise UsageError("run.compile=graphs records CUDA graphs; on a CPU take on or off")
-    if setting in ("on", "graphs"):
+    if setting == "on":
         if missing is not None:
-            raise UsageError(f"run.compile={setting}, but there is no {missing}; take auto or off")
-        return True, f"run.compile={setting}"
-    if setting == "off":
-        return False, "run.compile=off"
+            raise UsageError(f"run.compile=on, but there is no {missing}; take auto or off")
+        return True, "run.compile=on"
+    if setting in ("graphs", "off"):
+        return False, f"run.compile={setting}"
     if device.type != "cuda":
         return False, "auto: it pays on GPUs"
     if missing is not None:
@@ -45,19 +45,29 @@ def settle_compile(setting: str, device: torch.device, steps: int) -> tuple[bool
     return steps >= WORTH_STEPS, reason
 
 
+def settle_recording(setting: str, device: torch.device, processes: int, bank_device: str) -> bool:
+    """Whether to replay steps as CUDA graphs: on a GPU, unless `run.compile` is off.
+
+    Args:
+        setting: `run.compile`.
+        device: where the network computes.
+        processes: of the run; several send each other what they made within a step.
+        bank_device: `bank.device`; a bank on the host is waited for within a step.
+    """
+    alone = processes == 1 and bank_device == "run"
+    return setting != "off" and device.type == "cuda" and alone
+
+
 def compiled(
     network: nn.Module, losses: Callable[..., Any], setting: str
 ) -> tuple[nn.Module, Callable[..., Any]]:
     """The same functions, compiled at their first call.
 
-    `graphs` also replays the network's kernels as CUDA graphs, for small networks whose launches
-    take longer than their work. Where the setting is `auto`, what cannot be compiled is computed
-    as it is.
+    Where the setting is `auto`, what cannot be compiled is computed as it is.
     """
     if setting == "auto":
         torch._dynamo.config.suppress_errors = True
-    mode = "reduce-overhead" if setting == "graphs" else None
-    fast: Any = torch.compile(network, mode=mode)
+    fast: Any = torch.compile(network)
     return fast, torch.compile(losses)
 
 

@@ -185,7 +185,8 @@ class Run(Section):
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: Literal["auto", "on", "graphs", "off"] = Field(
-        "auto", description="torch.compile of network and loss; graphs: CUDA graphs too"
+        "auto",
+        description="on GPUs auto and graphs replay CUDA graphs; auto compiles long runs, on all",
     )
     gpu_share: Probability = Field(
         0.5, description="of a GPU's free memory that pictures may fill; else sent batch by batch"

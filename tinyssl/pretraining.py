@@ -27,7 +27,7 @@ from tinyssl.build import (
     settle,
 )
 from tinyssl.checkpoint import load_checkpoint, save_checkpoint
-from tinyssl.compiling import compiled, settle_compile
+from tinyssl.compiling import compiled, settle_compile, settle_recording
 from tinyssl.config import Recipe, load_recipe, read_recipe, shortcuts
 from tinyssl.console import Advance, log, progress, silence
 from tinyssl.data import Pictures, write_skipped
@@ -39,12 +39,13 @@ from tinyssl.loader import ResidentPictures, generator_for, pipeline_batches
 from tinyssl.loggers import Log, check_loggers, open_loggers
 from tinyssl.machine import MACHINE, machine_facts
 from tinyssl.pipeline import apply_pipeline, load_pipeline
+from tinyssl.recording import RecordedStep, recorded_views
 from tinyssl.reporting.command import leave_report
 from tinyssl.resuming import restore
 from tinyssl.run_folder import RunFolder
 from tinyssl.signals import stop_signal
 from tinyssl.sources import duplicates_csv, read_pictures, with_sources
-from tinyssl.train import Batches, Hooks, Progress, fit, start_bank
+from tinyssl.train import Batches, Hooks, Progress, TakeStep, fit, start_bank, train_step
 from tinyssl.watch import collapse_warning, watch, watched_rows
 from tinyssl.weights import save_encoder
 
@@ -173,6 +174,7 @@ class Run:
         self.network = distributed.data_parallel(whole, self.device)
         self.method.compute_by(self.network)
         self.optimizer = build_optimizer(recipe, self.method)
+        self.take_step: TakeStep = train_step
         self.progress = Progress()
         if state is not None:
             self._restore(state)
@@ -213,7 +215,10 @@ class Run:
             advance(done * plan.step_size)
             hooks = self._hooks(log_too, advance, stop)
             try:
-                fit(self.method, self.optimizer, self.batches, plan, self.progress, hooks)
+                fit(
+                    self.method, self.optimizer, self.batches, plan, self.progress, hooks,
+                    self.take_step,
+                )  # fmt: skip
             except NonFinite as error:
                 told = f"{self._last_good()}; lower optim.base_lr; {self._batch(error)}"
                 raise JobError(f"{error}; {told}") from error
@@ -235,8 +240,14 @@ class Run:
         log.info(f"{'compiling network and loss' if wanted else 'not compiling'} ({reason})")
         if wanted:
             self.method.compute_by(*compiled(self.network, self.method.losses, setting))
-        if wanted and self.augment is not None and self.device.type == "cuda":
-            self.augment.compile()
+        if wanted and self.augment is not None:
+            self.augment.compute_by(torch.compile)
+        processes, bank = distributed.world_size(), self.recipe.bank.device
+        if settle_recording(setting, self.device, processes, bank):
+            log.info("steps are replayed as CUDA graphs")
+            self.take_step = RecordedStep(self.method, self.optimizer, self.plan)
+            if self.augment is not None:
+                self.augment.compute_by(recorded_views)
 
     def _loggers(self, done: int) -> AbstractContextManager[Log]:
         names = self.recipe.run.loggers if distributed.is_main() else []

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tinyssl import distributed
 from tinyssl.augment import cutmix
+from tinyssl.bank import Candidates
 from tinyssl.console import Advance, log
 from tinyssl.encoder import freeze_batch_norm
 from tinyssl.errors import Interrupted, NonFinite
@@ -22,6 +23,7 @@ from tinyssl.method import Method, Mix
 Batches = Callable[[Tensor, int], Iterator[tuple[Tensor, Tensor]]]
 Unread = list[tuple[Tensor, dict[str, Tensor]]]  # picture numbers and loss terms of steps
 Watch = Callable[[], dict[str, float]]
+TakeStep = Callable[[Method, torch.optim.Optimizer, Tensor, Tensor, "Plan", int], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -128,11 +130,13 @@ def fit(
     plan: Plan,
     progress: Progress,
     hooks: Hooks,
+    take_step: TakeStep,
 ) -> None:
     """Trains `method` from `progress` to the end of `plan`.
 
     `batches` yields the numbers of all pictures of a step, (b,), and the views of those that are
-    this process's share.
+    this process's share. `take_step` is
+    `train_step`, or does the same.
 
     Raises:
         NonFinite: a loss or a gradient; the last checkpoint is from before that step.
@@ -146,7 +150,7 @@ def fit(
         order = epoch_order(plan.pictures, plan.batch_size, plan.seed, epoch)[offset:]
         start = time.monotonic()
         for index, views in batches(order, progress.step):
-            terms = train_step(method, optimizer, index, views, plan, progress.step)
+            terms = take_step(method, optimizer, index, views, plan, progress.step)
             unread.append((index, terms))
             progress.step += 1
             if progress.step % plan.log_every == 0:
@@ -191,18 +195,43 @@ def train_step(
         NonFinite: the loss or a gradient is not finite; nothing was changed by it. On a GPU, which
             this would have to wait for, `fit` finds it when it reads the losses.
     """
-    count, own = len(index), distributed.share(len(index))
-    mix = None
+    mix, views, candidates = draw_for_step(method, index, views, plan, step)
+    set_rate(optimizer, float(plan.lrs[step]))
+    return optimize(method, optimizer, index, views, plan, mix, candidates, step)
+
+
+def draw_for_step(
+    method: Method, index: Tensor, views: Tensor, plan: Plan, step: int
+) -> tuple[Mix | None, Tensor, Candidates | None]:
+    """What a step draws: how its views are mixed, the mixed views, the rows to score."""
+    mix = candidates = None
     if plan.cutmix > 0:
         mix, views = _mix(views, plan, step)
-    candidates = scored = None
     if plan.negatives is not None:
         generator = generator_for(plan.seed, step, stream=4)
         candidates = method.bank.candidates(index, plan.negatives, generator)
-        scored = candidates.starting_at(own.start, count)
-    for group in optimizer.param_groups:
-        group["lr"] = float(plan.lrs[step])
+    return mix, views, candidates
 
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float | Tensor) -> None:
+    """Sets the learning rate of all groups."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def optimize(
+    method: Method,
+    optimizer: torch.optim.Optimizer,
+    index: Tensor,
+    views: Tensor,
+    plan: Plan,
+    mix: Mix | None,
+    candidates: Candidates | None,
+    step: int = 0,
+) -> dict[str, Tensor]:
+    """A step whose draws are made and whose rate is set; see `train_step`. `step` names it."""
+    count, own = len(index), distributed.share(len(index))
+    scored = None if candidates is None else candidates.starting_at(own.start, count)
     with torch.autocast(views.device.type, torch.bfloat16, enabled=plan.bf16):
         z = method.project(views)
     terms = method.losses(z, index[own], scored, mix)

@@ -25,7 +25,9 @@ def tinyssl_run(pictures: Path, folder: Path, recipe: str, settings: list[str]) 
     loaded.data.cache_dir = str(folder / "cache")
     found = read_pictures(loaded)
     settled = settle(loaded, len(found.paths), found.array.shape[3])
-    return Run(settled, found, RunFolder(folder / "run"), None)
+    run = Run(settled, found, RunFolder(folder / "run"), None)
+    run._compile(steps=0)
+    return run
 
 
 def sample(paths: list[Path], count: int, folder: Path) -> Path:

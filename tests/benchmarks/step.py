@@ -13,20 +13,22 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from tests.benchmarks.machine import machine
 from tinyssl.build import settle
 from tinyssl.config import load_recipe
 from tinyssl.data import Pictures
 from tinyssl.pretraining import Run
+from tinyssl.recording import Recorded
 from tinyssl.run_folder import RunFolder
-from tinyssl.train import Hooks, Progress, fit
+from tinyssl.train import Hooks, Progress, fit, train_step
 
 
 def make_run(
@@ -54,21 +56,31 @@ def loop_epoch(run: Run) -> float:
         stop_signal=lambda: None,
     )
     start = time.perf_counter()
-    fit(run.method, run.optimizer, run.batches, run.plan, Progress(), quiet)
+    fit(run.method, run.optimizer, run.batches, run.plan, Progress(), quiet, run.take_step)
     _wait(run)
     return time.perf_counter() - start
 
 
-def bare_steps(run: Run, views: torch.Tensor) -> float:
-    """Seconds of as many steps of the network alone."""
-    run.method.train()
-    start = time.perf_counter()
-    for _ in range(run.plan.steps_per_epoch):
+def bare_step(run: Run) -> Callable[[Tensor], Any]:
+    """Forward, backward and optimizer of the network alone, recorded where the run's steps are."""
+
+    def step(views: Tensor) -> tuple[Tensor, ...]:
         with torch.autocast(views.device.type, torch.bfloat16, enabled=run.plan.bf16):
             out = run.method.network(views)
         out.float().square().mean().backward()
         run.optimizer.step()
         run.optimizer.zero_grad(set_to_none=True)
+        return ()
+
+    return step if run.take_step is train_step else Recorded(step)
+
+
+def bare_steps(run: Run, step: Callable[[Tensor], Any], views: Tensor) -> float:
+    """Seconds of as many of them as an epoch has."""
+    run.method.train()
+    start = time.perf_counter()
+    for _ in range(run.plan.steps_per_epoch):
+        step(views)
     _wait(run)
     return time.perf_counter() - start
 
@@ -86,10 +98,11 @@ def measure(
         run = make_run(recipe, pictures, channels, Path(folder), device, settings)
         run._compile(steps=0)  # only where run.compile asks for it
         order = torch.arange(run.plan.step_size).unsqueeze(0)
-        views = next(iter(run.batches(order, 0)))[1]
-        for _ in range(2):  # CUDA graphs are recorded at the second call
-            loop_epoch(run), bare_steps(run, views)
-        pairs = [(loop_epoch(run), bare_steps(run, views)) for _ in range(rounds)]
+        views = next(iter(run.batches(order, 0)))[1].clone()
+        bare = bare_step(run)
+        for _ in range(3):  # compiles, records
+            loop_epoch(run), bare_steps(run, bare, views)
+        pairs = [(loop_epoch(run), bare_steps(run, bare, views)) for _ in range(rounds)]
     count = run.plan.steps_per_epoch * run.plan.step_size
     ratios = [bare / loop for loop, bare in pairs]
     return {

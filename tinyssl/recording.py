@@ -1,0 +1,140 @@
+"""Work on a GPU as CUDA graphs: one launch where there were hundreds.
+
+A small network's step is some 700 kernels of microseconds each, and launching them takes longer
+than running them. Recorded once, they are replayed by one call (NVIDIA, "CUDA Graphs").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tinyssl.augment import Views
+from tinyssl.bank import Candidates
+from tinyssl.console import log
+from tinyssl.method import Method, Mix
+from tinyssl.train import Plan, draw_for_step, optimize, set_rate
+
+# Before a recording, so that libraries have chosen their kernels and the optimizer has its state.
+WARM_UP = 3
+Compute = Callable[..., tuple[Tensor, ...]]
+
+
+class Recorded:
+    """A function of tensors on one GPU, computed as it is at first and then replayed.
+
+    Results of a replay are overwritten by the next one. Inputs of another shape than those
+    recorded, and work that cannot be recorded, are computed as they are.
+
+    Args:
+        compute: takes tensors and returns a tuple of them; never waits for the GPU.
+    """
+
+    def __init__(self, compute: Compute) -> None:
+        self.compute = compute
+        self.calls = 0
+        self.given: tuple[Tensor, ...] = ()
+        self.made: tuple[Tensor, ...] = ()
+        self.graph: Any = None
+        self.stream: Any = None
+
+    def __call__(self, *given: Tensor) -> tuple[Tensor, ...]:
+        if self.graph is None:
+            self.calls += 1
+            if self.calls <= WARM_UP or not self._record(given):
+                return self._beside(given)
+        if not self._fits(given):
+            return self.compute(*given)
+        for kept, new in zip(self.given, given, strict=True):
+            if kept is not new:
+                kept.copy_(new, non_blocking=True)
+        self.graph.replay()
+        return self.made
+
+    def _beside(self, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Computes on the stream that the recording will use: gradients remember theirs."""
+        if self.calls > WARM_UP:  # could not be recorded
+            return self.compute(*given)
+        current = torch.cuda.current_stream()
+        if self.stream is None:
+            self.stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            made = self.compute(*given)
+        current.wait_stream(self.stream)
+        return made
+
+    def _record(self, given: tuple[Tensor, ...]) -> bool:
+        """Whether it could be done; nothing is computed by it."""
+        if self.calls > WARM_UP + 1:
+            return False
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()  # a graph has memory of its own
+        self.given = tuple(tensor.clone() for tensor in given)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # Other threads may be sending pictures meanwhile.
+            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+                self.made = self.compute(*self.given)
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            log.warning(f"not recorded as a CUDA graph, so slower: {reason}")
+            return False
+        self.graph = graph
+        return True
+
+    def _fits(self, given: tuple[Tensor, ...]) -> bool:
+        return all(
+            kept.shape == new.shape and kept.dtype == new.dtype
+            for kept, new in zip(self.given, given, strict=True)
+        )
+
+
+def recorded_views(compute: Views) -> Views:
+    """An augmentation's work on a GPU as a CUDA graph."""
+    recorded = Recorded(lambda *given: (compute(*given),))
+    return lambda pictures, packed: recorded(pictures, packed)[0]
+
+
+class RecordedStep:
+    """`train_step` as a CUDA graph: the same arguments, the same result.
+
+    Args:
+        method: whose steps are recorded, on a GPU.
+        optimizer: of its encoder and head.
+        plan: the run's course.
+    """
+
+    def __init__(self, method: Method, optimizer: torch.optim.Optimizer, plan: Plan) -> None:
+        self.method, self.optimizer, self.plan = method, optimizer, plan
+        self.rate = torch.zeros((), device=method.bank.rows.device)
+        self.names: list[str] = []
+        self.recorded = Recorded(self._compute)
+
+    def __call__(
+        self,
+        method: Method,
+        optimizer: torch.optim.Optimizer,
+        index: Tensor,
+        views: Tensor,
+        plan: Plan,
+        step: int,
+    ) -> dict[str, Tensor]:
+        mix, views, candidates = draw_for_step(method, index, views, plan, step)
+        self.rate.fill_(float(plan.lrs[step]))
+        drawn = [tensor for pair in (mix, candidates) if pair is not None for tensor in pair]
+        (terms,) = self.recorded(index, views, *drawn)
+        set_rate(optimizer, float(plan.lrs[step]))
+        return dict(zip(self.names, terms.clone(), strict=True))
+
+    def _compute(self, index: Tensor, views: Tensor, *drawn: Tensor) -> tuple[Tensor]:
+        mix = Mix(*drawn[:2]) if self.plan.cutmix > 0 else None
+        candidates = None if self.plan.negatives is None else Candidates(*drawn[-2:])
+        set_rate(self.optimizer, self.rate)
+        self.optimizer.zero_grad(set_to_none=True)  # a recording that failed may have left some
+        terms = optimize(self.method, self.optimizer, index, views, self.plan, mix, candidates)
+        self.names = list(terms)
+        return (torch.stack(list(terms.values())),)
