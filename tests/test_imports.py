@@ -19,14 +19,14 @@ MODULES = sorted(
 GROUND = {"errors", "files", "locks", "plain_yaml", "tensor_file"}
 LEAVES = {
     "bank", "budget", "calibration", "checkpoint", "colour", "compiling", "curve_lines", "device",
-    "distributed", "encoder", "feature_file", "folds", "heads", "loader", "logistic", "losses",
+    "distributed", "encoder", "feature_file", "folds", "fused", "heads", "loader", "logistic", "losses",
     "machine", "neighbours", "opening", "pipeline", "recipe_files", "remote_files",
     "reporting.names", "reporting.run_schema", "reporting.verdict", "run_folder", "schedule",
     "tiff",
 }  # fmt: skip
 # One room that is several files: what belongs together and grew too long for one.
 PAIRS = {
-    "augment": {"colour"},
+    "augment": {"colour", "fused"},
     "choosing": {"neighbours"},
     "data": {"headers", "opening", "picture"},
     "grid": {"picture"},

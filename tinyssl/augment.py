@@ -2,7 +2,7 @@
 
 Crop and flips are linear along each axis, so they compose into one matrix per picture and axis:
 `view = Wy @ picture @ Wx^T`, two batched products, antialiased and exact. Most of their numbers are
-0, which a GPU does not mind; a CPU resamples pictures of 8 bits one by one in half the time.
+0: a CPU resamples pictures of 8 bits one by one in half the time, and a GPU by kernels of `fused`.
 
 b = batch, c = channels, H, W = height and width of the source, s = view size.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -69,18 +70,23 @@ class Parameters:
 
     def pack(self) -> Tensor:
         """All of them in one float tensor, (13, b)."""
-        return torch.stack([getattr(self, f.name).float() for f in fields(self)])
+        return torch.stack([getattr(self, name).float() for name in _NAMES])
 
     @classmethod
     def unpack(cls, packed: Tensor) -> Parameters:
         """What `pack` packed; turns and flags in their own types again."""
-        made = {f.name: row for f, row in zip(fields(cls), packed, strict=True)}
-        flags = {name: made[name] > 0 for name in ("hflip", "vflip", "gray")}
-        return cls(**made | flags | {"turns": made["turns"].long()})
+        made = {}
+        for name, row in zip(_NAMES, packed.unbind(), strict=True):
+            made[name] = row > 0 if name in ("hflip", "vflip", "gray") else row
+        made["turns"] = made["turns"].long()
+        return cls(**made)
 
     def of(self, own: slice) -> Parameters:
         """The parameters of some of the pictures."""
-        return replace(self, **{f.name: getattr(self, f.name)[own] for f in fields(self)})
+        return replace(self, **{name: getattr(self, name)[own] for name in _NAMES})
+
+
+_NAMES = tuple(f.name for f in fields(Parameters))
 
 
 class Augment:
@@ -222,8 +228,7 @@ class Augment:
         return top.clamp(max=room_y), left.clamp(max=room_x), crop_height, crop_width
 
     def _geometry(self, pictures: Tensor, p: Parameters) -> Tensor:
-        one_by_one = pictures.device.type == "cpu" and pictures.dtype == torch.uint8
-        views = (crop_one_by_one if one_by_one else crop_by_matrices)(pictures, p, self.view_size)
+        views = _cropped(pictures, p, self.view_size)
         if self.rotate90 > 0:
             views = turn(views, p.turns)
         if self.blur > 0:
@@ -232,6 +237,14 @@ class Augment:
         return views
 
     def _colour(self, views: Tensor, p: Parameters) -> Tensor:
+        if not _has_fused(views):
+            return self.colour_plainly(views, p)
+        from tinyssl import fused
+
+        return fused.colour(views, p.brightness, p.contrast, p.saturation, p.hue, p.gray)
+
+    def colour_plainly(self, views: Tensor, p: Parameters) -> Tensor:
+        """(b, c, s, s) views in other colours, one operation after the other."""
         coloured = views.shape[1] == 3
         if self.jitter > 0 and self.brightness > 0:
             views = adjust_brightness(views, p.brightness)
@@ -244,6 +257,20 @@ class Augment:
         if coloured and self.grayscale > 0:
             views = to_grayscale(views, p.gray)
         return views
+
+
+def _has_fused(tensor: Tensor) -> bool:
+    return tensor.is_cuda and find_spec("triton") is not None
+
+
+def _cropped(pictures: Tensor, p: Parameters, size: int) -> Tensor:
+    """By what is fastest on the pictures' device."""
+    if _has_fused(pictures):
+        from tinyssl import fused
+
+        return fused.crop(pictures, p.top, p.left, p.height, p.width, p.hflip, p.vflip, size)
+    one_by_one = pictures.device.type == "cpu" and pictures.dtype == torch.uint8
+    return (crop_one_by_one if one_by_one else crop_by_matrices)(pictures, p, size)
 
 
 def crop_by_matrices(pictures: Tensor, p: Parameters, size: int) -> Tensor:
@@ -368,9 +395,12 @@ def cutmix(
     cut = cut * (torch.rand(b, generator=generator, device=device) < probability)
     centre_y = torch.rand(b, generator=generator, device=device) * h
     centre_x = torch.rand(b, generator=generator, device=device) * w
-    partner = torch.randperm(b, generator=generator, device=device).to(pictures.device)
-    inside_y = _inside(h, centre_y, cut * h).to(pictures.device)
-    inside_x = _inside(w, centre_x, cut * w).to(pictures.device)
+    drawn = (
+        torch.randperm(b, generator=generator, device=device),
+        _inside(h, centre_y, cut * h),
+        _inside(w, centre_x, cut * w),
+    )
+    partner, inside_y, inside_x = (x.to(pictures.device, non_blocking=True) for x in drawn)
     box = inside_y[:, None, :, None] & inside_x[:, None, None, :]
     weight = 1 - inside_y.sum(1) * inside_x.sum(1) / (h * w)
     return torch.where(box, pictures[partner], pictures), partner, weight

@@ -52,10 +52,7 @@ def adjust_hue(pictures: Tensor, shift: Tensor) -> Tensor:
     turned = torch.empty_like(pictures)
     for plane, (centre, sign, offset) in enumerate(((3, 1, -1), (2, -1, 2), (4, -1, 2))):
         wave = (sector - centre).abs_().mul_(sign).add_(offset).clamp_(0, 1)
-        if torch.compiler.is_compiling():  # it fuses this, and takes no `out` with gaps
-            turned[:, plane] = torch.addcmul(low, chroma, wave)
-        else:
-            torch.addcmul(low, chroma, wave, out=turned[:, plane])
+        torch.addcmul(low, chroma, wave, out=turned[:, plane])
     return turned
 
 

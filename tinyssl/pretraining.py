@@ -240,8 +240,6 @@ class Run:
         log.info(f"{'compiling network and loss' if wanted else 'not compiling'} ({reason})")
         if wanted:
             self.method.compute_by(*compiled(self.network, self.method.losses, setting))
-        if wanted and self.augment is not None:
-            self.augment.compute_by(torch.compile)
         processes, bank = distributed.world_size(), self.recipe.bank.device
         if settle_recording(setting, self.device, processes, bank):
             log.info("steps are replayed as CUDA graphs")
