@@ -19,8 +19,8 @@ MODULES = sorted(
 GROUND = {"errors", "files", "locks", "plain_yaml", "tensor_file"}
 LEAVES = {
     "bank", "budget", "calibration", "checkpoint", "colour", "compiling", "curve_lines", "device",
-    "distributed", "encoder", "feature_file", "folds", "fused", "heads", "loader", "logistic", "losses",
-    "machine", "neighbours", "opening", "pipeline", "recipe_files", "remote_files",
+    "distributed", "encoder", "feature_file", "folds", "fused", "heads", "loader", "logistic",
+    "losses", "machine", "neighbours", "opening", "pipeline", "recipe_files", "remote_files",
     "reporting.names", "reporting.run_schema", "reporting.verdict", "run_folder", "schedule",
     "tiff",
 }  # fmt: skip
