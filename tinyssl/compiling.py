@@ -13,8 +13,8 @@ from torch import nn
 
 from tinyssl.errors import UsageError
 
-# Compiling takes a minute or two: about what a step's gain of some ms adds up to in so many.
-WORTH_STEPS = 5_000
+# Compiling takes a minute or two; a replayed step may gain a few ms by it, which has to add up.
+WORTH_STEPS = 50_000
 
 
 def settle_compile(setting: str, device: torch.device, steps: int) -> tuple[bool, str]:
