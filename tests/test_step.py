@@ -197,7 +197,10 @@ def test_what_auto_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settle_compile("auto", CPU, 10**6) == (False, "auto: it pays on GPUs")
     monkeypatch.setattr("tinyssl.compiling._missing", lambda device: None)
     assert settle_compile("auto", CUDA, 100) == (False, "auto: 100 steps, worth it from 50,000")
-    assert settle_compile("auto", CUDA, 90_000) == (True, "auto: 90,000 steps, worth it from 50,000")
+    assert settle_compile("auto", CUDA, 90_000) == (
+        True,
+        "auto: 90,000 steps, worth it from 50,000",
+    )
     assert settle_compile("off", CUDA, 9000) == (False, "run.compile=off")
     assert settle_compile("graphs", CUDA, 9000) == (False, "run.compile=graphs")
     assert settle_compile("on", CUDA, 1)[0]

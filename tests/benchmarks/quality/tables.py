@@ -38,8 +38,7 @@ def rows_of(cells: Sequence[Mapping[str, Any]]) -> list[Row]:
     """A row for each set, method and budget: means over the seeds with 95 % half-widths."""
     grouped: dict[Key, list[Mapping[str, Any]]] = {}
     for cell in cells:
-        about = cell["cell"]
-        grouped.setdefault((about["set"], about["method"], about["budget"]), []).append(cell)
+        grouped.setdefault(_key(cell), []).append(cell)
     rows = []
     for (name, method, budget), group in grouped.items():
         row: Row = {"set": name, "method": method, "budget": budget, "seeds": len(group)}
@@ -52,6 +51,33 @@ def rows_of(cells: Sequence[Mapping[str, Any]]) -> list[Row]:
     return sorted(rows, key=lambda row: (row["set"], -row["10-shot, all"]))
 
 
+def means_of(cells: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """Means over the sets of every method and budget that was run on all of them, seed by seed."""
+    sets = {cell["cell"]["set"] for cell in cells}
+    found: dict[tuple[str, float], dict[int, dict[str, dict[str, float]]]] = {}
+    for cell in cells:
+        name, method, budget = _key(cell)
+        seeds = found.setdefault((method, budget), {})
+        seeds.setdefault(cell["cell"]["seed"], {})[name] = scores_of(cell)
+    rows = []
+    for (method, budget), seeds in found.items():
+        whole = [scores for scores in seeds.values() if set(scores) == sets]
+        if not whole:
+            continue
+        row: Row = {"set": "mean", "method": method, "budget": budget, "seeds": len(whole)}
+        for column in COLUMNS:
+            means = [float(np.mean([s[column] for s in scores.values()])) for scores in whole]
+            told = interval(means)
+            row[column], row[f"{column} ±"] = told.mean, told.half_width
+        rows.append(row)
+    return sorted(rows, key=lambda row: -row["10-shot, all"])
+
+
+def _key(cell: Mapping[str, Any]) -> Key:
+    about = cell["cell"]
+    return about["set"], about["method"], about["budget"]
+
+
 def markdown(rows: Sequence[Row]) -> str:
     """One table a set, the best 10-shot accuracy first."""
     lines = []
@@ -60,12 +86,17 @@ def markdown(rows: Sequence[Row]) -> str:
         lines += [f"| method | budget | {' | '.join(COLUMNS)} | seconds | MB | seeds |"]
         lines += ["|---" * (len(COLUMNS) + 5) + "|"]
         for row in (row for row in rows if row["set"] == name):
-            told = " | ".join(f"{row[c]:.1f} ± {row[f'{c} ±']:.1f}" for c in COLUMNS)
+            told = " | ".join(_with_half_width(row[c], row[f"{c} ±"]) for c in COLUMNS)
+            seconds = f"{row['seconds']:.0f}" if "seconds" in row else ""
             lines.append(
-                f"| {row['method']} | {row['budget']:g} | {told} | {row['seconds']:.0f} | "
-                f"{row['MB']} | {row['seeds']} |"
+                f"| {row['method']} | {row['budget']:g} | {told} | {seconds} | "
+                f"{row.get('MB', '')} | {row['seeds']} |"
             )
     return "\n".join(lines[1:]) + "\n"
+
+
+def _with_half_width(mean: float, half: float) -> str:
+    return f"{mean:.1f}" if np.isnan(half) else f"{mean:.1f} ± {half:.1f}"
 
 
 def as_csv(rows: Sequence[Row]) -> str:
@@ -109,11 +140,12 @@ def main() -> None:
     folder = parser.parse_args().results
     cells = [json.loads(path.read_text()) for path in sorted(folder.glob("*-s*.json"))]
     rows = rows_of(cells)
-    write_text(folder / "table.md", markdown(rows))
+    told = markdown([*means_of(cells), *rows])
+    write_text(folder / "table.md", told)
     write_text(folder / "table.csv", as_csv(rows))
     for name in dict.fromkeys(row["set"] for row in rows):
         plot(rows, name, folder / f"{name}.png")
-    print(markdown(rows))
+    print(told)
 
 
 if __name__ == "__main__":
