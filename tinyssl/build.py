@@ -159,6 +159,9 @@ def build_optimizer(recipe: Recipe, method: Method) -> torch.optim.Optimizer:
     groups = parameter_groups(method, section.weight_decay)
     if section.name == "adamw":
         betas = (section.momentum, 0.999)
-        return torch.optim.AdamW(groups, lr=section.base_lr, betas=betas, fused=True)
+        capturable = groups[0]["params"][0].is_cuda  # its steps can be recorded then
+        return torch.optim.AdamW(
+            groups, lr=section.base_lr, betas=betas, fused=True, capturable=capturable
+        )
     # Fused: half the time of a step over some 200 small tensors, on CPUs too.
     return torch.optim.SGD(groups, lr=section.base_lr, momentum=section.momentum, fused=True)
