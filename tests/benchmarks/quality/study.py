@@ -71,9 +71,14 @@ class Study:
                 cells.append(Cell(name, method, seed, budget))
         return [cell for cell in cells if not cell.file(self.out).exists()]
 
-    def untuned(self) -> list[str]:
-        """Methods with a grid that was not tried."""
-        return [m for m, v in self.methods.items() if v.get("grid") and m not in self.tuned]
+    def untried(self) -> list[tuple[str, dict[str, Any]]]:
+        """Points of the methods' grids that were not tried."""
+        return [
+            (method, values)
+            for method, settings in self.methods.items()
+            for values in self._grid(settings.get("grid", {}))
+            if values not in [row["settings"] for row in self.tuned.get(method, [])]
+        ]
 
     def run(self, cell: Cell) -> str:
         """Runs a cell and writes its result; returns a line about it."""
@@ -140,21 +145,20 @@ class Study:
         features, labels = made.features[~split.test], split.labels[~split.test]
         return 100 * knn_loo_score(features, labels, k=choose_k(features, labels))
 
-    def grid(self, method: str) -> list[dict[str, Any]]:
-        """Every point of a method's grid."""
-        grid = self.methods[method]["grid"]
-        return [dict(zip(grid, v, strict=True)) for v in itertools.product(*grid.values())]
-
-    def keep(self, method: str, tried: list[tuple[dict[str, Any], float | None]]) -> None:
+    def keep(self, method: str, values: dict[str, Any], score: float | None) -> None:
         """Writes what was tried for a method."""
-        rows = [{"settings": values, "knn": score} for values, score in tried]
-        self.tuned[method] = rows
+        self.tuned.setdefault(method, []).append({"settings": values, "knn": score})
         write_text(self.out / TUNED, json.dumps(self.tuned, indent=1) + "\n")
 
     def split(self, name: str) -> LabeledSplit:
         """The pictures of a set."""
         folder = self.data / name
         return read_split(folder / "train", folder / "test", None, 0, self.out)[0]
+
+    @staticmethod
+    def _grid(grid: Mapping[str, Any]) -> list[dict[str, Any]]:
+        points = itertools.product(*grid.values()) if grid else ()
+        return [dict(zip(grid, values, strict=True)) for values in points]
 
     def _settings(self, method: str) -> dict[str, Any]:
         return {k: v for k, v in self.methods[method].items() if k not in ("grid", "budgets")}
@@ -212,12 +216,11 @@ def _cost_all(study: Study, given: tuple[Path, Path, Path]) -> None:
 
 
 def _tune_all(study: Study, pool: Executor, given: tuple[Path, Path, Path]) -> None:
-    methods = study.untuned()
-    points = [(method, values) for method in methods for values in study.grid(method)]
+    points = study.untried()
     scores = pool.map(partial(_tune, given), *zip(*points, strict=True)) if points else []
-    found = list(zip(points, scores, strict=True))
-    for method in methods:
-        study.keep(method, [(values, score) for (m, values), score in found if m == method])
+    for (method, values), score in zip(points, scores, strict=True):
+        study.keep(method, values, score)
+        print(f"{method} {values}: {score}", flush=True)
 
 
 def main() -> None:
