@@ -73,12 +73,12 @@ class Recorded:
             return False
         torch.cuda.synchronize()
         torch.cuda.empty_cache()  # a graph has memory of its own
-        self.given = tuple(tensor.clone() for tensor in given)
+        self.given = given  # kept, so that nothing else gets their memory
         graph = torch.cuda.CUDAGraph()
         try:
             # Other threads may be sending pictures meanwhile.
             with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
-                self.made = self.compute(*self.given)
+                self.made = self.compute(*given)
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]
             log.warning(f"not recorded as a CUDA graph, so slower: {reason}")
