@@ -130,6 +130,7 @@ def seconds_a_step(job: Job) -> float:
         run = make_run(
             job.study["recipe"], job.count, channels, Path(folder), str(job.device), job.overrides()
         )
+        run._compile(job.steps())
         epoch = _least(job.device, lambda: loop_epoch(run))
         start = _least(job.device, run._start_bank)
         return epoch / run.plan.steps_per_epoch + start / job.steps()
