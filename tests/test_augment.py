@@ -23,6 +23,7 @@ from tinyssl.augment import (
     crop_by_matrices,
     crop_one_by_one,
     cutmix,
+    triton_works,
 )
 from tinyssl.colour import (
     adjust_brightness,
@@ -255,6 +256,22 @@ def test_fused_kernels_by_the_interpreter() -> None:
         text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+def test_fused_kernels_need_triton_and_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr("tinyssl.augment.find_spec", lambda name: object())
+    monkeypatch.setattr("tinyssl.augment.which", lambda name: f"/usr/bin/{name}")
+    assert triton_works.__wrapped__()
+    monkeypatch.setattr("tinyssl.augment.which", lambda name: None)
+    assert not triton_works.__wrapped__()
+    monkeypatch.setattr("tinyssl.augment.which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (6, 1))
+    assert not triton_works.__wrapped__()
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr("tinyssl.augment.find_spec", lambda name: None)
+    assert not triton_works.__wrapped__()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -10,9 +10,12 @@ b = batch, c = channels, H, W = height and width of the source, s = view size.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from importlib.util import find_spec
+from shutil import which
 
 import numpy as np
 import torch
@@ -260,7 +263,16 @@ class Augment:
 
 
 def _has_fused(tensor: Tensor) -> bool:
-    return tensor.is_cuda and find_spec("triton") is not None
+    return tensor.is_cuda and triton_works()
+
+
+@cache
+def triton_works() -> bool:
+    """Whether Triton is here, with the C compiler that it calls and a GPU that is not too old."""
+    compilers = (os.environ.get("CC"), "gcc", "clang", "cc")
+    if find_spec("triton") is None or not any(which(name) for name in compilers if name):
+        return False
+    return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (7, 0)
 
 
 def _cropped(pictures: Tensor, p: Parameters, size: int) -> Tensor:
