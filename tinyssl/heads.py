@@ -3,7 +3,9 @@
 from torch import nn
 
 
-def projection_head(inputs: int, hidden: int, outputs: int, layers: int = 3) -> nn.Sequential:
+def projection_head(
+    inputs: int, hidden: int, outputs: int, layers: int = 3, batch_norm: bool = False
+) -> nn.Sequential:
     """An MLP with batch norm and ReLU between its layers, linear at the end.
 
     Args:
@@ -11,6 +13,7 @@ def projection_head(inputs: int, hidden: int, outputs: int, layers: int = 3) -> 
         hidden: width between layers.
         outputs: width d of the embedding.
         layers: number of linear layers, at least 1; the paper has 3.
+        batch_norm: of the embeddings too, which centres them on the origin.
 
     Returns:
         Module that takes (b, inputs) to (b, outputs).
@@ -19,4 +22,7 @@ def projection_head(inputs: int, hidden: int, outputs: int, layers: int = 3) -> 
     for _ in range(layers - 1):
         modules += [nn.Linear(inputs, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(True)]
         inputs = hidden
-    return nn.Sequential(*modules, nn.Linear(inputs, outputs))
+    if not batch_norm:
+        return nn.Sequential(*modules, nn.Linear(inputs, outputs))
+    norm = nn.BatchNorm1d(outputs, affine=False)
+    return nn.Sequential(*modules, nn.Linear(inputs, outputs, bias=False), norm)

@@ -5,6 +5,7 @@ python -m tests.benchmarks.quality.criterion tests/benchmarks/results/quality
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,24 @@ from tests.benchmarks.quality.tables import COLUMNS, scores_of
 from tinyssl.files import write_text
 
 Cells = Sequence[Mapping[str, Any]]
+FEWEST = 6  # cells of a set: fewer rank by chance
 
 
-def correlations(cells: Cells, within: str) -> dict[str, dict[str, float]]:
+def correlations(cells: Cells, within: str) -> dict[str, dict[str, float]] | str:
     """Spearman's, by label-free score and accuracy: the mean over sets, n cells a set.
 
     Args:
         cells: of trained networks.
         within: `methods` compares all of a set, `ours` only those of tinyssl.
+
+    Returns:
+        A word where a set has fewer than `FEWEST` cells.
     """
     chosen = [c for c in cells if within == "methods" or c["settings"]["kind"] == "tinyssl"]
-    sets = sorted({cell["cell"]["set"] for cell in chosen})
+    counts = Counter(cell["cell"]["set"] for cell in chosen)
+    if min(counts.values(), default=0) < FEWEST:
+        return f"too few: {dict(counts)}"
+    sets = sorted(counts)
     found: dict[str, dict[str, float]] = {}
     for score in chosen[0]["label_free"]:
         found[score] = {
@@ -48,7 +56,7 @@ def main() -> None:
     folder = parser.parse_args().results
     cells = [json.loads(path.read_text()) for path in sorted(folder.glob("*-s*.json"))]
     trained = [cell for cell in cells if cell["settings"]["kind"] in ("tinyssl", "peer")]
-    told = {"cells": len(trained)}
+    told: dict[str, Any] = {"cells": len(trained)}
     told |= {within: correlations(trained, within) for within in ("methods", "ours")}
     write_text(folder / "criterion.json", json.dumps(told, indent=1) + "\n")
     print(json.dumps(told, indent=1))
