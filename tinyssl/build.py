@@ -132,9 +132,7 @@ def build_method(
 ) -> Method:
     """Encoder, head, bank and losses as a recipe says, on the device; the bank where it says."""
     head = recipe.head
-    projection: nn.Module = projection_head(
-        encoder.width, head.hidden, head.width, head.layers, head.batch_norm
-    )
+    projection: nn.Module = projection_head(encoder.width, head.hidden, head.width, head.layers)
     if recipe.encoder.batch_norm == "synced" and distributed.world_size() > 1:
         encoder.backbone = convert_sync_batchnorm(encoder.backbone)  # type: ignore[no-untyped-call]
         projection = convert_sync_batchnorm(projection)  # type: ignore[no-untyped-call]

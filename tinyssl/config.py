@@ -136,7 +136,6 @@ class Head(Section):
         512, description="embedding width of the bank"
     )
     layers: Annotated[int, Field(ge=1, le=5)] = 3
-    batch_norm: bool = Field(False, description="of the embeddings too, not only between layers")
 
 
 class Bank(Section):

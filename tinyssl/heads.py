@@ -3,9 +3,7 @@
 from torch import nn
 
 
-def projection_head(
-    inputs: int, hidden: int, outputs: int, layers: int = 3, batch_norm: bool = False
-) -> nn.Sequential:
+def projection_head(inputs: int, hidden: int, outputs: int, layers: int = 3) -> nn.Sequential:
     """An MLP with batch norm and ReLU between its layers, linear at the end.
 
     Args:
@@ -13,7 +11,6 @@ def projection_head(
         hidden: width between layers.
         outputs: width d of the embedding.
         layers: number of linear layers, at least 1; the paper has 3.
-        batch_norm: of the embeddings too, which centres them on the origin.
 
     Returns:
         Module that takes (b, inputs) to (b, outputs).
@@ -22,7 +19,4 @@ def projection_head(
     for _ in range(layers - 1):
         modules += [nn.Linear(inputs, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(True)]
         inputs = hidden
-    if not batch_norm:
-        return nn.Sequential(*modules, nn.Linear(inputs, outputs))
-    norm = nn.BatchNorm1d(outputs, affine=False)
-    return nn.Sequential(*modules, nn.Linear(inputs, outputs, bias=False), norm)
+    return nn.Sequential(*modules, nn.Linear(inputs, outputs))
