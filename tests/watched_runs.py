@@ -21,6 +21,7 @@ import torch
 from tinyssl import distributed
 from tinyssl import pretraining as module
 from tinyssl.errors import Interrupted
+from tinyssl.train import Hooks
 
 
 def watched(
@@ -43,7 +44,7 @@ def watched(
     fit, save = module.fit, module.Run._save
 
     def looked_at(method: Any, *arguments: Any) -> None:
-        hooks = arguments[-1]
+        hooks = next(x for x in arguments if isinstance(x, Hooks))
         advance = hooks.advance
 
         def look(pictures: int) -> None:
