@@ -18,7 +18,7 @@ from tinyssl.errors import UsageError
 from tinyssl.heads import projection_head
 from tinyssl.loader import generator_for
 from tinyssl.method import Method
-from tinyssl.recording import RecordedStep, recorded_views
+from tinyssl.recording import Recorded, RecordedStep, recorded_views
 from tinyssl.train import Plan, parameter_groups, train_step
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -160,9 +160,19 @@ def test_routes_on_a_gpu(compiling: bool, record: bool, changes: dict[str, Any])
 
 @needs_gpu
 def test_recorded_steps_are_those_that_are_not() -> None:
-    """Beyond the warm-up the replays draw anew, and the rate moves: all to the last bit."""
+    """Beyond the warm-up the replays draw anew, and the rate moves."""
     plain, recorded = (steps(device=CUDA, count=8, record=record) for record in (False, True))
     torch.testing.assert_close(recorded, plain, rtol=1e-5, atol=1e-6)
+
+
+@needs_gpu
+def test_what_cannot_be_recorded_is_computed(caplog: pytest.LogCaptureFixture) -> None:
+    recorded = Recorded(lambda x: (x + float(x.sum()),))  # waits for the GPU
+    for number in range(1, 7):
+        (found,) = recorded(torch.full((2,), float(number), device=CUDA))
+        assert found.tolist() == [3 * number, 3 * number]
+    assert recorded.graph is None
+    assert caplog.text.count("not recorded") == 1
 
 
 @needs_gpu

@@ -200,7 +200,7 @@ class Augment:
         return self.apply(pictures, Parameters.unpack(packed))
 
     def compute_by(self, change: Callable[[Views], Views]) -> None:
-        """Changes how views are computed on a GPU: compiled, or recorded as a CUDA graph."""
+        """Changes how views are computed on a GPU, as by recording them as a CUDA graph."""
         self.on_gpu = change(self.on_gpu)
 
     def _draw_boxes(

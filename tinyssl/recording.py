@@ -39,52 +39,45 @@ class Recorded:
         self.given: tuple[Tensor, ...] = ()
         self.made: tuple[Tensor, ...] = ()
         self.graph: Any = None
-        self.stream: Any = None
+        self.stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def __call__(self, *given: Tensor) -> tuple[Tensor, ...]:
-        if self.graph is None:
-            self.calls += 1
-            if self.calls <= WARM_UP or not self._record(given):
-                return self._beside(given)
-        if not self._fits(given):
+        self.calls += 1
+        if self.calls <= WARM_UP:
+            return self._warm_up(given)
+        if self.calls == WARM_UP + 1:
+            self._record(given)
+        if self.graph is None or not self._fits(given):
             return self.compute(*given)
         for kept, new in zip(self.given, given, strict=True):
-            if kept is not new:
-                kept.copy_(new, non_blocking=True)
+            kept.copy_(new, non_blocking=True)
         self.graph.replay()
         return self.made
 
-    def _beside(self, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def _warm_up(self, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Computes on the stream that the recording will use: gradients remember theirs."""
-        if self.calls > WARM_UP:  # could not be recorded
-            return self.compute(*given)
         current = torch.cuda.current_stream()
-        if self.stream is None:
-            self.stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):
             made = self.compute(*given)
         current.wait_stream(self.stream)
         return made
 
-    def _record(self, given: tuple[Tensor, ...]) -> bool:
-        """Whether it could be done; nothing is computed by it."""
-        if self.calls > WARM_UP + 1:
-            return False
+    def _record(self, given: tuple[Tensor, ...]) -> None:
+        """Records where that can be done; nothing is computed by it."""
         torch.cuda.synchronize()
         torch.cuda.empty_cache()  # a graph has memory of its own
-        self.given = given  # kept, so that nothing else gets their memory
+        kept = tuple(tensor.clone() for tensor in given)
         graph = torch.cuda.CUDAGraph()
         try:
             # Other threads may be sending pictures meanwhile.
             with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
-                self.made = self.compute(*given)
+                self.made = self.compute(*kept)
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]
             log.warning(f"not recorded as a CUDA graph, so slower: {reason}")
-            return False
-        self.graph = graph
-        return True
+            return
+        self.graph, self.given = graph, kept
 
     def _fits(self, given: tuple[Tensor, ...]) -> bool:
         return all(

@@ -135,8 +135,7 @@ def fit(
     """Trains `method` from `progress` to the end of `plan`.
 
     `batches` yields the numbers of all pictures of a step, (b,), and the views of those that are
-    this process's share. `take_step` is
-    `train_step`, or does the same.
+    this process's share. `take_step` is `train_step`, or does the same.
 
     Raises:
         NonFinite: a loss or a gradient; the last checkpoint is from before that step.

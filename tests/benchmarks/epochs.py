@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from tests.benchmarks.peers import METHODS, Peer, quiet
-from tests.benchmarks.step import loop_epoch
+from tests.benchmarks.step import cached_size, loop_epoch
 from tinyssl.build import settle
 from tinyssl.config import load_recipe
 from tinyssl.pretraining import Run
@@ -49,7 +49,7 @@ def measure(
         settings = [
             "run.epochs=1", f"run.device={device}", f"optim.batch_size={batch}",
             f"augment.view_size={size}", "encoder.init=random", "data.channels=3",
-            f"data.image_size={max(128, size * 8 // 7)}",
+            f"data.image_size={cached_size(size)}",
         ]  # fmt: skip
         run = tinyssl_run(pictures, folder / "run", recipe, settings)
         peers = {

@@ -34,7 +34,7 @@ def parts(given: argparse.Namespace, paths: list[Path]) -> dict[str, Callable[[]
     few = given.pictures if gpu else min(given.pictures, 1024)
     larger = (
         f"augment.view_size={given.size}", f"optim.batch_size={given.batch}",
-        f"data.image_size={max(128, given.size * 8 // 7)}",
+        f"data.image_size={step.cached_size(given.size)}",
     )  # fmt: skip
     compiling = [(f"run.compile={way}",) for way in (("off", "on", "graphs") if gpu else ("off",))]
     return {

@@ -45,6 +45,11 @@ def make_run(
     return Run(recipe, Pictures(array, names, names, [], "", folder), RunFolder(folder), None)
 
 
+def cached_size(view_size: int) -> int:
+    """Pixels a side of cached pictures for views of a size: the recipes', or a seventh more."""
+    return max(128, view_size * 8 // 7)
+
+
 def loop_epoch(run: Run) -> float:
     """Seconds of one epoch of the real loop."""
     quiet = Hooks(

@@ -3,12 +3,13 @@
     python -m tests.benchmarks.quality.study tests/benchmarks/quality/cpu.yaml --data sets \
         --out tests/benchmarks/results/quality --tune --jobs 2
 
-The YAML names sets (folders with train/CLASS/ and test/CLASS/), methods, seeds and budgets. Every
-cell is a JSON file; those that are there are not run again, so a study can stop and go on. A budget
-is a share of the study's views. Before anything else, and with nothing beside it, the seconds of a
-step are measured for every method on every set (costs.json); other methods then take as many steps
-as fill the time that the method `like` takes. `--tune` tries each method's grid, judged on the
-training pictures of the first set only, and writes every try to tuned.json; cells take the best.
+The YAML, or the one that it names as its `base`, names sets (folders with train/CLASS/ and
+test/CLASS/), methods, seeds and budgets. Every cell is a JSON file; those that are there are not
+run again, so a study can stop and go on. A budget is a share of the study's views. Before anything
+else, and with nothing beside it, the seconds of a step are measured for every method on every set
+(costs.json); other methods then take as many steps as fill the time that the method `like` takes.
+`--tune` tries each method's grid, judged on the training pictures of the first set only, and writes
+every try to tuned.json; cells take the best.
 """
 
 import argparse
@@ -53,7 +54,7 @@ class Study:
     """A YAML with the folder of its sets and the folder of its results."""
 
     def __init__(self, file: Path, data: Path, out: Path, seeds: Sequence[int] = ()) -> None:
-        self.values = yaml.safe_load(file.read_text()) | {"data": str(data)}
+        self.values = _load(file) | {"data": str(data)}
         self.data, self.out = data, out
         self.methods: Mapping[str, Any] = self.values["methods"]
         self.like: str = self.values["like"]
@@ -185,6 +186,13 @@ class Study:
 
     def _shared(self, budget: float) -> list[str]:
         return [*self.values["settings"], f"run.views={round(self.values['views'] * budget)}"]
+
+
+def _load(file: Path) -> dict[str, Any]:
+    """A study's YAML on top of the one beside it that it names as `base`."""
+    values: dict[str, Any] = yaml.safe_load(file.read_text())
+    base = values.pop("base", None)
+    return values if base is None else _load(file.with_name(base)) | values
 
 
 def _read(path: Path) -> Any:
