@@ -27,7 +27,7 @@ SMALL = [
     "run.workers=1",
 ]  # fmt: skip
 # No batch norm that depends on which pictures a process has: two processes are then one.
-ALIKE = [*SMALL, "encoder.batch_norm=frozen", "head.layers=1"]
+ALIKE = [*SMALL, "encoder.batch_norm=frozen", "head.layers=1", "head.last_norm=false"]
 MIXED = [
     *SMALL, "augment.cutmix=0.7", "bank.rule=gradient", "bank.negatives=4",
     "loss.distill_weight=1",

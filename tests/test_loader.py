@@ -19,6 +19,7 @@ from tinyssl.loader import (
     fits_budget,
     generator_for,
     pipeline_batches,
+    send_all,
     steps_in_epoch,
 )
 
@@ -61,6 +62,15 @@ def test_resident_batches_are_the_rows_asked_for(dtype: Any) -> None:
     assert [index.tolist() for index, _ in found] == order.tolist()
     for index, pictures in found:
         np.testing.assert_array_equal(pictures.numpy(), array[index.numpy()])
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_an_array_that_cannot_be_written_to_is_sent_in_parts(dtype: Any) -> None:
+    array = np.arange(10 * 4).reshape(10, 2, 2, 1).astype(dtype)
+    array.flags.writeable = False
+    for rows in (3, 5, 100):
+        np.testing.assert_array_equal(send_all(array, torch.device("cpu"), rows).numpy(), array)
 
 
 def test_a_share_of_each_batch() -> None:

@@ -132,7 +132,9 @@ def build_method(
 ) -> Method:
     """Encoder, head, bank and losses as a recipe says, on the device; the bank where it says."""
     head = recipe.head
-    projection: nn.Module = projection_head(encoder.width, head.hidden, head.width, head.layers)
+    projection: nn.Module = projection_head(
+        encoder.width, head.hidden, head.width, head.layers, head.last_norm
+    )
     if recipe.encoder.batch_norm == "synced" and distributed.world_size() > 1:
         encoder.backbone = convert_sync_batchnorm(encoder.backbone)  # type: ignore[no-untyped-call]
         projection = convert_sync_batchnorm(projection)  # type: ignore[no-untyped-call]

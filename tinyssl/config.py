@@ -135,7 +135,8 @@ class Head(Section):
     width: Annotated[int, Field(ge=1, le=1 << 16)] = Field(
         512, description="embedding width of the bank"
     )
-    layers: Annotated[int, Field(ge=1, le=5)] = 3
+    layers: Annotated[int, Field(ge=1, le=5)] = 2
+    last_norm: bool = Field(True, description="batch norm after the last layer too")
 
 
 class Bank(Section):

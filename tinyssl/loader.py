@@ -62,7 +62,7 @@ class ResidentPictures:
         if device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(device)
             fits, self.told = fits_budget(array.nbytes, free, gpu_share)
-            self.resident = self._load() if fits else None
+            self.resident = send_all(array, device) if fits else None
 
     def batches(
         self, order: Iterable[Tensor], part: Callable[[int], slice] | None = None
@@ -93,8 +93,14 @@ class ResidentPictures:
             for own in shares:
                 yield torch.from_numpy(self.array[own.numpy()]).to(self.device)
 
-    def _load(self) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(self.array)).to(self.device)
+
+def send_all(array: np.ndarray[Any, Any], device: torch.device, rows: int = 1024) -> Tensor:
+    """All of an array on a device, `rows` at a time: neither copied whole nor written to."""
+    kind = torch.from_numpy(array[:0].copy()).dtype
+    there = torch.empty(array.shape, dtype=kind, device=device)
+    for first, part in zip(range(0, len(array), rows), there.split(rows), strict=True):
+        part.copy_(torch.from_numpy(np.array(array[first : first + rows])))
+    return there
 
 
 def fits_budget(needed: int, free: int, share: float) -> tuple[bool, str]:

@@ -69,6 +69,8 @@ class Recorded:
         torch.cuda.empty_cache()  # a graph has memory of its own
         kept = tuple(tensor.clone() for tensor in given)
         graph = torch.cuda.CUDAGraph()
+        generator = torch.cuda.default_generators[torch.cuda.current_device()]
+        draws = generator.clone_state()
         try:
             # Other threads may be sending pictures meanwhile.
             with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
@@ -76,6 +78,7 @@ class Recorded:
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]
             log.warning(f"not recorded as a CUDA graph, so slower: {reason}")
+            generator.graphsafe_set_state(draws)  # its own still waits for the recording's end
             return
         self.graph, self.given = graph, kept
 
