@@ -324,7 +324,7 @@ def test_start_from_an_earlier_run(picture_folder: Folder, tmp_path: Path) -> No
     second = pretrain(data, out=tmp_path / "second", overrides=settings)
     before, after = (load(run).encoder.state_dict() for run in (first, second))
     for key, value in before.items():
-        torch.testing.assert_close(after[key], value, rtol=0, atol=1e-6, msg=key)
+        torch.testing.assert_close(after[key], value, rtol=1e-4, atol=1e-6, msg=key)
     log = (second / "train.log").read_text()
     assert f"242 tensors for mobilenetv3_small_100 from {first}" in log
 

@@ -98,8 +98,8 @@ def send_all(array: np.ndarray[Any, Any], device: torch.device, rows: int = 1024
     """All of an array on a device, `rows` at a time: neither copied whole nor written to."""
     kind = torch.from_numpy(array[:0].copy()).dtype
     there = torch.empty(array.shape, dtype=kind, device=device)
-    for first, part in zip(range(0, len(array), rows), there.split(rows), strict=True):
-        part.copy_(torch.from_numpy(np.array(array[first : first + rows])))
+    for first in range(0, len(array), rows):
+        there[first : first + rows] = torch.from_numpy(np.array(array[first : first + rows]))
     return there
 
 

@@ -5,7 +5,7 @@ n = pictures of both parts, s = picture size, c = channels, d = feature width.
 
 import resource
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from tests.benchmarks.quality.label_free import label_free
 from tests.benchmarks.step import loop_epoch, make_run
@@ -123,8 +125,8 @@ def seconds_a_step(job: Job) -> float:
     The least of some rounds: what else the machine does can only add to it.
     """
     pictures = job.pictures()
-    if job.settings["kind"] == "peer":
-        return _course(job, pictures, 1e-3).seconds_a_step()
+    if job.settings["kind"] != "tinyssl":
+        return _COURSES[job.settings["kind"]](job, pictures, 1e-3).seconds_a_step()
     with TemporaryDirectory() as folder:
         channels = pictures.array.shape[3]
         run = make_run(
@@ -180,10 +182,14 @@ def own(job: Job) -> Made:
     return _made(job, encoder, job.pictures(), job.steps(), seen, seconds)
 
 
-def peer(job: Job) -> Made:
-    """A method of lightly; settings: peer, lr (at batch 256), and those of the method."""
+def trained(job: Job) -> Made:
+    """A course of ours; settings: lr (at batch 256).
+
+    Of a method of lightly (peer): which, and what it takes; or of the network with the labels of
+    all training pictures (supervised).
+    """
     pictures = job.pictures()
-    training = _course(job, pictures, float(job.settings["lr"]))
+    training = _COURSES[job.settings["kind"]](job, pictures, float(job.settings["lr"]))
     steps = max(1, round(job.share * job.steps()))
     clock = Clock(job.device)
     training.train(steps)
@@ -192,7 +198,15 @@ def peer(job: Job) -> Made:
     return _made(job, training.model.encoder, pictures, steps, seen, seconds)
 
 
-def _course(job: Job, pictures: Pictures, lr: float) -> "_Course":
+def _supervised_course(job: Job, pictures: Pictures, lr: float) -> "_Course":
+    torch.manual_seed(job.seed)
+    labels = torch.from_numpy(job.split.labels[~job.split.test])
+    model = _Supervised(_encoder(job, pictures), labels.to(job.device), len(job.split.classes))
+    array = pictures.array[~job.split.test]
+    return _SupervisedCourse(model, array, job.recipe(), lr, job.seed, job.device)
+
+
+def _peer_course(job: Job, pictures: Pictures, lr: float) -> "_Course":
     from tests.benchmarks.quality.peers import PEERS
 
     recipe = job.recipe()
@@ -203,8 +217,27 @@ def _course(job: Job, pictures: Pictures, lr: float) -> "_Course":
     return _Course(made, pictures.array[~job.split.test], recipe, lr, job.seed, job.device)
 
 
+class _Supervised(nn.Module):
+    """A network with a linear classifier, classes weighted equally."""
+
+    def __init__(self, encoder: Encoder, labels: Tensor, classes: int) -> None:
+        super().__init__()
+        self.encoder, self.labels = encoder, labels
+        self.head = nn.Linear(encoder.width, classes)
+        self.weight = len(labels) / (classes * labels.bincount(minlength=classes).float())
+
+    def forward(self, view: Tensor, index: Tensor) -> Tensor:
+        return cross_entropy(self.head(self.encoder(view)), self.labels[index], self.weight)
+
+    def trained(self) -> Iterator[nn.Parameter]:
+        return self.parameters()
+
+    def after_step(self) -> None:
+        """Nothing else moves."""
+
+
 class _Course:
-    """Training of a peer: the recipe's views, batch, precision and SGD, two views a picture."""
+    """Training: the recipe's views, batch, precision and SGD, two views a picture."""
 
     def __init__(
         self, model: Any, array: NDArray[Any], recipe: Recipe, lr: float, seed: int,
@@ -245,12 +278,9 @@ class _Course:
         return _least(self.device, some_steps) / steps
 
     def _step(self, index: torch.Tensor, step: int) -> None:
-        draws = [generator_for(self.seed, step, stream=stream) for stream in (2, 3)]
-        raw = self.pictures[index.to(self.device, non_blocking=True)]
-        last = torch.channels_last
-        views = [self.augment(raw, draw).contiguous(memory_format=last) for draw in draws]
+        given = self._inputs(index.to(self.device, non_blocking=True), step)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            loss = self.model(*views)
+            loss = self.model(*given)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.trained(), 1.0)
         self.optimizer.step()
@@ -258,6 +288,24 @@ class _Course:
         self.model.after_step()
         if step % 50 == 0 and not torch.isfinite(loss):
             raise FloatingPointError(f"the loss of step {step} is not finite")
+
+    def _inputs(self, index: Tensor, step: int) -> tuple[Tensor, ...]:
+        return self._view(index, step, 2), self._view(index, step, 3)
+
+    def _view(self, index: Tensor, step: int, stream: int) -> Tensor:
+        draw = generator_for(self.seed, step, stream=stream)
+        view = self.augment(self.pictures[index], draw)
+        return view.contiguous(memory_format=torch.channels_last)
+
+
+class _SupervisedCourse(_Course):
+    """The same with one view and the picture's label."""
+
+    def _inputs(self, index: Tensor, step: int) -> tuple[Tensor, ...]:
+        return self._view(index, step, 2), index
+
+
+_COURSES = {"peer": _peer_course, "supervised": _supervised_course}
 
 
 def _made(
@@ -297,5 +345,6 @@ KINDS: Mapping[str, Callable[[Job], Made]] = {
     "random": random_weights,
     "weights": weights,
     "tinyssl": own,
-    "peer": peer,
+    "peer": trained,
+    "supervised": trained,
 }

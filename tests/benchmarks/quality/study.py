@@ -34,6 +34,7 @@ from tinyssl.labeled_split import LabeledSplit, read_split
 from tinyssl.scoring import choose_k, evaluate_features, knn_loo_score
 
 TUNED, COSTS = "tuned.json", "costs.json"
+TRAINED = ("tinyssl", "peer", "supervised")  # kinds of methods that take steps
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Study:
         """Cells without a result, by seed, method and set; one budget where nothing trains."""
         cells = []
         for seed, (method, settings) in itertools.product(self.seeds, self.methods.items()):
-            trains = settings["kind"] in ("tinyssl", "peer")
+            trains = settings["kind"] in TRAINED
             budgets = settings.get("budgets", self.values["budgets"]) if trains else [1]
             for name, budget in itertools.product(self.values["sets"], budgets):
                 cells.append(Cell(name, method, seed, budget))
@@ -110,7 +111,7 @@ class Study:
             for name, (method, values) in itertools.product(
                 self.values["sets"], self.methods.items()
             )
-            if values["kind"] in ("tinyssl", "peer") and "as" not in values
+            if values["kind"] in TRAINED and "as" not in values
             and method not in self.costs.get(name, {})
         ]  # fmt: skip
 
@@ -177,7 +178,7 @@ class Study:
         shared = self.values | {"settings": self._shared(cell.budget)}
         costs = self.costs.get(cell.set, {})
         share = 1.0
-        if settings["kind"] == "peer" and cell.method in costs:
+        if settings["kind"] != "tinyssl" and cell.method in costs:
             share = costs[self.like] / costs[cell.method]
         return Job(split, shared, settings, cell.seed, share)
 
