@@ -3,8 +3,7 @@
     python -m tests.benchmarks.bank_curve --out tests/benchmarks/results/bank-curve-cpu.json
 
 A step scores a batch of embeddings, takes the loss and its gradient, and moves the bank: all that
-grows with n. Each kind of bank has a process of its own, for its peak memory; a kind that would
-need more than `--memory` GB is left out.
+grows with n. A kind of bank that would need more than `--memory` GB is left out.
 """
 
 import argparse
@@ -104,19 +103,28 @@ def needed_gb(n: int, scored: str, dtype: str, batch: int, width: int) -> float:
 def curve(
     sizes: tuple[int, ...], batch: int, width: int, rounds: int, device: str, memory: float
 ) -> Iterator[dict[str, Any]]:
-    """All kinds of bank at all sizes, each in a process of its own."""
+    """All kinds of bank at all sizes."""
     for n in sizes:
         for scored, dtype in KINDS:
             if needed_gb(n, scored, dtype, batch, width) > memory:
                 continue
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                row = pool.apply(measure, (n, scored, dtype, batch, width, rounds, device))
+            row = _alone(n, scored, dtype, batch, width, rounds, device)
             print(
                 f"{n:9,} {scored:8} {dtype}: {row['ms_median']:8.1f} ms "
                 f"({row['ms_min']:.1f} to {row['ms_max']:.1f}), {row['peak_mib']:,.0f} MiB",
                 flush=True,
             )
             yield row
+
+
+def _alone(*given: Any) -> dict[str, Any]:
+    """Measures in a process of its own on a CPU: a process's peak of memory never falls."""
+    if given[-1] != "cpu":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        return measure(*given)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(measure, given)
 
 
 def main() -> None:

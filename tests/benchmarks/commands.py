@@ -1,8 +1,8 @@
 """An epoch of tinyssl against one of lightly-train, each from its own command line.
 
 Seconds of an epoch are those that some more epochs take: start-up, decoding into the cache and what
-is written at the end take no part. tinyssl runs eight times as many more, since start-ups differ by
-as much as one of its epochs takes.
+is written at the end take no part. tinyssl runs eight times as many more, on a GPU eighty times,
+since start-ups differ by as much as many of its epochs take.
 """
 
 import subprocess
@@ -39,6 +39,7 @@ def measure(
     """
     if program is None:
         return "not run: --lightly-train names its program"
+    more = {"tinyssl": 24 if device == "cpu" else 240}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         pictures = sample(paths, count, folder / "pictures")
@@ -51,7 +52,7 @@ def measure(
         seen = count // batch * batch
         rows = [
             {
-                key: seen / _epoch(command, folder / f"{key}{n}", 24 if key == "tinyssl" else 3)
+                key: seen / _epoch(command, folder / f"{key}{n}", more.get(key, 3))
                 for key, command in commands.items()
             }
             for n in range(rounds)

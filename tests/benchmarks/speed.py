@@ -4,9 +4,9 @@
     python -m tests.benchmarks.speed --out ... --device cuda --recipe resnet18 --size 224
     python -m tests.benchmarks.speed --out ... --only step,epoch --pictures 512 --rounds 3
 
-Pictures are those of the package elpv-dataset, or of --data. What is compared runs in turn, in one
-process; a loaded machine widens the spread more than it moves the ratios. The file is written anew
-after every part.
+Pictures are those of the package elpv-dataset, or of --data, for quality in folders of their
+classes. What is compared runs in turn, in one process; a loaded machine widens the spread more than
+it moves the ratios. The file is written anew after every part.
 """
 
 import argparse
@@ -28,7 +28,9 @@ from tinyssl.scanning import scan
 NOT_RUN = "not yet run: needs a GPU"
 
 
-def parts(given: argparse.Namespace, paths: list[Path]) -> dict[str, Callable[[], Any]]:
+def parts(
+    given: argparse.Namespace, paths: list[Path], names: list[str]
+) -> dict[str, Callable[[], Any]]:
     """The measures by name, in the order in which they run."""
     gpu = given.device == "cuda"
     few = given.pictures if gpu else min(given.pictures, 1024)
@@ -36,7 +38,8 @@ def parts(given: argparse.Namespace, paths: list[Path]) -> dict[str, Callable[[]
         f"augment.view_size={given.size}", f"optim.batch_size={given.batch}",
         f"data.image_size={step.cached_size(given.size)}",
     )  # fmt: skip
-    compiling = [(f"run.compile={way}",) for way in (("off", "on", "graphs") if gpu else ("off",))]
+    ways = given.compile.split(",") if gpu else ["off"]
+    compiling = [(f"run.compile={way}",) for way in ways]
     return {
         "step": lambda: [
             step.measure(given.recipe, few, channels, given.rounds, given.device, settings + how)
@@ -49,7 +52,7 @@ def parts(given: argparse.Namespace, paths: list[Path]) -> dict[str, Callable[[]
             rounds=given.rounds, device=given.device,
         ),
         "quality": lambda: quality_time.measure(
-            *elpv(), recipe=given.recipe, size=given.size, batch=given.batch,
+            paths, names, recipe=given.recipe, size=given.size, batch=given.batch,
             epochs=given.epochs, seeds=given.seeds, device=given.device,
         ),
         "commands": lambda: commands.measure(
@@ -76,6 +79,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--recipe", default="mobilenetv3-small")
     parser.add_argument("--size", type=int, default=96, help="pixels a side of views")
     parser.add_argument("--batch", type=int, default=128, help="pictures a step")
+    parser.add_argument("--compile", default="off,on,graphs", help="of steps on a GPU")
     parser.add_argument("--epochs", type=int, default=5, help="of SimCLR, quality only")
     parser.add_argument("--seeds", type=int, default=2, help="quality only")
     parser.add_argument("--lightly-train", help="its program, in an environment of its own")
@@ -92,17 +96,24 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     given = arguments()
     logging.getLogger("tinyssl").setLevel(logging.WARNING)
-    paths = scan([given.data]) if given.data else elpv()[0]
+    paths, names = _pictures(given.data)
     told: dict[str, Any] = {"machine": machine() | {"peers": _peers()}, "cuda": NOT_RUN}
     if given.device == "cuda":
         if not torch.cuda.is_available():
             raise SystemExit("no GPU here; its figures stay: " + NOT_RUN)
         del told["cuda"]
-    measures = parts(given, paths)
+    measures = parts(given, paths, names)
     for name in filter(None, given.only.split(",")) if given.only else measures:
         told[name] = measures[name]()
         print(f"{name}: {json.dumps(told[name])}", flush=True)
         given.out.write_text(json.dumps(told, indent=1) + "\n")
+
+
+def _pictures(data: str | None) -> tuple[list[Path], list[str]]:
+    if data is None:
+        return elpv()
+    paths = scan([data])
+    return paths, [path.parent.name for path in paths]
 
 
 def _peers() -> dict[str, str | None]:
