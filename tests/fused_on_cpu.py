@@ -20,10 +20,13 @@ def compare(channels: int, h: int, w: int, size: int, dtype: torch.dtype, device
     expected = crop_by_matrices(pictures, p, size)
     found = crop(pictures, p.top, p.left, p.height, p.width, p.hflip, p.vflip, size)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    coloured = augment.colour_plainly(expected, p)
-    found = colour(expected, p.brightness, p.contrast, p.saturation, p.hue, p.gray)
+    coloured = augment.colour(expected, p)
+    colours = p.brightness, p.contrast, p.saturation, p.hue, p.gray
+    found = colour(expected, *colours)
     assert found.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(found, coloured, rtol=1e-3, atol=1e-4)
+    half = colour(expected, *colours, torch.bfloat16)
+    torch.testing.assert_close(half.float(), coloured, rtol=1e-2, atol=1e-3)
 
 
 def main(device: str) -> None:

@@ -244,6 +244,8 @@ def test_packed_parameters_are_the_same() -> None:
     parameters = augment.draw(3, 20, 24, torch.Generator().manual_seed(0))
     plain = augment.apply(pictures, parameters)
     assert torch.equal(augment.apply_packed(pictures, parameters.pack()), plain)
+    half = Augment(16, blur=0.5, rotate90=0.5, vflip=0.5, dtype=torch.bfloat16)
+    assert torch.equal(half.apply_packed(pictures, parameters.pack()), plain.bfloat16())
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="no Triton for this system")

@@ -213,8 +213,8 @@ def test_non_finite_loss_names_step_and_checkpoint(
 ) -> None:
     original = module.augment_from
 
-    def poisoned(recipe: Any) -> Any:
-        augment, calls = original(recipe), [0]
+    def poisoned(*given: Any) -> Any:
+        augment, calls = original(*given), [0]
 
         def views(pictures: torch.Tensor, generator: torch.Generator, *part: Any) -> torch.Tensor:
             calls[0] += 1

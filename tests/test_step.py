@@ -154,7 +154,7 @@ def test_routes_on_a_gpu(compiling: bool, record: bool, changes: dict[str, Any])
     found = steps(change, device=CUDA, count=8, record=record, **changes)
     torch.testing.assert_close(found, expected, rtol=2e-2, atol=5e-3)
     half = steps(change, device=CUDA, count=8, record=record, bf16=True, **changes)
-    assert (half - expected)[:2].abs().max() < 0.03
+    assert (half - expected)[:2].abs().max() < 0.05
     torch._dynamo.reset()
 
 

@@ -110,6 +110,7 @@ class Augment:
         grayscale: probability of losing all colour.
         blur: probability of a Gaussian blur.
         blur_sigma: its range, in pixels of the view.
+        dtype: of the views that a GPU makes; a CPU's are float32.
     """
 
     def __init__(
@@ -129,8 +130,10 @@ class Augment:
         grayscale: float = 0.2,
         blur: float = 0.0,
         blur_sigma: tuple[float, float] = (0.1, 2.0),
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.view_size = view_size
+        self.dtype = dtype
         self.crop_scale, self.crop_ratio = crop_scale, crop_ratio
         self.hflip, self.vflip, self.rotate90 = hflip, vflip, rotate90
         self.brightness, self.contrast, self.saturation = brightness, contrast, saturation
@@ -145,7 +148,7 @@ class Augment:
         own: slice | None = None,
         batch: int | None = None,
     ) -> Tensor:
-        """Pictures (b, H, W, c) uint8 or uint16 to views (b, c, s, s) float32 in [0, 1].
+        """Pictures (b, H, W, c) uint8 or uint16 to views (b, c, s, s) of floats in [0, 1].
 
         Args:
             pictures: a batch, or the part `own` of one of `batch` pictures: its views are then
@@ -193,11 +196,19 @@ class Augment:
 
     def apply(self, pictures: Tensor, parameters: Parameters) -> Tensor:
         """Pictures (b, H, W, c) uint8 or uint16 to views (b, c, s, s) float32 in [0, 1]."""
-        return self._colour(self._geometry(pictures, parameters), parameters)
+        return self.colour(self._geometry(pictures, parameters), parameters)
 
     def apply_packed(self, pictures: Tensor, packed: Tensor) -> Tensor:
-        """As `apply`, by parameters in one tensor, (13, b), on the pictures' device."""
-        return self.apply(pictures, Parameters.unpack(packed))
+        """As `apply`, by parameters in one tensor, (13, b), on the pictures' device; of `dtype`."""
+        p = Parameters.unpack(packed)
+        views = self._geometry(pictures, p)
+        if not _has_fused(views):
+            return self.colour(views, p).to(self.dtype)
+        from tinyssl import fused
+
+        return fused.colour(
+            views, p.brightness, p.contrast, p.saturation, p.hue, p.gray, self.dtype
+        )
 
     def compute_by(self, change: Callable[[Views], Views]) -> None:
         """Changes how views are computed on a GPU, as by recording them as a CUDA graph."""
@@ -239,14 +250,7 @@ class Augment:
             views = matrix @ views @ matrix.mT
         return views
 
-    def _colour(self, views: Tensor, p: Parameters) -> Tensor:
-        if not _has_fused(views):
-            return self.colour_plainly(views, p)
-        from tinyssl import fused
-
-        return fused.colour(views, p.brightness, p.contrast, p.saturation, p.hue, p.gray)
-
-    def colour_plainly(self, views: Tensor, p: Parameters) -> Tensor:
+    def colour(self, views: Tensor, p: Parameters) -> Tensor:
         """(b, c, s, s) views in other colours, one operation after the other."""
         coloured = views.shape[1] == 3
         if self.jitter > 0 and self.brightness > 0:

@@ -58,18 +58,19 @@ def build_encoder(recipe: Recipe, pictures: Pictures) -> Encoder:
     return encoder
 
 
-def augment_from(recipe: Recipe) -> Augment:
-    """The batched augmentation of a recipe."""
-    return augment_of(recipe.augment, recipe.augment.view_size)
+def augment_from(recipe: Recipe, dtype: torch.dtype = torch.float32) -> Augment:
+    """The batched augmentation of a recipe; a GPU's views are of `dtype`."""
+    return augment_of(recipe.augment, recipe.augment.view_size, dtype)
 
 
-def augment_of(section: Views, view_size: int) -> Augment:
+def augment_of(section: Views, view_size: int, dtype: torch.dtype = torch.float32) -> Augment:
     """The batched augmentation that a section describes, for views of `view_size` pixels."""
     return Augment(
         view_size,
         crop_scale=(section.crop_scale[0], section.crop_scale[1]),
         crop_ratio=(section.crop_ratio[0], section.crop_ratio[1]),
         blur_sigma=(section.blur_sigma[0], section.blur_sigma[1]),
+        dtype=dtype,
         **{key: getattr(section, key) for key in PRESETS["natural"]},
     )
 

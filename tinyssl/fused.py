@@ -48,7 +48,7 @@ def crop(
 
 def colour(
     views: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: Tensor,
-    gray: Tensor,
+    gray: Tensor, dtype: torch.dtype = torch.float32,
 ) -> Tensor:  # fmt: skip
     """Brightness and contrast and, of three channels, saturation, hue and grayscale.
 
@@ -59,9 +59,10 @@ def colour(
         saturation: see brightness.
         hue: (b,) shift in turns.
         gray: (b,) bool.
+        dtype: of the result.
 
     Returns:
-        (b, c, s, s) float32 in [0, 1], channels last.
+        (b, c, s, s) floats in [0, 1], channels last.
     """
     b, c, s, _ = views.shape
     views = views.contiguous()
@@ -70,7 +71,7 @@ def colour(
     partial = torch.empty((b, blocks), device=views.device)
     _partial_sums[(b, blocks)](views, factors, partial, pixels, blocks, C=c, BLOCK=_BLOCK)
     means = partial.sum(dim=1) / pixels  # in a fixed order, so that runs repeat
-    made = torch.empty_like(views, memory_format=torch.channels_last)
+    made = torch.empty_like(views, dtype=dtype, memory_format=torch.channels_last)
     kernel: Any = _colour if c == 3 else _contrast
     kernel[(b, blocks, 1 if c == 3 else c)](views, factors, means, made, b, pixels, c, BLOCK=_BLOCK)
     return made

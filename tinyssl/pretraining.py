@@ -164,8 +164,8 @@ class Run:
         self.device = pick_device(recipe.run.device)
         self.resident = ResidentPictures(pictures.array, self.device, recipe.run.gpu_share)
         self.augment: Augment | None = None
-        self.batches = self._batches()
         self.plan = make_plan(recipe, len(pictures.paths), self.device)
+        self.batches = self._batches()
         self.labels = _watch_labels(recipe.run.watch_labels, pictures)
         encoder = build_encoder(recipe, pictures)
         self.start = {key: value.clone() for key, value in encoder.state_dict().items()}
@@ -283,7 +283,9 @@ class Run:
         section = self.recipe.augment
         if section.pipeline is not None:
             return self._pipeline_batches()
-        augment = self.augment = augment_from(self.recipe)
+        # As the network computes, or a GPU would hold the views twice.
+        dtype = torch.bfloat16 if self.plan.bf16 else torch.float32
+        augment = self.augment = augment_from(self.recipe, dtype)
 
         def batches(order: Tensor, step: int) -> Iterator[tuple[Tensor, Tensor]]:
             raws = self.resident.batches(order, distributed.share)
