@@ -31,6 +31,7 @@ from tinyssl.scoring import (
     mean_cosine,
     pixel_features,
     rankme,
+    retrieval,
     scores,
 )
 
@@ -399,6 +400,21 @@ def test_scores_without_labels_are_nan_where_features_are_not_finite(bad: float)
     rows[5, 1] = bad
     assert math.isnan(rankme(rows))
     assert math.isnan(mean_cosine(rows))
+
+
+def test_retrieval_against_a_loop() -> None:
+    rng = np.random.default_rng(0)
+    first = rng.normal(size=(40, 6)) + 5
+    second = first + rng.normal(size=(40, 6)) - 9
+    one, other = first - first.mean(axis=0), second - second.mean(axis=0)
+    found = 0
+    for i, row in enumerate(one):
+        cosines = [row @ x / np.linalg.norm(row) / np.linalg.norm(x) for x in other]
+        found += int(np.argmax(cosines)) == i
+    assert 0 < found < 40
+    assert retrieval(first, second) == pytest.approx(found / 40)
+    first[3, 2] = np.inf
+    assert math.isnan(retrieval(first, second))
 
 
 def test_mean_cosine_is_the_double_loop() -> None:

@@ -53,3 +53,9 @@ def test_knn_is_over_the_labeled_rows_only() -> None:
     labels[:20:2] = -1
     assert watch(lambda: features, features, labels)["knn"] == 1
     assert "knn" not in watch(lambda: features, features, None)
+
+
+def test_retrieval_is_looked_at_where_there_are_views() -> None:
+    features = unit_rows(20, 4)
+    assert watch(lambda: features, features, None, lambda: (features, features))["retrieval"] == 1
+    assert "retrieval" not in watch(lambda: features, features, None)

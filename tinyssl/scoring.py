@@ -188,6 +188,24 @@ def rankme(features: Floats, epsilon: float = 1e-7) -> float:
     return float(np.exp(-(p * np.log(p)).sum()))
 
 
+def retrieval(first: Floats, second: Floats) -> float:
+    """How often a view's nearest among other views, by cosine, is of its own picture.
+
+    Both are centred by their own mean, since features of a network all share a large part.
+
+    Args:
+        first: (n, d) features of one view of each picture.
+        second: (n, d) features of another view of the same pictures, in the same order.
+
+    Returns:
+        From 0 to 1, 1 / n by chance; nan if a feature is not finite.
+    """
+    if not (np.isfinite(first).all() and np.isfinite(second).all()):
+        return float("nan")
+    one, other = (unit_rows(rows - rows.mean(axis=0)) for rows in (first, second))
+    return float(((one @ other.T).argmax(axis=1) == np.arange(len(one))).mean())
+
+
 def mean_cosine(features: Floats) -> float:
     """Mean cosine over all pairs of different rows (n, d).
 

@@ -8,17 +8,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyssl.scoring import knn_loo_score, mean_cosine, rankme
+from tinyssl.scoring import knn_loo_score, mean_cosine, rankme, retrieval
 
 _ROWS = 2000
+VIEWED = 500
 _LOW_RANK = 3.0
 _LOW_RANKME = 1.5  # lower than that of the embeddings: features all share a large mean
 _HIGH_COSINE = 0.95
 
 
-def watched_rows(pictures: int) -> NDArray[np.int64]:
+def watched_rows(pictures: int, most: int = _ROWS) -> NDArray[np.int64]:
     """At most 2,000 evenly spaced picture numbers: the same ones at every look."""
-    return np.unique(np.linspace(0, pictures - 1, min(pictures, _ROWS)).astype(np.int64))
+    return np.unique(np.linspace(0, pictures - 1, min(pictures, most)).astype(np.int64))
 
 
 def label_free(features: NDArray[Any], bank: NDArray[Any]) -> dict[str, float]:
@@ -43,10 +44,24 @@ def watch(
     embed: Callable[[], NDArray[Any]],
     bank: NDArray[Any],
     labels: NDArray[np.int64] | None,
+    embed_views: Callable[[], tuple[NDArray[Any], NDArray[Any]]] | None = None,
 ) -> dict[str, float]:
-    """One look: `label_free`, and `knn` (leave-one-out balanced accuracy) if labels are given."""
+    """One look at the scores that there are.
+
+    Args:
+        embed: makes the features (m, width) of the watched pictures.
+        bank: (m, d) their rows of the memory bank.
+        labels: (m,) classes, below 0 where unknown.
+        embed_views: makes the features of two views of the same pictures.
+
+    Returns:
+        Those of `label_free`; `retrieval` with views; `knn` with labels, leave-one-out balanced
+        accuracy.
+    """
     features = embed()
     values = label_free(features, bank)
+    if embed_views is not None:
+        values["retrieval"] = retrieval(*embed_views())
     if labels is not None:
         known = labels >= 0
         values["knn"] = knn_loo_score(features[known], labels[known], k=10)

@@ -14,7 +14,7 @@ Points = Sequence[tuple[float, float]]
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "triangle-down")
 _TERMS = {"instance": "instance discrimination", "distillation": "self-distillation"}
-_FROM_ZERO = ("rankme", "bank_cosine", "lr", "pictures_per_s")
+_FROM_ZERO = ("retrieval", "rankme", "bank_cosine", "lr", "pictures_per_s")
 DASHES = ("solid", "dash", "dot", "dashdot")
 LEGEND = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
 
@@ -66,6 +66,7 @@ def run_charts(runs: Sequence[RunFacts], names: Sequence[str] = ()) -> list[Char
     logged for are left out."""
     curves = [
         ("knn", "k-NN accuracy on the watched labels", "balanced accuracy, %", 100),
+        ("retrieval", "Views whose nearest view is of the same picture", "share, %", 100),
         ("rankme", "Dimensions in use (RankMe): near 1 is collapse", "effective rank", 1),
         ("bank_cosine", "How alike embeddings are: near 1 is collapse", "mean cosine", 1),
         ("lr", "Learning rate", "learning rate", 1),

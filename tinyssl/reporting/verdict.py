@@ -110,7 +110,8 @@ def label_free_verdict(
     """What can be said without labels.
 
     Args:
-        look: the newest label-free scores: rankme, bank_rank, bank_cosine.
+        look: the newest label-free scores: rankme, bank_rank, bank_cosine and, where views
+            were looked at, retrieval.
         losses: instance discrimination's, of the epochs.
         pictures: trained on, if known.
         collapse: what `tinyssl.watch.collapse_warning` says of the scores.
@@ -125,6 +126,11 @@ def label_free_verdict(
             f"{look['bank_cosine']:.2f}): no sign of collapse."
         )
     chance = math.log(pictures) if pictures and 1 < pictures <= _ALL_SCORED else math.inf
+    if "retrieval" in look:
+        told.append(
+            f"For {100 * look['retrieval']:.0f} % of some augmented views the nearest other one is "
+            "of the same picture: more is better between runs on the same pictures."
+        )
     if losses:
         told.append(f"The loss went from {losses[0]:.2f} to {losses[-1]:.2f}{_guessing(chance)}.")
     told.append(

@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 from tinyssl.augment import Augment
 from tinyssl.encoder import Encoder, embed_pictures
 from tinyssl.loader import generator_for
-from tinyssl.scoring import rankme
+from tinyssl.scoring import rankme, retrieval
 
 PICTURES = 500
 
@@ -36,7 +36,7 @@ def label_free(
         `alignment`: mean squared distance of two views of a picture; lower is closer.
         `uniformity`: log of the mean of exp(-2 squared distance) over views of different pictures;
         lower is more even. Both Wang & Isola, arXiv:2005.10242, eqs. 8 and 9.
-        `retrieval`: how often a view's nearest among the other views is of its own picture.
+        `retrieval`: see `tinyssl.scoring.retrieval`.
     """
     rows = np.unique(np.linspace(0, len(pictures) - 1, PICTURES).astype(int))
     chosen = np.ascontiguousarray(pictures[rows])
@@ -44,7 +44,7 @@ def label_free(
     draws = [generator_for(seed, 0, stream=stream) for stream in (11, 12)]
     with torch.no_grad():
         raw = torch.from_numpy(chosen).to(device)
-        views = [encoder.eval()(augment(raw, draw)).cpu() for draw in draws]
+        views = [encoder.eval()(augment(raw, draw)).float().cpu() for draw in draws]
     first, second = (normalize(x - x.mean(0), dim=1) for x in views)
     apart = torch.cdist(first, second).square()
     own = torch.eye(len(apart), dtype=torch.bool)
@@ -52,5 +52,5 @@ def label_free(
         "rankme": rankme(plain),
         "alignment": float(apart[own].mean()),
         "uniformity": float(apart[~own].mul(-2).exp().mean().log()),
-        "retrieval": float((apart.argmin(1) == torch.arange(len(apart))).float().mean()),
+        "retrieval": retrieval(views[0].numpy(), views[1].numpy()),
     }
