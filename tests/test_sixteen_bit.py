@@ -1,5 +1,6 @@
 """16-bit and many-channel pictures keep their precision from the file to the network's input."""
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,8 @@ def test_many_channels_train_and_embed(channels: int, dtype: Any, tmp_path: Path
         values = np.roll(zoo.noise(24, 24, channels, dtype), number, axis=0)
         path.write_bytes(zoo.tiff(values, planes=number % 2 == 0))
     run = pretrain(data, out=tmp_path / "run", overrides=[*SETTINGS, f"data.channels={channels}"])
+    with (run / "results.csv").open(newline="") as file:
+        assert all(0 <= float(row["retrieval"]) <= 1 for row in csv.DictReader(file))
     encoder, description = load_encoder(run)
     assert (encoder.channels, description["dtype"]) == (channels, np.dtype(dtype).name)
     assert np.isfinite(load(run).embed(files)).all()

@@ -147,7 +147,10 @@ def test_compiled(plain: Tensor) -> None:
 @pytest.mark.parametrize("record", [False, True])
 @pytest.mark.parametrize("changes", [{}, {"negatives": 6}, {"cutmix": 0.5}], ids=str)
 def test_routes_on_a_gpu(compiling: bool, record: bool, changes: dict[str, Any]) -> None:
-    """TF32 in convolutions and bf16 round; a step that replays old draws would be far off."""
+    """TF32 in convolutions and bf16 round; a step that replays old draws would be far off.
+
+    An H100 was 0.031 from the CPU's float32 in bf16.
+    """
     torch._dynamo.reset()
     change = compile_by("on") if compiling else lambda made: None
     expected = steps(count=8, **changes)

@@ -107,6 +107,11 @@ def test_without_labels_nothing_is_promised() -> None:
     assert "would cost 7.60" in found.sentences[1]
 
 
+def test_retrieval_is_told_where_it_was_measured() -> None:
+    found = label_free_verdict(HEALTHY | {"retrieval": 0.42}, [7.5, 6.0], 2000, None)
+    assert "For 42 %" in found.sentences[1]
+
+
 def test_a_loss_above_guessing_is_not_called_healthy() -> None:
     assert "train longer" in label_free_verdict(HEALTHY, [4.5, 4.4], 40, None).headline
 

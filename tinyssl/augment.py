@@ -201,11 +201,11 @@ class Augment:
     def apply_packed(self, pictures: Tensor, packed: Tensor) -> Tensor:
         """As `apply`, by parameters in one tensor, (13, b), on the pictures' device; of `dtype`."""
         p = Parameters.unpack(packed)
-        views = self._geometry(pictures, p)
-        if not _has_fused(views):
-            return self.colour(views, p).to(self.dtype)
+        if not _has_fused(pictures):
+            return self.apply(pictures, p).to(self.dtype)
         from tinyssl import fused
 
+        views = self._geometry(pictures, p)
         return fused.colour(
             views, p.brightness, p.contrast, p.saturation, p.hue, p.gray, self.dtype
         )

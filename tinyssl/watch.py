@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from tinyssl.scoring import knn_loo_score, mean_cosine, rankme, retrieval
 
 _ROWS = 2000
-VIEWED = 500
+VIEWED = 500  # pictures of which two views are made at every look
 _LOW_RANK = 3.0
 _LOW_RANKME = 1.5  # lower than that of the embeddings: features all share a large mean
 _HIGH_COSINE = 0.95
 
 
 def watched_rows(pictures: int, most: int = _ROWS) -> NDArray[np.int64]:
-    """At most 2,000 evenly spaced picture numbers: the same ones at every look."""
+    """At most `most` evenly spaced picture numbers: the same ones at every look."""
     return np.unique(np.linspace(0, pictures - 1, min(pictures, most)).astype(np.int64))
 
 
@@ -52,7 +52,7 @@ def watch(
         embed: makes the features (m, width) of the watched pictures.
         bank: (m, d) their rows of the memory bank.
         labels: (m,) classes, below 0 where unknown.
-        embed_views: makes the features of two views of the same pictures.
+        embed_views: makes the features of two views of each of some pictures.
 
     Returns:
         Those of `label_free`; `retrieval` with views; `knn` with labels, leave-one-out balanced

@@ -39,7 +39,7 @@ class Steps:
     def __init__(self, n: int, scored: str, dtype: str, batch: int, width: int, device: str):
         self.n, self.batch, self.sampled = n, batch, scored == "sampled"
         self.bank = MemoryBank(n, width, getattr(torch, dtype)).to(device)
-        for rows in self.bank.rows.split(100_000):  # not all at once in float32
+        for rows in self.bank.rows.split(10_000):  # all at once would be the peak
             rows.copy_(normalize(torch.randn(rows.shape, device=device), dim=1))
         self.z = normalize(torch.randn(batch, width, device=device), dim=1).requires_grad_()
         self.generator = torch.Generator().manual_seed(0)
@@ -108,7 +108,7 @@ def curve(
         for scored, dtype in KINDS:
             if needed_gb(n, scored, dtype, batch, width) > memory:
                 continue
-            row = _alone(n, scored, dtype, batch, width, rounds, device)
+            row = _measured_anew(n, scored, dtype, batch, width, rounds, device)
             print(
                 f"{n:9,} {scored:8} {dtype}: {row['ms_median']:8.1f} ms "
                 f"({row['ms_min']:.1f} to {row['ms_max']:.1f}), {row['peak_mib']:,.0f} MiB",
@@ -117,8 +117,8 @@ def curve(
             yield row
 
 
-def _alone(*given: Any) -> dict[str, Any]:
-    """Measures in a process of its own on a CPU: a process's peak of memory never falls."""
+def _measured_anew(*given: Any) -> dict[str, Any]:
+    """Measures; on a CPU in a process of its own, since its peak of memory never falls."""
     if given[-1] != "cpu":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

@@ -12,8 +12,7 @@ from tinyssl.augment import Augment
 from tinyssl.encoder import Encoder, embed_pictures
 from tinyssl.loader import generator_for
 from tinyssl.scoring import rankme, retrieval
-
-PICTURES = 500
+from tinyssl.watch import VIEWED, watched_rows
 
 
 def label_free(
@@ -38,8 +37,7 @@ def label_free(
         lower is more even. Both Wang & Isola, arXiv:2005.10242, eqs. 8 and 9.
         `retrieval`: see `tinyssl.scoring.retrieval`.
     """
-    rows = np.unique(np.linspace(0, len(pictures) - 1, PICTURES).astype(int))
-    chosen = np.ascontiguousarray(pictures[rows])
+    chosen = pictures[watched_rows(len(pictures), VIEWED)]
     plain = embed_pictures(encoder, chosen, device=device)
     draws = [generator_for(seed, 0, stream=stream) for stream in (11, 12)]
     with torch.no_grad():

@@ -28,6 +28,7 @@ import yaml
 
 from tests.benchmarks.machine import machine
 from tests.benchmarks.quality.methods import KINDS, Job, Made, peak_memory_mb, seconds_a_step
+from tinyssl.device import pick_device
 from tinyssl.errors import TinysslError
 from tinyssl.files import write_text
 from tinyssl.labeled_split import LabeledSplit, read_split
@@ -55,7 +56,7 @@ class Study:
     """A YAML with the folder of its sets and the folder of its results."""
 
     def __init__(self, file: Path, data: Path, out: Path, seeds: Sequence[int] = ()) -> None:
-        self.values = _load(file) | {"data": str(data)}
+        self.file, self.values = file, _load(file) | {"data": str(data)}
         self.data, self.out = data, out
         self.methods: Mapping[str, Any] = self.values["methods"]
         self.like: str = self.values["like"]
@@ -98,11 +99,15 @@ class Study:
             "seconds": round(made.steps * cost, 2), "seconds_beside_others": round(made.seconds, 2),
             "peak_memory_mb": round(peak_memory_mb(self._job(cell, split, settings).device)),
             "scores": scores, "scores_of_all_levels": wide,
-            "label_free": made.label_free, "machine": machine(),
+            "label_free": made.label_free, "machine": machine() | {"command": self.command()},
         }  # fmt: skip
         write_text(cell.file(self.out), json.dumps(result, indent=1) + "\n")
         few = scores["few_shot"]["10"]["mean"]
         return f"{cell}: {made.seconds:.0f} s, 10-shot {100 * few:.1f}"
+
+    def command(self) -> str:
+        """What started it: a cell's own process was started by another one."""
+        return f"python -m tests.benchmarks.quality.study {self.file}"
 
     def uncosted(self) -> list[tuple[str, str]]:
         """Sets and methods whose steps were not timed; ablations cost what they change."""
@@ -246,7 +251,7 @@ def main() -> None:
     study = Study(*given, seeds=parsed.seeds)
     _cost_all(study, given)
     # On a CPU a process a cell: what it reports as its peak of memory is that of its life.
-    tasks = None if study.values.get("device", "cpu") == "cuda" else 1
+    tasks = 1 if pick_device(study.values.get("device", "cpu")).type == "cpu" else None
     context = get_context("spawn")
     with ProcessPoolExecutor(parsed.jobs, context, max_tasks_per_child=tasks) as pool:
         if parsed.tune:
