@@ -14,6 +14,7 @@ from rich.console import Console
 from tinyssl.encoder import create_encoder
 from tinyssl.errors import UsageError
 from tinyssl.evaluation import evaluate, table
+from tinyssl.recipe_files import recipe_text
 from tinyssl.weights import save_encoder
 
 Folder = Callable[..., Path]
@@ -29,6 +30,14 @@ def make_run(folder: Path, backbone: str = "mobilenetv3-small", **extra: Any) ->
     encoder = create_encoder(backbone, seed=5)
     save_encoder(encoder, folder, image_size=32, resize="crop", extra={"seed": 5} | extra)
     return folder
+
+
+def shown(result: dict[str, Any]) -> list[str]:
+    """The lines of the table on a terminal of 80 columns."""
+    console = Console(width=80)
+    with console.capture() as captured:
+        console.print(table(result))
+    return [line.rstrip() for line in captured.get().splitlines()]
 
 
 def labels_csv(path: Path, data: Path, split: Callable[[int], str] | None = None) -> Path:
@@ -57,6 +66,30 @@ def test_what_is_written(run: Path, picture_folder: Folder, tmp_path: Path) -> N
     # The run holds the untrained network of its seed: the same features, the same scores.
     untrained, own = (result["encoders"][k] for k in ("random weights", "pretrained"))
     assert untrained["knn"] == own["knn"]
+
+
+def test_views_are_looked_at_where_the_run_says_how_it_made_them(
+    run: Path, picture_folder: Folder, tmp_path: Path
+) -> None:
+    labels = labels_csv(tmp_path / "labels.csv", picture_folder(per_class=12))
+    unknown = evaluate(run, labels=labels, out=tmp_path / "unknown.json")
+    assert not any("retrieval" in scores for scores in unknown["encoders"].values())
+    (run / "recipe.yaml").write_text(recipe_text("mobilenetv3-small"))
+    found = evaluate(run, labels=labels, out=tmp_path / "found.json")
+    assert all(0 <= scores["retrieval"] <= 1 for scores in found["encoders"].values())
+    for scores in found["encoders"].values():
+        for shots in scores["few_shot"].values():
+            shots["mean"] = 0.5  # as narrow as usual: then it fits 80 columns
+    lines = shown(found)
+    assert len(lines) == len(shown(unknown))
+    assert lines[1].endswith(" RankMe retrieval")
+    assert max(map(len, lines)) <= 80
+    own, untrained = (found["encoders"][k] for k in ("pretrained", "random weights"))
+    assert own["retrieval"] == untrained["retrieval"]
+    kept = (run / "recipe.yaml").read_text()
+    (run / "recipe.yaml").write_text(kept.replace("pipeline: null", "pipeline: mine.yaml"))
+    theirs = evaluate(run, labels=labels, out=tmp_path / "theirs.json")
+    assert not any("retrieval" in scores for scores in theirs["encoders"].values())
 
 
 def test_drawn_split_is_recorded_and_gives_the_same_again(
@@ -144,15 +177,12 @@ def test_table_shows_every_row_in_80_columns(
 ) -> None:
     labels = labels_csv(tmp_path / "labels.csv", picture_folder(per_class=12))
     result = evaluate(run, labels=labels)
-    console = Console(width=80)
-    with console.capture() as captured:
-        console.print(table(result))
-    lines = captured.get().splitlines()
+    lines = shown(result)
     assert max(map(len, lines)) <= 80
     for name, scores in result["encoders"].items():
         (line,) = [line for line in lines if line.startswith(name)]
         assert f"{100 * scores['knn']['balanced_accuracy']:.1f}" in line
-    assert "2 classes, 18 training and 6 test pictures (3 to 3 a class)" in captured.get()
+    assert any("2 classes, 18 training and 6 test pictures (3 to 3 a class)" in x for x in lines)
 
 
 @pytest.mark.parametrize("case", ["draws", "both", "neither", "unreadable", "unseen", "one class"])

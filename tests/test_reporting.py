@@ -140,6 +140,7 @@ def test_labels_with_a_split_and_scores(place: Path) -> None:
         "knn": {"confusion": [[9, 1], [2, 8]]},
         "linear": {"confusion": [[9, 1], [1, 9]], "C": 0.1},
         "few_shot": {"10": {"mean": 0.8, "half_width": 0.1, "draws": 10}},
+        "retrieval": 0.4321,
     }
     result = {"train": 16, "test": 8, "classes": ["bright", "dark"], "split": "of labels.csv"}
     result["curve"] = label_points()
@@ -153,6 +154,7 @@ def test_labels_with_a_split_and_scores(place: Path) -> None:
     assert "Measured on 8 test pictures of 2 classes" in text
     assert "not clearly different from raw pixels and random weights" in text
     assert "Which classes are taken for which" in text
+    assert text.count("<td>43 %</td>") == 3
     assert json.loads(Outline(text).blocks["figure-scores"])["data"][-1]["name"] == "pretrained"
     assert len(json.loads(Outline(text).blocks["figure-labels"])["data"]) == 4
     assert "interval of 5 choices of pictures" in text

@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 
-from tinyssl.watch import collapse_warning, label_free, watch, watched_rows
+from tinyssl.augment import Augment
+from tinyssl.watch import VIEWED, collapse_warning, label_free, two_views, watch, watched_rows
+
+PLAIN = Augment(12, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), hflip=0, jitter=0, grayscale=0)
 
 
 def unit_rows(n: int, d: int, common: float = 0.0) -> np.ndarray:
@@ -59,3 +62,20 @@ def test_retrieval_is_looked_at_where_there_are_views() -> None:
     features = unit_rows(20, 4)
     assert watch(lambda: features, features, None, lambda: (features, features))["retrieval"] == 1
     assert "retrieval" not in watch(lambda: features, features, None)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_two_views_are_pictures_again_and_the_same_at_every_look(dtype: type) -> None:
+    most = np.iinfo(dtype).max
+    pictures = np.random.default_rng(0).integers(0, most, (VIEWED + 40, 12, 12, 3), dtype)
+    augment = Augment(8, crop_scale=(0.2, 1.0))
+    first, second = two_views(pictures, augment, seed=3)
+    assert first.shape == second.shape == (VIEWED, 8, 8, 3)
+    assert first.dtype == second.dtype == dtype
+    assert first.max() > most // 2
+    assert not np.array_equal(first, second)
+    again = two_views(pictures, augment, seed=3)
+    assert np.array_equal([first, second], again)
+    same, other = two_views(pictures, PLAIN, seed=3)
+    assert np.array_equal(same, other)
+    assert np.array_equal(same, pictures[watched_rows(len(pictures), VIEWED)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,10 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from tinyssl import __version__
+from tinyssl.augment import Augment
+from tinyssl.build import augment_from
 from tinyssl.classifier import load_classifier
+from tinyssl.config import load_recipe
 from tinyssl.console import log, progress
 from tinyssl.curve_lines import Points
 from tinyssl.curve_plot import plot_curve
@@ -26,7 +29,8 @@ from tinyssl.files import write_text
 from tinyssl.label_curve import CurveWishes, label_curve
 from tinyssl.labeled import used_digests
 from tinyssl.labeled_split import LabeledSplit, read_split, split_pictures
-from tinyssl.scoring import evaluate_features, pixel_features, scores
+from tinyssl.scoring import evaluate_features, pixel_features, retrieval, scores
+from tinyssl.watch import two_views
 from tinyssl.weights import WEIGHTS, load_encoder, load_weights, random_like, read_description
 
 SHOTS = (1, 5, 10, 20)
@@ -63,9 +67,10 @@ def evaluate(
             written beside the result as `label_curve.png`.
 
     Returns:
-        What is written: `encoders` by name (see `evaluate_features`), and what was measured on;
-        of a fine-tuned run with these classes also the scores of its own `classifier`; with
-        `curve` its points.
+        What is written: `encoders` by name, see `evaluate_features`, and what was measured on.
+        Where the run has a recipe with built-in augmentation, each encoder also has `retrieval`,
+        of two such views of test pictures; see `tinyssl.scoring.retrieval`. Of a fine-tuned run
+        with these classes there are the scores of its own `classifier`, with `curve` its points.
 
     Raises:
         UsageError: no encoder at `run`, labels that do not fit, fewer than 10 draws, or a curve
@@ -80,9 +85,14 @@ def evaluate(
     split, recorded = read_split(train, test, labels, seed, target.parent)
     encoders = _encoders(run, description, baselines, seed)
     result = _header(run, split, recorded, seed)
+    augment = _augmentation(run)
     with progress("judging", 1 + len(encoders), "encoders") as advance:
-        for name, features in _features(encoders, split, description, device):
-            result["encoders"][name] = _judge(features, split, draws, seed)
+        for name, embed, pictures in _embedders(encoders, split, description, device):
+            features = embed(pictures)
+            found = result["encoders"][name] = _judge(features, split, draws, seed)
+            if augment is not None:
+                views = two_views(pictures[split.test], augment, seed)
+                found["retrieval"] = retrieval(*map(embed, views))
             advance(1)
     own = _own_classifier(run, split, description, features)
     if own is not None:
@@ -127,6 +137,18 @@ def _judge(features: NDArray[Any], split: LabeledSplit, draws: int, seed: int) -
     )
 
 
+def _augmentation(run: str | Path) -> Augment | None:
+    """How the run's views were made; None where a user's pipeline made them or it cannot be told.
+
+    A run that was handed on without its recipe, or fine-tuned, is judged by the other scores.
+    """
+    try:
+        recipe = load_recipe(Path(run) / "recipe.yaml")
+    except UsageError:
+        return None
+    return augment_from(recipe) if recipe.augment.pipeline is None else None
+
+
 def table(result: dict[str, Any], title: str = "Balanced accuracy, %") -> Table:
     """The scores of `evaluate` as a table of balanced accuracies in percent."""
     shown = Table(
@@ -138,7 +160,9 @@ def table(result: dict[str, Any], title: str = "Balanced accuracy, %") -> Table:
         padding=0,  # the box puts a space between columns; more would not fit 80 of them
     )
     shown.add_column("", overflow="fold")
-    for column in ("k-NN", "linear", "1-shot", "5-shot", "10-shot", "20-shot", "RankMe"):
+    viewed = all("retrieval" in found for found in result["encoders"].values())
+    label_free = ("RankMe", "retrieval") if viewed else ("RankMe",)
+    for column in ("k-NN", "linear", "1-shot", "5-shot", "10-shot", "20-shot", *label_free):
         shown.add_column(column, justify="right", no_wrap=True)
     for name, found in result["encoders"].items():
         shots = [found["few_shot"][str(s)] for s in SHOTS]
@@ -148,6 +172,7 @@ def table(result: dict[str, Any], title: str = "Balanced accuracy, %") -> Table:
             f"{100 * found['linear']['balanced_accuracy']:.1f}",
             *(f"{100 * s['mean']:.1f}±{100 * s['half_width']:.1f}" for s in shots),
             f"{found['rankme']:.0f}",
+            *([f"{100 * found['retrieval']:.0f}"] if viewed else []),
         )
     counts = np.sum(next(iter(result["encoders"].values()))["knn"]["confusion"], axis=1)
     shown.caption = (
@@ -162,6 +187,7 @@ def table(result: dict[str, Any], title: str = "Balanced accuracy, %") -> Table:
 
 
 Build = Callable[[], tuple[Encoder, dict[str, Any]]]
+Embed = Callable[[NDArray[Any]], NDArray[np.float32]]
 
 
 def _encoders(
@@ -204,14 +230,14 @@ def _baseline(path: Path, description: dict[str, Any]) -> tuple[Encoder, dict[st
     return _from_init(description, str(path)), description
 
 
-def _features(
+def _embedders(
     encoders: dict[str, Build], split: LabeledSplit, description: dict[str, Any], device: str
-) -> Any:
-    """Yields (name, features in the order of the split) for pixels and every encoder."""
+) -> Iterator[tuple[str, Embed, NDArray[Any]]]:
+    """Name, how to get features, and the split's pictures as wanted, of pixels and each encoder."""
     chosen = pick_device(device)
     keep_freed_memory()
     pictures = split_pictures(split, description)
-    yield "raw pixels", pixel_features(pictures.array)
+    yield "raw pixels", pixel_features, pictures.array
     for name, build in encoders.items():
         try:
             encoder, own = build()
@@ -222,7 +248,7 @@ def _features(
         levels = own.get("levels", 1)
         if encoder.levels < levels:  # a baseline made for this run has one: it gets as many
             encoder = widen(encoder, levels, array[~split.test])
-        yield name, embed_pictures(encoder, array, device=chosen)
+        yield name, partial(embed_pictures, encoder, device=chosen), array
 
 
 def _own_classifier(

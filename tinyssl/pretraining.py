@@ -46,7 +46,7 @@ from tinyssl.run_folder import RunFolder
 from tinyssl.signals import stop_signal
 from tinyssl.sources import duplicates_csv, read_pictures, with_sources
 from tinyssl.train import Batches, Hooks, Progress, TakeStep, fit, start_bank, train_step
-from tinyssl.watch import VIEWED, collapse_warning, watch, watched_rows
+from tinyssl.watch import collapse_warning, two_views, watch, watched_rows
 from tinyssl.weights import save_encoder
 
 RESULT_COLUMNS = [
@@ -336,17 +336,9 @@ class Run:
         return embed_pictures(self.method.encoder, pictures, device=self.device, finite=False)
 
     def _embed_views(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Features of two views of some pictures, the same ones at every look."""
-        array = self.pictures.array
-        sample = torch.from_numpy(array[watched_rows(len(array), VIEWED)])
         augment = augment_from(self.recipe)  # the run's own may be recorded for its batches
-        most = np.iinfo(array.dtype).max
-
-        def views(stream: int) -> NDArray[Any]:
-            made = augment(sample, generator_for(self.recipe.run.seed, 0, stream))
-            return (made * most).round().permute(0, 2, 3, 1).numpy().astype(array.dtype)
-
-        return self._embed(views(5)), self._embed(views(6))
+        first, second = two_views(self.pictures.array, augment, self.recipe.run.seed)
+        return self._embed(first), self._embed(second)
 
     def _log_epoch(self, row: dict[str, Any]) -> None:
         self.folder.log_epoch(row, RESULT_COLUMNS)

@@ -136,6 +136,7 @@ def _run_context(facts: RunFacts, pictures: int | None, card: model_card.Card) -
         "measures": list(dict.fromkeys(m for e in encoders for m in e.scores)),
         "score_chart": score_chart(encoders, _own_first(encoders)) if encoders else None,
         "draws": _draws(facts.result),
+        "viewed": bool(encoders) and all(e.retrieval is not None for e in encoders),
         **_label_curve(facts.result),
         "charts": run_charts([facts]),
         "duration": duration(facts.seconds),

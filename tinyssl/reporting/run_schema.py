@@ -43,6 +43,7 @@ class _Encoder(_Part):
     linear: _Judged = _Judged()
     few_shot: dict[str, _Shots] = {}
     rankme: float | None = None
+    retrieval: float | None = None
 
 
 class _Classifier(_Part):

@@ -51,6 +51,7 @@ class Judged:
     name: str
     scores: dict[str, Score]
     rankme: float | None
+    retrieval: float | None = None
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Verdict:
 def judged(result: Mapping[str, Any]) -> list[Judged]:
     """The encoders of `eval.json`, the run's own last."""
     return [
-        Judged(name, _scores(found), found.get("rankme"))
+        Judged(name, _scores(found), found.get("rankme"), found.get("retrieval"))
         for name, found in result.get("encoders", {}).items()
     ]
 
