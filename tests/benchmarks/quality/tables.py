@@ -73,6 +73,36 @@ def means_of(cells: Sequence[Mapping[str, Any]]) -> list[Row]:
     return sorted(rows, key=lambda row: -row["10-shot, all"])
 
 
+def changes_of(cells: Sequence[Mapping[str, Any]], of: str = "tinyssl") -> list[Row]:
+    """Mean over the sets minus that of the method `of`, seed by seed, for its own variants."""
+    found: dict[str, dict[int, dict[str, dict[str, float]]]] = {}
+    for cell in cells:
+        name, method, budget = _key(cell)
+        if cell["settings"]["kind"] == of and budget == 1:
+            found.setdefault(method, {}).setdefault(cell["cell"]["seed"], {})[name] = scores_of(
+                cell
+            )
+    base = found.pop(of, {})
+    rows = []
+    for method, seeds in found.items():
+        whole = [seed for seed in seeds if seed in base and set(seeds[seed]) == set(base[seed])]
+        if not whole:
+            continue
+        row: Row = {"set": f"minus {of}", "method": method, "budget": 1, "seeds": len(whole)}
+        for column in COLUMNS:
+            told = interval(
+                [
+                    float(
+                        np.mean([v[column] - base[s][name][column] for name, v in seeds[s].items()])
+                    )
+                    for s in whole
+                ]
+            )
+            row[column], row[f"{column} ±"] = told.mean, told.half_width
+        rows.append(row)
+    return sorted(rows, key=lambda row: -row["10-shot, all"])
+
+
 def _key(cell: Mapping[str, Any]) -> Key:
     about = cell["cell"]
     return about["set"], about["method"], about["budget"]
@@ -140,7 +170,7 @@ def main() -> None:
     folder = parser.parse_args().results
     cells = [json.loads(path.read_text()) for path in sorted(folder.glob("*-s*.json"))]
     rows = rows_of(cells)
-    told = markdown([*means_of(cells), *rows])
+    told = markdown([*means_of(cells), *changes_of(cells), *rows])
     write_text(folder / "table.md", told)
     write_text(folder / "table.csv", as_csv(rows))
     for name in dict.fromkeys(row["set"] for row in rows):
