@@ -66,8 +66,7 @@ def means_of(cells: Sequence[Mapping[str, Any]]) -> list[Row]:
             continue
         row: Row = {"set": "mean", "method": method, "budget": budget, "seeds": len(whole)}
         for column in COLUMNS:
-            means = [float(np.mean([s[column] for s in scores.values()])) for scores in whole]
-            told = interval(means)
+            told = interval([_mean(scores, column) for scores in whole])
             row[column], row[f"{column} ±"] = told.mean, told.half_width
         rows.append(row)
     return sorted(rows, key=lambda row: -row["10-shot, all"])
@@ -79,28 +78,24 @@ def changes_of(cells: Sequence[Mapping[str, Any]], of: str = "tinyssl") -> list[
     for cell in cells:
         name, method, budget = _key(cell)
         if cell["settings"]["kind"] == of and budget == 1:
-            found.setdefault(method, {}).setdefault(cell["cell"]["seed"], {})[name] = scores_of(
-                cell
-            )
+            seeds = found.setdefault(method, {})
+            seeds.setdefault(cell["cell"]["seed"], {})[name] = scores_of(cell)
     base = found.pop(of, {})
     rows = []
     for method, seeds in found.items():
-        whole = [seed for seed in seeds if seed in base and set(seeds[seed]) == set(base[seed])]
+        whole = [s for s in seeds if s in base and set(seeds[s]) == set(base[s])]
         if not whole:
             continue
         row: Row = {"set": f"minus {of}", "method": method, "budget": 1, "seeds": len(whole)}
         for column in COLUMNS:
-            told = interval(
-                [
-                    float(
-                        np.mean([v[column] - base[s][name][column] for name, v in seeds[s].items()])
-                    )
-                    for s in whole
-                ]
-            )
+            told = interval([_mean(seeds[s], column) - _mean(base[s], column) for s in whole])
             row[column], row[f"{column} ±"] = told.mean, told.half_width
         rows.append(row)
     return sorted(rows, key=lambda row: -row["10-shot, all"])
+
+
+def _mean(by_set: Mapping[str, Mapping[str, float]], column: str) -> float:
+    return float(np.mean([scores[column] for scores in by_set.values()]))
 
 
 def _key(cell: Mapping[str, Any]) -> Key:
