@@ -66,14 +66,15 @@ def means_of(cells: Sequence[Mapping[str, Any]]) -> list[Row]:
             continue
         row: Row = {"set": "mean", "method": method, "budget": budget, "seeds": len(whole)}
         for column in COLUMNS:
-            told = interval([_mean(scores, column) for scores in whole])
+            means = [float(np.mean([s[column] for s in scores.values()])) for scores in whole]
+            told = interval(means)
             row[column], row[f"{column} ±"] = told.mean, told.half_width
         rows.append(row)
     return sorted(rows, key=lambda row: -row["10-shot, all"])
 
 
 def changes_of(cells: Sequence[Mapping[str, Any]], of: str = "tinyssl") -> list[Row]:
-    """Mean over the sets minus that of the method `of`, seed by seed, for its own variants."""
+    """Mean over the variants' sets minus that of the method `of` on these, seed by seed."""
     found: dict[str, dict[int, dict[str, dict[str, float]]]] = {}
     for cell in cells:
         name, method, budget = _key(cell)
@@ -81,21 +82,22 @@ def changes_of(cells: Sequence[Mapping[str, Any]], of: str = "tinyssl") -> list[
             seeds = found.setdefault(method, {})
             seeds.setdefault(cell["cell"]["seed"], {})[name] = scores_of(cell)
     base = found.pop(of, {})
+    sets = {name for seeds in found.values() for scores in seeds.values() for name in scores}
     rows = []
     for method, seeds in found.items():
-        whole = [s for s in seeds if s in base and set(seeds[s]) == set(base[s])]
+        whole = [s for s in seeds if sets == set(seeds[s]) and sets <= set(base.get(s, {}))]
         if not whole:
             continue
         row: Row = {"set": f"minus {of}", "method": method, "budget": 1, "seeds": len(whole)}
         for column in COLUMNS:
-            told = interval([_mean(seeds[s], column) - _mean(base[s], column) for s in whole])
+            changes = [
+                np.mean([seeds[s][name][column] - base[s][name][column] for name in sets])
+                for s in whole
+            ]
+            told = interval([float(change) for change in changes])
             row[column], row[f"{column} ±"] = told.mean, told.half_width
         rows.append(row)
     return sorted(rows, key=lambda row: -row["10-shot, all"])
-
-
-def _mean(by_set: Mapping[str, Mapping[str, float]], column: str) -> float:
-    return float(np.mean([scores[column] for scores in by_set.values()]))
 
 
 def _key(cell: Mapping[str, Any]) -> Key:
