@@ -170,8 +170,10 @@ def main() -> None:
     told = markdown([*means_of(cells), *changes_of(cells), *rows])
     write_text(folder / "table.md", told)
     write_text(folder / "table.csv", as_csv(rows))
-    for name in dict.fromkeys(row["set"] for row in rows):
-        plot(rows, name, folder / f"{name}.png")
+    variants = {cell["cell"]["method"] for cell in cells if "as" in cell["settings"]}
+    plotted = [row for row in rows if row["method"] not in variants]
+    for name in dict.fromkeys(row["set"] for row in plotted):
+        plot(plotted, name, folder / f"{name}.png")
     print(told)
 
 
