@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from tinyssl.augment import Augment
-from tinyssl.watch import VIEWED, collapse_warning, label_free, two_views, watch, watched_rows
+from tinyssl.views import two_views
+from tinyssl.watch import VIEWED, collapse_warning, label_free, watch, watched_rows
 
 PLAIN = Augment(12, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), hflip=0, jitter=0, grayscale=0)
 

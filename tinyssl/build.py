@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from tinyssl import distributed
 from tinyssl.augment import PRESETS, Augment
 from tinyssl.bank import MemoryBank
 from tinyssl.budget import epochs_for, negatives_for
-from tinyssl.config import Recipe, Views
+from tinyssl.config import Recipe, Views, load_recipe
 from tinyssl.console import log
 from tinyssl.data import Pictures
 from tinyssl.device import use_bf16
@@ -61,6 +62,18 @@ def build_encoder(recipe: Recipe, pictures: Pictures) -> Encoder:
 def augment_from(recipe: Recipe, dtype: torch.dtype = torch.float32) -> Augment:
     """The batched augmentation of a recipe; a GPU's views are of `dtype`."""
     return augment_of(recipe.augment, recipe.augment.view_size, dtype)
+
+
+def augment_of_run(run: str | Path) -> Augment | None:
+    """How a run's views were made; None where a user's pipeline made them or it cannot be told.
+
+    A run may have been handed on without its recipe, or be a fine-tuned one.
+    """
+    try:
+        recipe = load_recipe(Path(run) / "recipe.yaml")
+    except UsageError:
+        return None
+    return augment_from(recipe) if recipe.augment.pipeline is None else None
 
 
 def augment_of(section: Views, view_size: int, dtype: torch.dtype = torch.float32) -> Augment:

@@ -15,10 +15,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from tinyssl import __version__
-from tinyssl.augment import Augment
-from tinyssl.build import augment_from
+from tinyssl.build import augment_of_run
 from tinyssl.classifier import load_classifier
-from tinyssl.config import load_recipe
 from tinyssl.console import log, progress
 from tinyssl.curve_lines import Points
 from tinyssl.curve_plot import plot_curve
@@ -30,7 +28,7 @@ from tinyssl.label_curve import CurveWishes, label_curve
 from tinyssl.labeled import used_digests
 from tinyssl.labeled_split import LabeledSplit, read_split, split_pictures
 from tinyssl.scoring import evaluate_features, pixel_features, retrieval, scores
-from tinyssl.watch import two_views
+from tinyssl.views import two_views
 from tinyssl.weights import WEIGHTS, load_encoder, load_weights, random_like, read_description
 
 SHOTS = (1, 5, 10, 20)
@@ -85,7 +83,7 @@ def evaluate(
     split, recorded = read_split(train, test, labels, seed, target.parent)
     encoders = _encoders(run, description, baselines, seed)
     result = _header(run, split, recorded, seed)
-    augment = _augmentation(run)
+    augment = augment_of_run(run)
     with progress("judging", 1 + len(encoders), "encoders") as advance:
         for name, embed, pictures in _embedders(encoders, split, description, device):
             features = embed(pictures)
@@ -137,18 +135,6 @@ def _judge(features: NDArray[Any], split: LabeledSplit, draws: int, seed: int) -
     )
 
 
-def _augmentation(run: str | Path) -> Augment | None:
-    """How the run's views were made; None where a user's pipeline made them or it cannot be told.
-
-    A run that was handed on without its recipe, or fine-tuned, is judged by the other scores.
-    """
-    try:
-        recipe = load_recipe(Path(run) / "recipe.yaml")
-    except UsageError:
-        return None
-    return augment_from(recipe) if recipe.augment.pipeline is None else None
-
-
 def table(result: dict[str, Any], title: str = "Balanced accuracy, %") -> Table:
     """The scores of `evaluate` as a table of balanced accuracies in percent."""
     shown = Table(
@@ -161,7 +147,7 @@ def table(result: dict[str, Any], title: str = "Balanced accuracy, %") -> Table:
     )
     shown.add_column("", overflow="fold")
     viewed = all("retrieval" in found for found in result["encoders"].values())
-    label_free = ("RankMe", "retrieval") if viewed else ("RankMe",)
+    label_free = ("RankMe", "views") if viewed else ("RankMe",)
     for column in ("k-NN", "linear", "1-shot", "5-shot", "10-shot", "20-shot", *label_free):
         shown.add_column(column, justify="right", no_wrap=True)
     for name, found in result["encoders"].items():
@@ -180,6 +166,10 @@ def table(result: dict[str, Any], title: str = "Balanced accuracy, %") -> Table:
         f"test pictures ({counts.min():,} to {counts.max():,} a class).\n"
         f"Shots: mean and 95 % interval of {shots[0]['draws']} draws, seed {result['seed']}."
     )
+    if viewed:
+        shown.caption += (
+            "\nviews: % of augmented views whose nearest other view is of the same picture."
+        )
     if "classifier" in result:
         accuracy = 100 * result["classifier"]["balanced_accuracy"]
         shown.caption += f"\nThe run's own classifier: {accuracy:.1f} on the test pictures."

@@ -46,7 +46,8 @@ from tinyssl.run_folder import RunFolder
 from tinyssl.signals import stop_signal
 from tinyssl.sources import duplicates_csv, read_pictures, with_sources
 from tinyssl.train import Batches, Hooks, Progress, TakeStep, fit, start_bank, train_step
-from tinyssl.watch import collapse_warning, two_views, watch, watched_rows
+from tinyssl.views import two_views
+from tinyssl.watch import collapse_warning, watch, watched_rows
 from tinyssl.weights import save_encoder
 
 RESULT_COLUMNS = [

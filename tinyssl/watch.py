@@ -6,11 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from tinyssl.augment import Augment
-from tinyssl.loader import generator_for
 from tinyssl.scoring import knn_loo_score, mean_cosine, rankme, retrieval
 
 _ROWS = 2000
@@ -23,29 +20,6 @@ _HIGH_COSINE = 0.95
 def watched_rows(pictures: int, most: int = _ROWS) -> NDArray[np.int64]:
     """At most `most` evenly spaced picture numbers: the same ones at every look."""
     return np.unique(np.linspace(0, pictures - 1, min(pictures, most)).astype(np.int64))
-
-
-def two_views(
-    pictures: NDArray[Any], augment: Augment, seed: int
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Two views of each of some pictures, the same ones at every look.
-
-    Args:
-        pictures: (n, h, w, c) uint8 or uint16; at most `VIEWED`, evenly spaced, are taken.
-        augment: makes views of s pixels a side.
-        seed: of the draws.
-
-    Returns:
-        Two arrays (m, s, s, c) of the pictures' dtype, in the same order.
-    """
-    sample = torch.from_numpy(pictures[watched_rows(len(pictures), VIEWED)])
-    most = np.iinfo(pictures.dtype).max
-
-    def views(stream: int) -> NDArray[Any]:
-        made = augment(sample, generator_for(seed, 0, stream))
-        return (made * most).round().permute(0, 2, 3, 1).numpy().astype(pictures.dtype)
-
-    return views(5), views(6)
 
 
 def label_free(features: NDArray[Any], bank: NDArray[Any]) -> dict[str, float]:
