@@ -15,6 +15,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from tinyssl import __version__
+from tinyssl.augment import Augment
 from tinyssl.build import augment_of_run
 from tinyssl.classifier import load_classifier
 from tinyssl.console import log, progress
@@ -87,10 +88,8 @@ def evaluate(
     with progress("judging", 1 + len(encoders), "encoders") as advance:
         for name, embed, pictures in _embedders(encoders, split, description, device):
             features = embed(pictures)
-            found = result["encoders"][name] = _judge(features, split, draws, seed)
-            if augment is not None:
-                views = two_views(pictures[split.test], augment, seed)
-                found["retrieval"] = retrieval(*map(embed, views))
+            found = _judge(features, split, draws, seed)
+            result["encoders"][name] = found | _viewed(embed, pictures[split.test], augment, seed)
             advance(1)
     own = _own_classifier(run, split, description, features)
     if own is not None:
@@ -133,6 +132,15 @@ def _judge(features: NDArray[Any], split: LabeledSplit, draws: int, seed: int) -
         draws=draws,
         seed=seed,
     )
+
+
+def _viewed(
+    embed: Embed, pictures: NDArray[Any], augment: Augment | None, seed: int
+) -> dict[str, float]:
+    """The score of two views of each of some pictures, where it is known how to make them."""
+    if augment is None:
+        return {}
+    return {"retrieval": retrieval(*map(embed, two_views(pictures, augment, seed)))}
 
 
 def table(result: dict[str, Any], title: str = "Balanced accuracy, %") -> Table:
