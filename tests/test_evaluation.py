@@ -80,7 +80,7 @@ def test_views_are_looked_at_where_the_run_says_how_it_made_them(
     lines = shown(found)
     assert len(lines) == len(shown(unknown)) + 1
     assert lines[1].endswith(" RankMe views")
-    assert lines[-1].startswith("views: % of augmented views")
+    assert lines[-1].startswith("views: % of views")
     assert max(map(len, lines)) <= 80
     own, untrained = (found["encoders"][k] for k in ("pretrained", "random weights"))
     assert own["retrieval"] == untrained["retrieval"]

@@ -175,9 +175,7 @@ def table(result: dict[str, Any], title: str = "Balanced accuracy, %") -> Table:
         f"Shots: mean and 95 % interval of {shots[0]['draws']} draws, seed {result['seed']}."
     )
     if viewed:
-        shown.caption += (
-            "\nviews: % of augmented views whose nearest other view is of the same picture."
-        )
+        shown.caption += "\nviews: % of views whose nearest other view is of the same picture."
     if "classifier" in result:
         accuracy = 100 * result["classifier"]["balanced_accuracy"]
         shown.caption += f"\nThe run's own classifier: {accuracy:.1f} on the test pictures."
