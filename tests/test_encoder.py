@@ -183,3 +183,25 @@ def test_features_that_do_not_vary_stay_small() -> None:
     shown = np.repeat(pictures(1), 8, axis=0)
     features = embed_pictures(widen(create_encoder("resnet18", seed=0), "all", shown), shown)
     assert np.abs(features).max() < 1
+
+
+@pytest.mark.parametrize("name", list(BACKBONES))
+def test_quiet_residuals_start_as_the_identity_and_learn(name: str) -> None:
+    encoder = create_encoder(name, residuals="zero", seed=0).eval()
+    blocks = [b for b in encoder.backbone.modules() if getattr(b, "has_skip", False)]
+    seen = []
+    for block in blocks:
+        block.register_forward_hook(
+            lambda _, given, out: seen.append(torch.equal(given[0], out))  # type: ignore[arg-type]
+        )
+    encoder(torch.rand(2, 3, 64, 64)).square().sum().backward()
+    assert all(seen) and len(seen) == len(blocks) and (blocks or name == "resnet18")
+    scales = [p for p in encoder.parameters() if p.ndim == 1 and not p.any() and p.grad is not None]
+    moved = [p for p in scales if p.grad is not None and p.grad.abs().sum() > 0]
+    assert len(moved) >= len(blocks)
+
+
+def test_pretrained_weights_and_timms_own_start_keep_their_residuals() -> None:
+    encoder = create_encoder("mobilenetv3-small", seed=0)
+    norms = [m for m in encoder.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert all(norm.weight.eq(1).all() for norm in norms)

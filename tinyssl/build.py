@@ -53,7 +53,8 @@ def build_encoder(recipe: Recipe, pictures: Pictures) -> Encoder:
         return create_encoder(section.name, pretrained=True, **common)
     if section.init == "random":
         mean, std = pictures.statistics()
-        return create_encoder(section.name, mean=mean, std=std, **common)
+        start = section.residuals
+        return create_encoder(section.name, mean=mean, std=std, residuals=start, **common)
     encoder = create_encoder(section.name, **common)
     log.info(load_weights(encoder, section.init))
     return encoder

@@ -117,6 +117,9 @@ class Encoder(Section):
         "standard", description="small: stride 1, for pictures of 64 pixels and less"
     )
     init: str = Field("random", description="random, pretrained (timm's hub) or a path")
+    residuals: Literal["zero", "timm"] = Field(
+        "zero", description="zero: random blocks with a skip start as the identity"
+    )
     batch_norm: Literal["train", "frozen", "synced"] = Field(
         "train", description="frozen: keep the start's statistics; synced: over all processes"
     )

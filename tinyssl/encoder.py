@@ -102,6 +102,7 @@ def create_encoder(
     seed: int | None = None,
     pretrained: bool = False,
     levels: int = 1,
+    residuals: Literal["timm", "zero"] = "timm",
 ) -> Encoder:
     """Builds an encoder from a short name of `BACKBONES` or any timm model name.
 
@@ -115,6 +116,8 @@ def create_encoder(
         seed: of the random weights; the global generator is left as it was.
         pretrained: takes timm's weights from its hub.
         levels: of features, see `Encoder`.
+        residuals: `zero` starts blocks with a skip as the identity, see `quiet_residuals`; not
+            those of pretrained weights.
 
     Raises:
         UsageError: unknown name, channels outside 1 to 4, no small stem for this model, or too
@@ -129,6 +132,8 @@ def create_encoder(
         _shrink_stem(backbone, timm_name, seed)
     elif stem != "standard":
         raise UsageError(f"encoder.stem: got {stem!r}, allowed are standard and small")
+    if residuals == "zero" and not pretrained:
+        quiet_residuals(backbone)
     own_mean, own_std = _timm_statistics(backbone, channels)
     return Encoder(
         backbone,
@@ -325,6 +330,20 @@ def _shrink_stem(backbone: Any, timm_name: str, seed: int | None) -> None:
             f"encoder.stem=small is made for ResNets and MobileNets, not for {timm_name}; "
             "use encoder.stem=standard"
         )
+
+
+def quiet_residuals(backbone: nn.Module) -> None:
+    """Sets the scale of the last batch norm to 0 in every block with a skip of a MobileNet.
+
+    The block then starts as the identity (Goyal et al., arXiv:1706.02677, section 5.1). timm
+    starts ResNets so, MobileNets and EfficientNets not. A norm with an activation of its own
+    stays: at 0 that might let no gradient through.
+    """
+    for block in backbone.modules():
+        if getattr(block, "has_skip", False):
+            norm = [part for part in block.modules() if isinstance(part, nn.BatchNorm2d)][-1]
+            if isinstance(getattr(norm, "act", None), nn.Identity):
+                nn.init.zeros_(norm.weight)
 
 
 def _timm_statistics(backbone: nn.Module, channels: int) -> tuple[list[float], list[float]]:

@@ -330,6 +330,7 @@ def _encoder(job: Job, pictures: Pictures) -> Encoder:
         mean=mean,
         std=std,
         seed=job.seed,
+        residuals=section.residuals,
     )
 
 
