@@ -368,3 +368,15 @@ def test_signals_end_the_command_politely(
     assert f"tinyssl pretrain --resume --out {out}" in told
     assert "Traceback" not in told
     assert load_checkpoint(out / "checkpoints" / "last.pt")["progress"]["step"] > 0
+
+
+@pytest.mark.parametrize(("residuals", "quiet"), [("zero", True), ("timm", False)])
+def test_a_run_starts_as_its_recipe_says(
+    picture_folder: Folder, tmp_path: Path, residuals: str, quiet: bool
+) -> None:
+    settings = last_wins([*QUICK, "run.epochs=1", f"encoder.residuals={residuals}"])
+    run = pretrain(picture_folder(), out=tmp_path / "run", overrides=settings)
+    start = load_checkpoint(run / "checkpoints" / "last.pt")["start"]
+    scales = [value for key, value in start.items() if key.endswith("bn3.weight")]
+    assert scales
+    assert any(not scale.any() for scale in scales) == quiet
