@@ -157,7 +157,7 @@ class _Bench:
     def _approach(self, method: str, rows: Rows, labels: Rows, seed: int) -> Approach:
         encoder, features = self.encoder, self.features[rows]
         if method == "scratch":
-            encoder = random_like(self.description, seed)
+            encoder = random_like(self.description, seed, "zero")
             features = embed_pictures(encoder, self.array[rows], device=self.device)
         linear = Linear(encoder, features, labels, _strength(features, labels, seed))
         if method == "linear":

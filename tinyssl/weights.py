@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors
 from safetensors.torch import load_file, save
@@ -146,8 +146,13 @@ def load_encoder(folder: str | Path) -> tuple[Encoder, dict[str, Any]]:
     return encoder.eval(), description
 
 
-def random_like(description: Mapping[str, Any], seed: int) -> Encoder:
-    """The network and normalization of an encoder's description, with random weights; one level."""
+def random_like(
+    description: Mapping[str, Any], seed: int, residuals: Literal["timm", "zero"] = "timm"
+) -> Encoder:
+    """The network and normalization of an encoder's description, with random weights; one level.
+
+    `residuals` as in `create_encoder`: `zero` for weights that will be trained.
+    """
     return create_encoder(
         description["name"],
         channels=description["channels"],
@@ -155,6 +160,7 @@ def random_like(description: Mapping[str, Any], seed: int) -> Encoder:
         mean=description["mean"],
         std=description["std"],
         seed=seed,
+        residuals=residuals,
     )
 
 
