@@ -206,7 +206,20 @@ def test_quiet_residuals_start_as_the_identity_and_learn(name: str) -> None:
         assert last.weight.grad.any()
 
 
-def test_pretrained_weights_and_timms_own_start_keep_their_residuals() -> None:
-    encoder = create_encoder("mobilenetv3-small", seed=0)
+@pytest.mark.parametrize("settings", [{}, {"pretrained": True, "residuals": "zero"}])
+def test_timms_own_start_and_pretrained_weights_keep_their_residuals(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = timm.create_model
+    monkeypatch.setattr(
+        timm, "create_model", lambda *a, **k: create(*a, **{**k, "pretrained": False})
+    )
+    encoder = create_encoder("mobilenetv3-small", seed=0, **settings)
     norms = [m for m in encoder.modules() if isinstance(m, nn.BatchNorm2d)]
     assert all(norm.weight.eq(1).all() for norm in norms)
+
+
+def test_blocks_with_other_norms_stay_as_they_are() -> None:
+    plain = create_encoder("efficientnet_b0_gn", seed=0).state_dict()
+    same = create_encoder("efficientnet_b0_gn", seed=0, residuals="zero").state_dict()
+    assert all(torch.equal(plain[key], same[key]) for key in plain)

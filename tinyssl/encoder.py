@@ -17,6 +17,7 @@ import numpy as np
 import timm
 import torch
 from numpy.typing import NDArray
+from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 
 from tinyssl.errors import JobError, UsageError
@@ -336,14 +337,14 @@ def quiet_residuals(backbone: nn.Module) -> None:
     """Sets the scale of the last batch norm to 0 in every block with a skip of a MobileNet.
 
     The block then starts as the identity (Goyal et al., arXiv:1706.02677, section 5.1). timm
-    starts ResNets so, MobileNets and EfficientNets not. A norm with an activation of its own
-    stays: at 0 that might let no gradient through.
+    starts ResNets so, MobileNets and EfficientNets not. Blocks with other norms stay as they are,
+    and so do those whose last norm has an activation: at 0 that might let no gradient through.
     """
     for block in backbone.modules():
         if getattr(block, "has_skip", False):
-            norm = [part for part in block.modules() if isinstance(part, nn.BatchNorm2d)][-1]
-            if isinstance(getattr(norm, "act", None), nn.Identity):
-                nn.init.zeros_(norm.weight)
+            norms = [part for part in block.modules() if isinstance(part, BatchNormAct2d)]
+            if norms and isinstance(norms[-1].act, nn.Identity):
+                nn.init.zeros_(norms[-1].weight)
 
 
 def _timm_statistics(backbone: nn.Module, channels: int) -> tuple[list[float], list[float]]:

@@ -195,10 +195,17 @@ class Study:
 
 
 def _load(file: Path) -> dict[str, Any]:
-    """A study's YAML on top of the one beside it that it names as `base`."""
+    """A study's YAML on top of the one beside it that it names as `base`.
+
+    Methods that are a list of names are the base's.
+    """
     values: dict[str, Any] = yaml.safe_load(file.read_text())
-    base = values.pop("base", None)
-    return values if base is None else _load(file.with_name(base)) | values
+    if "base" not in values:
+        return values
+    base = _load(file.with_name(values.pop("base")))
+    if isinstance(values.get("methods"), list):
+        values["methods"] = {name: base["methods"][name] for name in values["methods"]}
+    return base | values
 
 
 def _read(path: Path) -> Any:
