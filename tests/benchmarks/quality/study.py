@@ -8,8 +8,8 @@ test/CLASS/), methods, seeds and budgets. Every cell is a JSON file; those that 
 run again, so a study can stop and go on. A budget is a share of the study's views. Before anything
 else, and with nothing beside it, the seconds of a step are measured for every method on every set
 (costs.json); other methods then take as many steps as fill the time that the method `like` takes.
-`--tune` tries each method's grid, judged on the training pictures of the first set only, and writes
-every try to tuned.json; cells take the best.
+`--tune` tries each method's grid, judged on the training pictures of the sets in `tune_sets` only,
+and writes every try to tuned.json; cells take the best.
 """
 
 import argparse
@@ -141,16 +141,18 @@ class Study:
         return scores
 
     def tune(self, method: str, values: Mapping[str, Any]) -> float | None:
-        """Leave-one-out k-NN of one point of a grid on the first set's training pictures, in %."""
-        split = self.split(self.values["sets"][0])
-        budget = self.values["tune_budget"]
-        cell = Cell(self.values["sets"][0], method, self.values["seeds"][0], budget)
-        try:
-            made = self._make(cell, split, self._settings(method) | values)
-        except FloatingPointError:
-            return None
-        features, labels = made.features[~split.test], split.labels[~split.test]
-        return 100 * knn_loo_score(features, labels, k=choose_k(features, labels))
+        """Leave-one-out k-NN of one point of a grid on training pictures, mean of sets, in %."""
+        scores = []
+        for name in self.values["tune_sets"]:
+            split = self.split(name)
+            cell = Cell(name, method, self.values["seeds"][0], self.values["tune_budget"])
+            try:
+                made = self._make(cell, split, self._settings(method) | values)
+            except FloatingPointError:
+                return None
+            features, labels = made.features[~split.test], split.labels[~split.test]
+            scores.append(knn_loo_score(features, labels, k=choose_k(features, labels)))
+        return 100 * sum(scores) / len(scores)
 
     def keep(self, method: str, values: dict[str, Any], score: float | None) -> None:
         """Writes what was tried for a method."""
