@@ -143,6 +143,7 @@ def _time_torch(
     encoder = create_encoder(
         manifest["encoder"]["name"], channels=taken["channels"], stem=manifest["encoder"]["stem"],
         levels=manifest["encoder"].get("levels", 1),
+        components=manifest["encoder"].get("components", 0),
     )  # fmt: skip
     deployed = Deployed(encoder, getattr(torch, taken["dtype"]), unit=True).eval()
     shape = (batch, taken["size"], taken["size"], taken["channels"])

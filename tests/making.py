@@ -25,7 +25,7 @@ class FinishedDemo:
 
 
 def make_run(folder: Path, name: str, rule: str = "crop", **changes: Any) -> Path:
-    """A run of an encoder of all levels whose batch norms have seen some data."""
+    """A run of an encoder of components of all levels whose batch norms have seen some data."""
     folder.mkdir(parents=True)
     encoder = create_encoder(name, seed=0, **changes)
     seen = torch.rand(32, encoder.channels, 48, 48, generator=torch.Generator().manual_seed(0)) / 2
@@ -34,7 +34,8 @@ def make_run(folder: Path, name: str, rule: str = "crop", **changes: Any) -> Pat
         for _ in range(20):
             encoder.train()(seen)
     pictures = (seen * 255).byte().permute(0, 2, 3, 1).numpy()
-    save_encoder(widen(encoder.eval(), "all", pictures), folder, image_size=48, resize=rule)
+    wide = widen(encoder.eval(), "all", pictures, components=16, whitening=0.25)
+    save_encoder(wide, folder, image_size=48, resize=rule)
     return folder
 
 

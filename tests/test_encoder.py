@@ -8,6 +8,7 @@ import timm
 import torch
 from torch import nn
 
+from tinyssl.components import principal, standard
 from tinyssl.encoder import (
     BACKBONES,
     count_levels,
@@ -178,6 +179,25 @@ def test_one_level_is_the_encoder_itself() -> None:
 def test_levels_that_are_not_there(levels: int) -> None:
     with pytest.raises(UsageError, match="resnet18 has 1 to 5, or all"):
         widen(create_encoder("resnet18"), levels, pictures())
+
+
+@pytest.mark.parametrize("levels", [1, "all"])
+def test_components_are_a_projection_of_the_levels(levels: Any) -> None:
+    shown = np.random.default_rng(1).integers(0, 256, (12, 64, 64, 3), dtype=np.uint8)
+    encoder = create_encoder("mobilenetv3-small", seed=0).eval()
+    wide = embed_pictures(widen(encoder, levels, shown), shown)
+    if levels == 1:
+        centre, scale = standard(wide, [wide.shape[1]])
+        wide = (wide - centre) * scale
+    made = widen(encoder, levels, shown, components=5, whitening=0.25)
+    assert made.width == made.components == 5
+    found = embed_pictures(made, shown)
+    np.testing.assert_allclose(found, wide @ principal(wide, 5, 0.25), rtol=1e-3, atol=1e-4)
+
+
+def test_components_are_fewer_than_pictures() -> None:
+    shown = pictures(4)
+    assert widen(create_encoder("resnet18", seed=0).eval(), 2, shown, 256, 0.25).width == 3
 
 
 def test_features_that_do_not_vary_stay_small() -> None:

@@ -126,6 +126,12 @@ class Encoder(Section):
     levels: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
         1, description="of features, from the last stage back: what the saved encoder gives"
     )
+    components: Annotated[int, Field(ge=0, le=1 << 16)] = Field(
+        0, description="principal components that the saved encoder gives; 0: all features"
+    )
+    whitening: Annotated[float, Field(ge=0, le=0.5)] = Field(
+        0.25, description="of the components: divided by their variance to this power"
+    )
     blend: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="final weights = (1 - blend) * start + blend * end (arXiv:2109.01903)"
     )

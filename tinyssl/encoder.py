@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 
+from tinyssl.components import principal, standard
 from tinyssl.errors import JobError, UsageError
 
 BACKBONES: Mapping[str, str] = {
@@ -42,6 +43,7 @@ class Encoder(nn.Module):
         mean: (c,) subtracted from pictures.
         std: (c,) that they are divided by.
         levels: how many, from the last one back; several are standardized, see `widen`.
+        components: width of a projection of them, see `widen`; 0: none.
 
     Attributes:
         channels: c.
@@ -55,37 +57,44 @@ class Encoder(nn.Module):
     std: Tensor
     centre: Tensor
     scale: Tensor
+    projection: Tensor
 
     def __init__(
         self, backbone: nn.Module, *, name: str, stem: str, mean: Tensor, std: Tensor,
-        levels: int = 1,
+        levels: int = 1, components: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
         self.name = name
         self.stem = stem
         self.channels = len(mean)
         self.backbone = backbone
-        self.levels = levels
+        self.levels, self.components = levels, components
         self.level_widths = _level_widths(backbone, name, levels)
-        self.width = sum(self.level_widths)
+        whole = sum(self.level_widths)
+        self.width = components or whole
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
-        if levels > 1:
-            self.register_buffer("centre", torch.zeros(self.width))
-            self.register_buffer("scale", torch.ones(self.width))
+        if levels > 1 or components:
+            self.register_buffer("centre", torch.zeros(whole))
+            self.register_buffer("scale", torch.ones(whole))
+        if components:
+            self.register_buffer("projection", torch.zeros(whole, components))
 
     def forward(self, pictures: Tensor) -> Tensor:
         """(b, c, h, w) floats in [0, 1] to (b, width)."""
         mean, std = self.mean.view(-1, 1, 1), self.std.view(-1, 1, 1)
         normalized = (pictures - mean) / std
-        if self.levels == 1:
-            features: Tensor = self.backbone(normalized)
-            return features
-        return (self._pooled(normalized) - self.centre) * self.scale
+        features = self._pooled(normalized)
+        if self.levels > 1 or self.components:
+            features = (features.float() - self.centre) * self.scale
+        return features @ self.projection if self.components else features
 
     def _pooled(self, normalized: Tensor) -> Tensor:
         """Every level, as it is, one after the other."""
         backbone: Any = self.backbone
+        if self.levels == 1:
+            features: Tensor = backbone(normalized)
+            return features
         last, maps = backbone.forward_intermediates(normalized)
         stages = maps[:-1] if _ends_in_its_last_stage(backbone) else maps
         # In float32: means of many values whose differences between pictures are small.
@@ -103,6 +112,7 @@ def create_encoder(
     seed: int | None = None,
     pretrained: bool = False,
     levels: int = 1,
+    components: int = 0,
     residuals: Literal["timm", "zero"] = "timm",
 ) -> Encoder:
     """Builds an encoder from a short name of `BACKBONES` or any timm model name.
@@ -117,6 +127,7 @@ def create_encoder(
         seed: of the random weights; the global generator is left as it was.
         pretrained: takes timm's weights from its hub.
         levels: of features, see `Encoder`.
+        components: of their projection, see `Encoder`.
         residuals: `zero` starts blocks with a skip as the identity, see `quiet_residuals`; not
             those of pretrained weights.
 
@@ -143,42 +154,56 @@ def create_encoder(
         mean=torch.tensor(own_mean if mean is None else list(mean), dtype=torch.float32),
         std=torch.tensor(own_std if std is None else list(std), dtype=torch.float32),
         levels=levels,
+        components=components,
     )
 
 
-def widen(encoder: Encoder, levels: int | Literal["all"], pictures: NDArray[Any]) -> Encoder:
-    """The same network with the features of several levels, each as strong as the others.
+def widen(
+    encoder: Encoder,
+    levels: int | Literal["all"],
+    pictures: NDArray[Any],
+    components: int = 0,
+    whitening: float = 0.0,
+) -> Encoder:
+    """The same network with the features of several levels, or a projection of them.
 
-    Features are standardized one by one, on at most 2,000 of the pictures, and divided by the
-    square root of their level's width. One that hardly varies is divided by a tenth of its
-    level's mean deviation instead of its own, so that it does not become noise.
+    Means, deviations and components are those of at most 2,000 of the pictures; see
+    `components.py` for how features are standardized and projected.
 
     Args:
         encoder: of one level, in the mode that it will have; it shares its weights.
-        levels: how many from the last one back; 1 gives the encoder itself.
+        levels: how many from the last one back; 1 without components gives the encoder itself.
         pictures: (n, h, w, c) uint8 or uint16.
+        components: how many to keep, at most n - 1; 0: all features as they are.
+        whitening: of the components, 0 to 1/2.
 
     Raises:
         UsageError: fewer levels are there.
     """
-    if levels == "all":
-        levels = count_levels(encoder.backbone)
-    if levels == 1:
+    count = count_levels(encoder.backbone) if levels == "all" else levels
+    if count == 1 and not components:
         return encoder
-    wide = Encoder(
-        encoder.backbone, name=encoder.name, stem=encoder.stem,
-        mean=encoder.mean, std=encoder.std, levels=levels,
-    ).to(encoder.mean.device)  # fmt: skip
+    wide = _with(encoder, count)
     rows = np.unique(np.linspace(0, len(pictures) - 1, min(len(pictures), 2000)).astype(int))
     features = embed_pictures(wide, pictures[rows], device=encoder.mean.device)
-    deviations = features.std(axis=0)
-    scales = []
-    for part in np.split(deviations, np.cumsum(wide.level_widths)[:-1]):
-        floor = max(0.1 * float(part.mean()), 1e-6)
-        scales.append(1 / (np.maximum(part, floor) * np.sqrt(len(part))))
-    wide.centre.copy_(torch.from_numpy(features.mean(axis=0)))
-    wide.scale.copy_(torch.from_numpy(np.concatenate(scales)))
+    centre, scale = standard(features, wide.level_widths)
+    if components:
+        projection = principal((features - centre) * scale, components, whitening)
+        wide = _with(encoder, count, projection.shape[1])
+        wide.projection.copy_(torch.from_numpy(projection))
+    wide.centre.copy_(torch.from_numpy(centre))
+    wide.scale.copy_(torch.from_numpy(scale))
     return wide
+
+
+def _with(encoder: Encoder, levels: int, components: int = 0) -> Encoder:
+    """The same network with other features, nothing being known of their statistics."""
+    if levels == 1 and not components:
+        return encoder
+    return Encoder(
+        encoder.backbone, name=encoder.name, stem=encoder.stem,
+        mean=encoder.mean, std=encoder.std, levels=levels, components=components,
+    ).to(encoder.mean.device)  # fmt: skip
 
 
 def count_levels(backbone: nn.Module) -> int:

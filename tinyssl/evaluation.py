@@ -241,9 +241,11 @@ def _embedders(
             log.warning(f"the table has no row for {name!r}: {error}")
             continue
         array = split_pictures(split, own).array
-        levels = own.get("levels", 1)
-        if encoder.levels < levels:  # a baseline made for this run has one: it gets as many
-            encoder = widen(encoder, levels, array[~split.test])
+        levels, components = own.get("levels", 1), own.get("components", 0)
+        if (encoder.levels, encoder.components) != (levels, components):
+            # A baseline made for this run has one level and no components: it gets as many.
+            train = array[~split.test]
+            encoder = widen(encoder, levels, train, components, own.get("whitening", 0.0))
         yield name, partial(embed_pictures, encoder, device=chosen), array
 
 

@@ -362,7 +362,10 @@ class Run:
         """Saves what there is; only at the end with all its levels, whose statistics take time."""
         encoder = self._blended()
         if self.progress.step >= self.plan.steps:
-            encoder = widen(encoder, self.recipe.encoder.levels, self.pictures.array)
+            wanted = self.recipe.encoder
+            encoder = widen(
+                encoder, wanted.levels, self.pictures.array, wanted.components, wanted.whitening
+            )
         save_encoder(
             encoder,
             self.folder.path,
@@ -370,6 +373,7 @@ class Run:
             resize=self.recipe.data.resize,
             extra={
                 "init": self.recipe.encoder.init,
+                "whitening": self.recipe.encoder.whitening,
                 "seed": self.recipe.run.seed,
                 "dtype": self.pictures.array.dtype.name,
                 "max_pixels": self.recipe.data.max_pixels,

@@ -23,7 +23,7 @@ FORMAT = 1
 WEIGHTS, DESCRIPTION = "encoder.safetensors", "encoder.json"
 _PREFIXES = ("module.", "backbone.", "encoder.", "model.")
 _NESTS = ("state_dict", "model", "model_state", "model_state_dict")
-_LEVELS = ("centre", "scale")  # an encoder's, not its backbone's
+_LEVELS = ("centre", "scale", "projection")  # an encoder's, not its backbone's
 _HEADS = ("classifier.", "fc.", "head.", "head_drop.")
 
 
@@ -114,6 +114,7 @@ def save_encoder(
         "channels": encoder.channels,
         "stem": encoder.stem,
         "levels": encoder.levels,
+        "components": encoder.components,
         "width": encoder.width,
         "image_size": image_size,
         "resize": resize,
@@ -136,7 +137,7 @@ def load_encoder(folder: str | Path) -> tuple[Encoder, dict[str, Any]]:
     try:
         encoder = create_encoder(
             description["name"], channels=description["channels"], stem=description["stem"],
-            levels=description.get("levels", 1),
+            levels=description.get("levels", 1), components=description.get("components", 0),
         )  # fmt: skip
     except KeyError as error:
         raise UsageError(f"{Path(folder) / DESCRIPTION} lacks the key {error}") from None
@@ -189,6 +190,8 @@ def _refuse_nonsense(description: Mapping[str, Any], path: Path) -> None:
         "channels": lambda value: _whole(value, 1, 4),
         "stem": lambda value: value in ("standard", "small"),
         "levels": lambda value: _whole(value, 1, 64),
+        "components": lambda value: _whole(value, 0, 1 << 16),
+        "whitening": lambda value: type(value) in (int, float) and 0 <= value <= 0.5,
         "image_size": lambda value: _whole(value, 1, 8192),
         "mean": lambda value: _numbers(value, description.get("channels"), -math.inf),
         "std": lambda value: _numbers(value, description.get("channels"), 0),

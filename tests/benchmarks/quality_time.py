@@ -106,7 +106,7 @@ def _curve(
         f"run.seed={seed}", f"run.device={device}", f"optim.batch_size={batch}",
         f"augment.view_size={size}", "data.channels=3", f"data.cache_dir={folder / 'cache'}",
         f"run.watch_labels={folder / 'labels.csv'}", "run.watch_every=1",
-        f"run.epochs={epochs}", "encoder.levels=1",
+        f"run.epochs={epochs}", "encoder.levels=1", "encoder.components=0",
     ]  # fmt: skip
     loaded = load_recipe(recipe, settings)
     loaded.data.sources = [str(folder / "pictures")]

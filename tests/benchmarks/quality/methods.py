@@ -173,7 +173,8 @@ def own(job: Job) -> Made:
     with TemporaryDirectory() as folder:
         listed = Path(folder, "train.txt")
         listed.write_text("\n".join(train))
-        overrides = [*job.overrides(), "run.watch_every=0", "encoder.levels=1"]
+        plain = ["run.watch_every=0", "encoder.levels=1", "encoder.components=0"]
+        overrides = [*job.overrides(), *plain]
         clock = Clock(job.device)
         run = pretrain(listed, job.study["recipe"], Path(folder, "run"), overrides=overrides)
         seconds = clock.seconds()

@@ -1,0 +1,81 @@
+"""Principal components against scikit-learn's, and what whoever compares features relies on."""
+
+import numpy as np
+import pytest
+from sklearn.decomposition import PCA
+from sklearn.metrics import pairwise_distances
+
+from tinyssl.components import evening, principal, standard
+
+
+def features(n: int = 60, width: int = 24) -> np.ndarray:
+    """Correlated, with mean 0."""
+    generator = np.random.default_rng(0)
+    made = generator.normal(size=(n, 8)) * 3.0 ** -np.arange(8) @ generator.normal(size=(8, width))
+    made += 0.05 * generator.normal(size=(n, width))
+    return (made - made.mean(axis=0)).astype(np.float32)
+
+
+def test_without_whitening_distances_are_those_of_pca() -> None:
+    given = features()
+    found = pairwise_distances(given @ principal(given, 6, 0.0))
+    expected = pairwise_distances(PCA(6).fit_transform(given))
+    np.testing.assert_allclose(found / found.max(), expected / expected.max(), atol=1e-5)
+
+
+def test_all_components_without_whitening_are_a_rotation() -> None:
+    given = features()
+    found = given @ principal(given, 24, 0.0)
+    np.testing.assert_allclose(pairwise_distances(found), pairwise_distances(given), atol=1e-3)
+
+
+def test_whole_whitening_weighs_components_alike() -> None:
+    given = features()
+    found = given @ principal(given, 3, 0.5)
+    variances = np.linalg.eigvalsh(np.cov(found.T))
+    # The floor, a thousandth of the largest variance, takes a little from the smaller ones.
+    assert variances.min() / variances.max() == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("whitening", [0.0, 0.25, 0.5])
+def test_a_component_is_divided_by_its_variance_to_the_power(whitening: float) -> None:
+    given = features()
+    before = np.linalg.eigvalsh(given.T.astype(np.float64) @ given / len(given))[::-1][:4]
+    found = (given @ principal(given, 4, whitening)).astype(np.float64)
+    after = np.linalg.eigvalsh(found.T @ found / len(found))[::-1]
+    expected = before / (before + before[0] / 1000) ** (2 * whitening)
+    np.testing.assert_allclose(after / after[0], expected / expected[0], rtol=1e-3)
+    assert after.sum() == pytest.approx(np.square(given).mean(axis=0).sum(), rel=1e-3)
+
+
+def test_features_vary_alike() -> None:
+    given = features(200, 64)
+    deviations = (given @ principal(given, 32, 0.25)).std(axis=0)
+    np.testing.assert_allclose(deviations, deviations.mean(), rtol=1e-3)
+    plain = PCA(32).fit_transform(given).std(axis=0)
+    assert plain.max() > 30 * plain.min()
+
+
+@pytest.mark.parametrize("variances", [[1.0], [2, 2, 2], [9, 1, 0, 0], [5, 4, 3, 2, 1], [0, 0]])
+def test_evening_is_a_rotation_to_equal_variances(variances: list[float]) -> None:
+    turn = evening(np.array(variances, np.float64))
+    np.testing.assert_allclose(turn.T @ turn, np.eye(len(variances)), atol=1e-12)
+    after = np.diag(turn.T @ np.diag(variances) @ turn)
+    np.testing.assert_allclose(after, np.mean(variances), atol=1e-12)
+
+
+@pytest.mark.parametrize(("n", "width"), [(2, 1), (5, 4), (60, 24)])
+def test_no_more_components_than_there_are(n: int, width: int) -> None:
+    assert principal(features()[:n], 256, 0.25).shape == (24, width)
+
+
+def test_features_that_are_all_the_same_give_finite_ones() -> None:
+    given = np.zeros((5, 24), np.float32)
+    assert np.isfinite(principal(given, 3, 0.5)).all()
+
+
+def test_levels_count_as_much() -> None:
+    given = features() * np.repeat([1, 50], 12).astype(np.float32) + 7
+    centre, scale = standard(given, [12, 12])
+    first, second = np.split((given - centre) * scale, 2, axis=1)
+    assert np.square(first).sum() == pytest.approx(np.square(second).sum(), rel=1e-3)

@@ -1,0 +1,96 @@
+"""Features of a network made fit for comparing: standardized by level, turned, fewer.
+
+n = pictures, w = features of all levels of a network, k = components.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+# Of the largest variance: what is smaller is noise of the pictures that were seen.
+_FLOOR = 1e-3
+
+
+def standard(features: Floats, widths: Sequence[int]) -> tuple[Floats, Floats]:
+    """What to subtract from features and to multiply them by, so that each level counts as much.
+
+    Features are standardized one by one and divided by the square root of their level's width. One
+    that hardly varies is divided by a tenth of its level's mean deviation instead of its own, so
+    that it does not become noise.
+
+    Args:
+        features: (n, w).
+        widths: of the levels, w in all.
+
+    Returns:
+        Centre (w,) and scale (w,).
+    """
+    scales = []
+    for part in np.split(features.std(axis=0), np.cumsum(widths)[:-1]):
+        floor = max(0.1 * float(part.mean()), 1e-6)
+        scales.append(1 / (np.maximum(part, floor) * np.sqrt(len(part))))
+    return features.mean(axis=0), np.concatenate(scales)
+
+
+def principal(features: Floats, components: int, whitening: float) -> Floats:
+    """A projection on the principal components, in part whitened.
+
+    A component of variance v is divided by (v + v_1 / 1000)^whitening, v_1 being the largest
+    variance: 0 leaves distances as they are, 1/2 gives all components the same weight (whitening
+    as in PCA). All is scaled so that the sum of variances stays what it was, and turned, which
+    leaves distances alone, until all features have the same variance: whoever standardizes them
+    one by one does not undo what was done here.
+
+    Args:
+        features: (n, w) with mean 0.
+        components: k at most.
+        whitening: 0 to 1/2.
+
+    Returns:
+        (w, k), k being at most n - 1 and w.
+    """
+    count, width = features.shape
+    rows = features.astype(np.float64)
+    variances, axes = np.linalg.eigh(rows.T @ rows / count)
+    kept = max(1, min(components, count - 1, width))
+    variances, axes = np.maximum(variances[::-1][:kept], 0), axes[:, ::-1][:, :kept]
+    weights = (variances + _FLOOR * variances[0] + 1e-12) ** -whitening
+    weighted = variances * weights**2
+    total = float(np.square(rows).mean(axis=0).sum())
+    scale = np.sqrt(total / weighted.sum()) if weighted.sum() > 0 else 1.0
+    turned: NDArray[np.float64] = (axes * weights * scale) @ evening(weighted)
+    return turned.astype(np.float32)
+
+
+def evening(variances: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A rotation from axes of these variances, uncorrelated, to axes of their mean variance.
+
+    A plane at a time, each makes one axis right (Bendel and Mickey, "Population correlation
+    matrices for sampling experiments", 1978).
+
+    Args:
+        variances: (k,).
+
+    Returns:
+        (k, k), the new axes in its columns.
+    """
+    turn = np.eye(len(variances))
+    covariance = np.diag(variances - variances.mean())  # less the mean: 0 is where axes shall be
+    for _ in range(len(variances) - 1):
+        excess = np.diag(covariance)
+        low, high = int(excess.argmin()), int(excess.argmax())
+        if excess[high] <= 0:
+            break
+        a, b, c = covariance[low, low], covariance[low, high], covariance[high, high]
+        tangent = (np.sqrt(b * b - a * c) - b) / c
+        cosine = 1 / np.sqrt(1 + tangent**2)
+        plane = cosine * np.array([[1, -tangent], [tangent, 1]])
+        pair = [low, high]
+        covariance[:, pair] = covariance[:, pair] @ plane
+        covariance[pair] = plane.T @ covariance[pair]
+        turn[:, pair] = turn[:, pair] @ plane
+    return turn
