@@ -99,6 +99,7 @@ class Calibration:
             onnx.save(model, str(plain))
             quant_pre_process(str(plain), str(prepared), skip_symbolic_shape=True)
             self.model = onnx.load(str(prepared))
+            self.finish = _finish(self.model)
             self.calibrator = create_calibrator(
                 prepared,
                 augmented_model_path=str(Path(folder, "augmented.onnx")),
@@ -115,7 +116,8 @@ class Calibration:
     @property
     def layers(self) -> list[str]:
         """Names of the convolutions and products, in the order of the graph."""
-        return [node.name for node in self.model.graph.node if node.op_type in _PRODUCTS]
+        products = [node.name for node in self.model.graph.node if node.op_type in _PRODUCTS]
+        return [name for name in products if name not in self.finish]
 
     def quantize(
         self,
@@ -125,7 +127,11 @@ class Calibration:
         only: Sequence[str] = (),
         without: Sequence[str] = (),
     ) -> bytes:
-        """The model in int8: all layers, only those named, or all without those named."""
+        """The model in int8: all layers, only those named, or all without those named.
+
+        What follows the network, features and their components, stays in float: it costs next to
+        nothing, and features of all levels share no scale.
+        """
         with _quiet():
             self.calibrator.collector.percentile = percentile
             quantizer = QDQQuantizer(
@@ -136,7 +142,7 @@ class Calibration:
                 activation_qType=style.activation,
                 tensors_range=self.calibrator.compute_data(),
                 nodes_to_quantize=list(only),
-                nodes_to_exclude=list(without),
+                nodes_to_exclude=[*without, *self.finish],
                 op_types_to_quantize=list(style.operators),
                 extra_options=dict(style.options),
             )
@@ -191,6 +197,19 @@ def _growing(layers: Sequence[str]) -> Iterator[list[str]]:
     while count <= len(layers) * _MOST_FLOAT:
         yield list(layers[:count])
         count *= 2
+
+
+def _finish(model: onnx.ModelProto) -> list[str]:
+    """Names of the nodes from the joining and standardizing of features on."""
+    nodes, seen = model.graph.node, {"encoder.centre"}
+    found = []
+    for node in nodes:  # in an order in which each comes after what it takes
+        if seen & set(node.input):
+            seen |= set(node.output)
+            found.append(node)
+    given = {name for node in found[:1] for name in node.input}
+    joins = [n.name for n in nodes if n.op_type == "Concat" and given & set(n.output)]
+    return joins + [node.name for node in found]
 
 
 class _One:

@@ -7,13 +7,17 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from tinyssl.export import build_engine, variants
 from tinyssl.export.exporting import export
+from tinyssl.export.graph import Deployed, to_onnx
 from tinyssl.export.int8 import PERCENTILES, STYLES, Calibration, Style, quantize_best
 
+from tests.making import make_run
 from tinyssl.encoder import BACKBONES
 from tinyssl.errors import JobError, UsageError
 from tinyssl.pretraining import pretrain
+from tinyssl.weights import load_encoder
 
 elpv = pytest.importorskip("elpv_dataset")
 Quantize = Callable[[float, Sequence[str], Sequence[str]], float]
@@ -80,6 +84,27 @@ def test_layers_that_hurt_stay_in_float() -> None:
 
 def test_the_best_there_is_with_a_quarter_in_float() -> None:
     assert choose(lambda percentile, only, without: 0.5 + len(without) / 100)[2] == ["a", "b"]
+
+
+@pytest.mark.parametrize("name", ["mobilenetv3-small", "resnet18"])
+@pytest.mark.parametrize("style", STYLES)
+def test_components_are_computed_in_float(name: str, style: str, tmp_path: Path) -> None:
+    encoder, _ = load_encoder(make_run(tmp_path / "run", name))
+    pictures = np.random.default_rng(0).integers(0, 256, (8, 48, 48, 3), dtype=np.uint8)
+    deployed = Deployed(encoder, torch.uint8, unit=True)
+    model = to_onnx(deployed, torch.from_numpy(pictures[:2]), {})
+    calibration = Calibration(model, pictures, lambda count: None)
+    nodes = onnx.load_from_string(calibration.quantize(STYLES[style], 99.99)).graph.node
+    rounded = {out for n in nodes if n.op_type == "DequantizeLinear" for out in n.output}
+
+    def takes_rounded(kind: str) -> list[bool]:
+        return [bool(rounded & set(node.input)) for node in nodes if node.op_type == kind]
+
+    assert takes_rounded("MatMul") == [False]
+    (centring,) = (node for node in nodes if "encoder.centre" in node.input)
+    assert not rounded & set(centring.input)
+    assert all(takes_rounded("Conv"))
+    assert "MatMul" not in {n.op_type for n in nodes if n.name in calibration.layers}
 
 
 QUICK = ("mobilenetv3-small", "resnet18")
