@@ -86,14 +86,18 @@ def test_the_best_there_is_with_a_quarter_in_float() -> None:
     assert choose(lambda percentile, only, without: 0.5 + len(without) / 100)[2] == ["a", "b"]
 
 
-@pytest.mark.parametrize("name", ["mobilenetv3-small", "resnet18"])
-@pytest.mark.parametrize("style", STYLES)
-def test_components_are_computed_in_float(name: str, style: str, tmp_path: Path) -> None:
-    encoder, _ = load_encoder(make_run(tmp_path / "run", name))
+@pytest.fixture(scope="module")
+def calibration(tmp_path_factory: pytest.TempPathFactory) -> Calibration:
+    """Of a network with components."""
+    run = make_run(tmp_path_factory.mktemp("made") / "run", "mobilenetv3-small")
     pictures = np.random.default_rng(0).integers(0, 256, (8, 48, 48, 3), dtype=np.uint8)
-    deployed = Deployed(encoder, torch.uint8, unit=True)
+    deployed = Deployed(load_encoder(run)[0], torch.uint8, unit=True)
     model = to_onnx(deployed, torch.from_numpy(pictures[:2]), {})
-    calibration = Calibration(model, pictures, lambda count: None)
+    return Calibration(model, pictures, lambda count: None)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_components_are_computed_in_float(calibration: Calibration, style: str) -> None:
     nodes = onnx.load_from_string(calibration.quantize(STYLES[style], 99.99)).graph.node
     rounded = {out for n in nodes if n.op_type == "DequantizeLinear" for out in n.output}
 

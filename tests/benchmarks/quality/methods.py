@@ -33,6 +33,7 @@ from tinyssl.train import parameter_groups
 from tinyssl.weights import load_encoder, load_weights
 
 Settings = Mapping[str, Any]
+WHITENING = 0.25  # the recipes', where a study asks for components
 
 
 class Clock:
@@ -57,7 +58,8 @@ class Clock:
 class Made:
     """Features (n, d) and what they cost.
 
-    `wide` are the features of all levels of a network (`encoder.widen`), else None; `steps` and
+    `wide` are the features of all levels of a network (`encoder.widen`), or as many components of
+    them as the study asks for, else None; `steps` and
     `seen` count batches and pictures, `seconds` (`Clock`) are of training, beside whatever else
     ran; `label_free` holds the scores of `label_free.py`, of networks.
     """
@@ -316,7 +318,7 @@ def _made(
     train = pictures.array[~job.split.test]
     scores = label_free(encoder, augment_from(job.recipe()), train, job.seed, job.device)
     features = embed_pictures(encoder, pictures.array, device=job.device)
-    wide_encoder = widen(encoder, "all", train)
+    wide_encoder = widen(encoder, "all", train, job.study.get("components", 0), WHITENING)
     wide = embed_pictures(wide_encoder, pictures.array, device=job.device)
     return Made(features, wide, steps, seen, seconds, scores)
 
