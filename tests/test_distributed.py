@@ -17,6 +17,7 @@ from tests.watched_runs import watched
 from tinyssl import distributed
 from tinyssl.build import _check_shares
 from tinyssl.checkpoint import load_checkpoint
+from tinyssl.device import pick_device
 from tinyssl.errors import UsageError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -146,6 +147,13 @@ def test_shares_make_up_the_whole(count: int, monkeypatch: pytest.MonkeyPatch) -
         weights.append(distributed.share_weight(count))
     assert taken == list(range(count))
     assert sum(weights) == pytest.approx(3)
+
+
+def test_one_gpu_is_not_for_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="'cuda:0' would be that of all 2 processes; give each"):
+        pick_device("cuda:0")
+    assert pick_device("cpu").type == "cpu"
 
 
 def test_what_several_processes_cannot_do(monkeypatch: pytest.MonkeyPatch) -> None:

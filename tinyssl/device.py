@@ -17,12 +17,17 @@ def pick_device(name: str) -> torch.device:
     Where `torchrun` started several processes, `auto` and `cuda` are another device for each.
 
     Raises:
-        UsageError: not a device, or not one of this machine.
+        UsageError: not a device, not one of this machine, or one for several processes.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and "LOCAL_RANK" in os.environ:
         name = f"cuda:{os.environ['LOCAL_RANK']}"
+    elif name.startswith("cuda:") and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
+        raise UsageError(
+            f"device {name!r} would be that of all {os.environ['LOCAL_WORLD_SIZE']} processes; "
+            "give each its own with cuda or auto"
+        )
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()  # meta gives no values
