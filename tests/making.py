@@ -24,7 +24,9 @@ class FinishedDemo:
     told: str
 
 
-def make_run(folder: Path, name: str, rule: str = "crop", **changes: Any) -> Path:
+def make_run(
+    folder: Path, name: str, rule: str = "crop", components: int = 16, **changes: Any
+) -> Path:
     """A run of an encoder of components of all levels whose batch norms have seen some data."""
     folder.mkdir(parents=True)
     encoder = create_encoder(name, seed=0, **changes)
@@ -34,7 +36,7 @@ def make_run(folder: Path, name: str, rule: str = "crop", **changes: Any) -> Pat
         for _ in range(20):
             encoder.train()(seen)
     pictures = (seen * 255).byte().permute(0, 2, 3, 1).numpy()
-    wide = widen(encoder.eval(), "all", pictures, components=16, whitening=0.25)
+    wide = widen(encoder.eval(), "all", pictures, components, whitening=0.25)
     save_encoder(wide, folder, image_size=48, resize=rule)
     return folder
 
