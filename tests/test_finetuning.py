@@ -16,7 +16,8 @@ from rich.console import Console
 import tinyssl
 from tinyssl.classifier import load_classifier
 from tinyssl.config import sources_of
-from tinyssl.encoder import create_encoder
+from tinyssl.data import load_pictures
+from tinyssl.encoder import create_encoder, widen
 from tinyssl.errors import UsageError
 from tinyssl.evaluation import evaluate
 from tinyssl.evaluation import table as evaluation_table
@@ -24,7 +25,7 @@ from tinyssl.finetune_config import FOR_AUTO, load_finetune_recipe
 from tinyssl.finetuning import finetune, table
 from tinyssl.model import load
 from tinyssl.scanning import scan
-from tinyssl.weights import save_encoder
+from tinyssl.weights import read_description, save_encoder
 
 Folder = Callable[..., Path]
 SHORT = [
@@ -39,12 +40,15 @@ FILES = {
 
 @pytest.fixture
 def run(tmp_path: Path, picture_folder: Folder) -> Path:
-    """An encoder whose own pictures can be found."""
+    """An encoder of components, whose own pictures can be found."""
     folder = tmp_path / "run"
     folder.mkdir()
-    encoder = create_encoder("mobilenetv3-small", seed=5)
-    save_encoder(encoder, folder, image_size=32, resize="crop", extra={"seed": 5})
-    sources = {"data": {"sources": [str(picture_folder("own", per_class=9))]}}
+    own = picture_folder("own", per_class=9)
+    pictures = load_pictures(scan([own]), size=32, rule="crop", channels=3).array
+    encoder = create_encoder("mobilenetv3-small", seed=5).eval()
+    wide = widen(encoder, "all", pictures, components=12, whitening=0.25)
+    save_encoder(wide, folder, image_size=32, resize="crop", extra={"seed": 5, "whitening": 0.25})
+    sources = {"data": {"sources": [str(own)]}}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(sources))
     return folder
 
@@ -73,6 +77,8 @@ def test_every_recipe_leaves_a_whole_run(
     assert result["labels"] == {"bright": 6, "dark": 6}
     assert float(classifier.temperature) == pytest.approx(result["temperature"])
     assert set(result["held_out"]) == {recipe}
+    description = read_description(out)
+    assert (description["components"], description["whitening"]) == (12, 0.25)
     # What export measures parity on, unless other pictures are given.
     assert scan(sources_of(out)) == pictures
     assert result["unlabeled"] == (18 if recipe == "few-label-semi" else 0)

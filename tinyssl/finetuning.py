@@ -324,6 +324,7 @@ class _Job:
                 "seed": self.seed,
                 "dtype": self.description.get("dtype", "uint8"),
                 "max_pixels": self.description.get("max_pixels", MAX_PIXELS),
+                "whitening": self.description.get("whitening", 0.0),
                 "classes": self.labeled.classes,
             },
         )
