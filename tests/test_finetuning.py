@@ -46,7 +46,7 @@ def run(tmp_path: Path, picture_folder: Folder) -> Path:
     own = picture_folder("own", per_class=9)
     pictures = load_pictures(scan([own]), size=32, rule="crop", channels=3).array
     encoder = create_encoder("mobilenetv3-small", seed=5).eval()
-    wide = widen(encoder, "all", pictures, components=12, whitening=0.25)
+    wide = widen(encoder, 1, pictures, components=12, whitening=0.25)
     save_encoder(wide, folder, image_size=32, resize="crop", extra={"seed": 5, "whitening": 0.25})
     sources = {"data": {"sources": [str(own)]}}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(sources))
