@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from tinyssl.encoder import create_encoder
+from tinyssl.encoder import create_encoder, widen
 from tinyssl.errors import UsageError
 from tinyssl.evaluation import evaluate, table
 from tinyssl.recipe_files import recipe_text
@@ -133,6 +133,24 @@ def test_baselines_of_equal_names_all_have_a_row(
     assert result["encoders"]["best"]["width"] == 512
     twins = [result["encoders"][name]["knn"] for name in names[1:]]
     assert twins[0] == twins[1]
+
+
+@pytest.mark.parametrize(("trained", "width"), [(16, 8), (6, 1704)])
+def test_baselines_get_components_where_there_are_pictures_for_them(
+    trained: int, width: int, picture_folder: Folder, tmp_path: Path
+) -> None:
+    data, folder = picture_folder(per_class=12), tmp_path / "run"
+    folder.mkdir()
+    pictures = np.random.default_rng(0).integers(0, 256, (24, 32, 32, 3), dtype=np.uint8)
+    wide = widen(create_encoder("mobilenetv3-small", seed=5).eval(), "all", pictures, 8, 0.25)
+    extra = {"seed": 5, "whitening": 0.25}
+    save_encoder(wide, folder, image_size=32, resize="crop", extra=extra)
+    split = labels_csv(
+        tmp_path / "labels.csv", data, lambda n: "train" if n % 12 < trained // 2 else "test"
+    )
+    encoders = evaluate(folder, labels=split)["encoders"]
+    assert encoders["random weights"]["width"] == width
+    assert encoders["pretrained"]["width"] == 8
 
 
 def test_start_of_an_adapted_run_is_judged_too(

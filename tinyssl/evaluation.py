@@ -243,9 +243,11 @@ def _embedders(
         array = split_pictures(split, own).array
         levels, components = own.get("levels", 1), own.get("components", 0)
         if (encoder.levels, encoder.components) != (levels, components):
-            # A baseline made for this run has one level and no components: it gets as many.
+            # A baseline made for this run has one level and no components: it gets as many. Where
+            # there are too few pictures for these it keeps all features, or it would be held back.
             train = array[~split.test]
-            encoder = widen(encoder, levels, train, components, own.get("whitening", 0.0))
+            kept = components if components < len(train) else 0
+            encoder = widen(encoder, levels, train, kept, own.get("whitening", 0.0))
         yield name, partial(embed_pictures, encoder, device=chosen), array
 
 

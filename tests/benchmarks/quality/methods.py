@@ -33,7 +33,6 @@ from tinyssl.train import parameter_groups
 from tinyssl.weights import load_encoder, load_weights
 
 Settings = Mapping[str, Any]
-WHITENING = 0.25  # the recipes', where a study asks for components
 
 
 class Clock:
@@ -318,7 +317,8 @@ def _made(
     train = pictures.array[~job.split.test]
     scores = label_free(encoder, augment_from(job.recipe()), train, job.seed, job.device)
     features = embed_pictures(encoder, pictures.array, device=job.device)
-    wide_encoder = widen(encoder, "all", train, job.study.get("components", 0), WHITENING)
+    components, whitening = job.study.get("components", 0), job.recipe().encoder.whitening
+    wide_encoder = widen(encoder, "all", train, components, whitening)
     wide = embed_pictures(wide_encoder, pictures.array, device=job.device)
     return Made(features, wide, steps, seen, seconds, scores)
 
