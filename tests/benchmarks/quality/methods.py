@@ -57,14 +57,15 @@ class Clock:
 class Made:
     """Features (n, d) and what they cost.
 
-    `wide` are the features of all levels of a network (`encoder.widen`), or as many components of
-    them as the study asks for, else None; `steps` and
-    `seen` count batches and pictures, `seconds` (`Clock`) are of training, beside whatever else
-    ran; `label_free` holds the scores of `label_free.py`, of networks.
+    `wide` are the features of all levels of a network (`encoder.widen`), `components` as many
+    components of them as the study asks for, else None; `steps` and `seen` count batches and
+    pictures, `seconds` (`Clock`) are of training, beside whatever else ran; `label_free` holds the
+    scores of `label_free.py`, of networks.
     """
 
     features: NDArray[np.float32]
     wide: NDArray[np.float32] | None = None
+    components: NDArray[np.float32] | None = None
     steps: int = 0
     seen: int = 0
     seconds: float = 0.0
@@ -316,11 +317,18 @@ def _made(
 ) -> Made:  # fmt: skip
     train = pictures.array[~job.split.test]
     scores = label_free(encoder, augment_from(job.recipe()), train, job.seed, job.device)
-    features = embed_pictures(encoder, pictures.array, device=job.device)
-    components, whitening = job.study.get("components", 0), job.recipe().encoder.whitening
-    wide_encoder = widen(encoder, "all", train, components, whitening)
-    wide = embed_pictures(wide_encoder, pictures.array, device=job.device)
-    return Made(features, wide, steps, seen, seconds, scores)
+    features = [
+        embed_pictures(made, pictures.array, device=job.device)
+        for made in (encoder, widen(encoder, "all", train), *_narrowed(job, encoder, train))
+    ]
+    narrow = features[2] if len(features) > 2 else None
+    return Made(features[0], features[1], narrow, steps, seen, seconds, scores)
+
+
+def _narrowed(job: Job, encoder: Encoder, train: NDArray[Any]) -> list[Encoder]:
+    """The encoder with components of all levels, where the study asks for some."""
+    count, whitening = job.study.get("components", 0), job.recipe().encoder.whitening
+    return [widen(encoder, "all", train, count, whitening)] if count else []
 
 
 def _encoder(job: Job, pictures: Pictures) -> Encoder:

@@ -90,19 +90,21 @@ class Study:
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         made = self._make(cell, split, settings)
-        scores = self._scores(made.features, split, cell.seed)
-        wide = None if made.wide is None else self._scores(made.wide, split, cell.seed)
+        scores, wide, narrow = (
+            None if features is None else self._scores(features, split, cell.seed)
+            for features in (made.features, made.wide, made.components)
+        )
         cost = self.costs[cell.set].get(self._base(cell.method), 0.0)
         result = {
             "cell": vars(cell), "settings": settings, "shared": self._shared(cell.budget),
             "steps": made.steps, "pictures_seen": made.seen,
             "seconds": round(made.steps * cost, 2), "seconds_beside_others": round(made.seconds, 2),
             "peak_memory_mb": round(peak_memory_mb(self._job(cell, split, settings).device)),
-            "scores": scores, "scores_of_all_levels": wide,
+            "scores": scores, "scores_of_all_levels": wide, "scores_of_components": narrow,
             "label_free": made.label_free, "machine": machine() | {"command": self.command()},
         }  # fmt: skip
         write_text(cell.file(self.out), json.dumps(result, indent=1) + "\n")
-        few = scores["few_shot"]["10"]["mean"]
+        few = result["scores"]["few_shot"]["10"]["mean"]
         return f"{cell}: {made.seconds:.0f} s, 10-shot {100 * few:.1f}"
 
     def command(self) -> str:
