@@ -18,20 +18,30 @@ from tinyssl.files import atomic, write_text
 from tinyssl.scoring import interval
 
 COLUMNS = ("k-NN", "linear", "10-shot", "k-NN, all levels", "linear, all", "10-shot, all")
+COMPONENTS = ("k-NN, components", "linear, comp.", "10-shot, comp.")
 Key = tuple[str, str, float]
 Row = dict[str, Any]
 
 
 def scores_of(cell: Mapping[str, Any]) -> dict[str, float]:
-    """Balanced accuracies in %, of the last level and of all; pixels have but one."""
+    """Balanced accuracies in %, of the last level, of all, of components; pixels have but one."""
+    last = cell["scores"]
+    wide = cell["scores_of_all_levels"] or last
     values = []
-    for found in (cell["scores"], cell["scores_of_all_levels"] or cell["scores"]):
+    for found in (last, wide, cell.get("scores_of_components") or wide):
         values += [
             found["knn"]["balanced_accuracy"],
             found["linear"]["balanced_accuracy"],
             found["few_shot"]["10"]["mean"],
         ]
-    return {name: 100 * value for name, value in zip(COLUMNS, values, strict=True)}
+    names = (*COLUMNS, *COMPONENTS)
+    return {name: 100 * value for name, value in zip(names, values, strict=True)}
+
+
+def columns_of(cells: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Those of components only where the study has such."""
+    narrow = any(cell.get("scores_of_components") for cell in cells)
+    return (*COLUMNS, *COMPONENTS) if narrow else COLUMNS
 
 
 def rows_of(cells: Sequence[Mapping[str, Any]]) -> list[Row]:
@@ -42,7 +52,7 @@ def rows_of(cells: Sequence[Mapping[str, Any]]) -> list[Row]:
     rows = []
     for (name, method, budget), group in grouped.items():
         row: Row = {"set": name, "method": method, "budget": budget, "seeds": len(group)}
-        for column in COLUMNS:
+        for column in columns_of(cells):
             found = interval([scores_of(cell)[column] for cell in group])
             row[column], row[f"{column} ±"] = found.mean, found.half_width
         row["seconds"] = float(np.mean([cell["seconds"] for cell in group]))
@@ -65,7 +75,7 @@ def means_of(cells: Sequence[Mapping[str, Any]]) -> list[Row]:
         if not whole:
             continue
         row: Row = {"set": "mean", "method": method, "budget": budget, "seeds": len(whole)}
-        for column in COLUMNS:
+        for column in columns_of(cells):
             means = [float(np.mean([s[column] for s in scores.values()])) for scores in whole]
             told = interval(means)
             row[column], row[f"{column} ±"] = told.mean, told.half_width
@@ -89,7 +99,7 @@ def changes_of(cells: Sequence[Mapping[str, Any]], of: str = "tinyssl") -> list[
         if not whole:
             continue
         row: Row = {"set": f"minus {of}", "method": method, "budget": 1, "seeds": len(whole)}
-        for column in COLUMNS:
+        for column in columns_of(cells):
             changes = [
                 np.mean([seeds[s][name][column] - base[s][name][column] for name in sets])
                 for s in whole
@@ -108,12 +118,13 @@ def _key(cell: Mapping[str, Any]) -> Key:
 def markdown(rows: Sequence[Row]) -> str:
     """One table a set, the best 10-shot accuracy first."""
     lines = []
+    columns = [name for name in (*COLUMNS, *COMPONENTS) if name in rows[0]]
     for name in dict.fromkeys(row["set"] for row in rows):
         lines += ["", f"**{name}**, balanced accuracy in %", ""]
-        lines += [f"| method | budget | {' | '.join(COLUMNS)} | seconds | MB | seeds |"]
-        lines += ["|---" * (len(COLUMNS) + 5) + "|"]
+        lines += [f"| method | budget | {' | '.join(columns)} | seconds | MB | seeds |"]
+        lines += ["|---" * (len(columns) + 5) + "|"]
         for row in (row for row in rows if row["set"] == name):
-            told = " | ".join(_with_half_width(row[c], row[f"{c} ±"]) for c in COLUMNS)
+            told = " | ".join(_with_half_width(row[c], row[f"{c} ±"]) for c in columns)
             seconds = f"{row['seconds']:.0f}" if "seconds" in row else ""
             lines.append(
                 f"| {row['method']} | {row['budget']:g} | {told} | {seconds} | "
