@@ -200,8 +200,8 @@ def _growing(layers: Sequence[str]) -> Iterator[list[str]]:
 
 
 def _finish(model: onnx.ModelProto) -> list[str]:
-    """Names of the nodes from the joining and standardizing of features on."""
-    nodes, seen = model.graph.node, {"encoder.centre"}
+    """Names of the nodes from the joining and standardizing of features on, or a classifier's."""
+    nodes, seen = model.graph.node, {"encoder.centre", "linear.weight"}
     found = []
     for node in nodes:  # in an order in which each comes after what it takes
         if seen & set(node.input):

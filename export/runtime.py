@@ -249,8 +249,11 @@ def _nonsense(manifest: dict[str, Any]) -> str:
 
 
 def _named(encoder: Any) -> bool:
-    return isinstance(encoder, dict) and all(
-        isinstance(encoder.get(key), str) for key in ("name", "stem")
+    return (
+        isinstance(encoder, dict)
+        and all(isinstance(encoder.get(key), str) for key in ("name", "stem"))
+        and _whole(encoder.get("levels", 1), 64)
+        and (encoder.get("components") in (None, 0) or _whole(encoder["components"], 1 << 16))
     )
 
 
@@ -499,6 +502,8 @@ def decode(source: Picture, channels: int, max_pixels: int = MAX_PIXELS) -> Arra
         data = Path(source).read_bytes()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            if (Image.MAX_IMAGE_PIXELS or max_pixels) < max_pixels:
+                Image.MAX_IMAGE_PIXELS = max_pixels  # or Pillow refuses what is allowed here
             with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
                 if image.width * image.height > max_pixels:
                     raise Unreadable(f"{image.width} x {image.height}: over {max_pixels:,} pixels")

@@ -17,6 +17,7 @@ from tinyssl.errors import UsageError
 from tinyssl.labeled import read_labeled
 from tinyssl.opening import MAX_PIXELS
 from tinyssl.picture import to_depth
+from tinyssl.rows import spaced_rows
 from tinyssl.scanning import scan
 
 MEASURED, CALIBRATED, LABELED = 64, 128, 1000
@@ -109,8 +110,7 @@ def _paths(run: str | Path, pictures: str | Path | None) -> list[Path]:
 
 
 def _spaced(items: Sequence[Any], count: int) -> list[Any]:
-    rows = np.unique(np.linspace(0, len(items) - 1, min(count, len(items))).astype(int))
-    return [items[row] for row in rows]
+    return [items[row] for row in spaced_rows(len(items), count)]
 
 
 def _enough(pictures: Pictures, least: int) -> Pictures:

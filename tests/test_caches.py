@@ -36,6 +36,21 @@ def test_caches_are_listed_with_their_size(picture_folder: Folder) -> None:
     assert "1 caches" in report()
 
 
+@pytest.mark.parametrize("order", ["scanned", "turned"])
+def test_a_cache_is_current_in_whatever_order_it_was_made(
+    order: str, picture_folder: Folder, tmp_path: Path
+) -> None:
+    for name in ("a", "a-b"):  # as strings a-b/ comes before a/, as paths after it
+        picture_folder(f"all/{name}")
+    broken = tmp_path / "all" / "a" / "broken.png"
+    broken.write_bytes(b"none")
+    files = scan([tmp_path / "all"])
+    files = files if order == "scanned" else files[::-1]
+    made = load_pictures(files, size=16, rule="crop")
+    assert [path for path, _ in made.skipped] == [str(broken)]
+    assert [cache.state for cache in list_caches()] == ["current"]
+
+
 @pytest.mark.parametrize("change", ["touch", "replace", "remove", "same size and time"])
 def test_a_changed_picture_makes_it_stale(change: str, picture_folder: Folder) -> None:
     folder = picture_folder()

@@ -56,7 +56,9 @@ def test_features_vary_alike() -> None:
     assert plain.max() > 30 * plain.min()
 
 
-@pytest.mark.parametrize("variances", [[1.0], [2, 2, 2], [9, 1, 0, 0], [5, 4, 3, 2, 1], [0, 0]])
+@pytest.mark.parametrize(
+    "variances", [[1.0], [2, 2, 2], [9, 1, 0, 0], [5, 4, 3, 2, 1], [0, 0], [0.43251996] * 3]
+)
 def test_evening_is_a_rotation_to_equal_variances(variances: list[float]) -> None:
     turn = evening(np.array(variances, np.float64))
     np.testing.assert_allclose(turn.T @ turn, np.eye(len(variances)), atol=1e-12)

@@ -135,8 +135,8 @@ def test_baselines_of_equal_names_all_have_a_row(
     assert twins[0] == twins[1]
 
 
-@pytest.mark.parametrize(("trained", "width"), [(16, 8), (6, 1704)])
-def test_baselines_get_components_where_there_are_pictures_for_them(
+@pytest.mark.parametrize(("trained", "width"), [(16, 8), (6, 5)])
+def test_random_weights_get_as_many_components_as_pictures_allow(
     trained: int, width: int, picture_folder: Folder, tmp_path: Path
 ) -> None:
     data, folder = picture_folder(per_class=12), tmp_path / "run"
@@ -148,19 +148,24 @@ def test_baselines_get_components_where_there_are_pictures_for_them(
     split = labels_csv(
         tmp_path / "labels.csv", data, lambda n: "train" if n % 12 < trained // 2 else "test"
     )
-    encoders = evaluate(folder, labels=split)["encoders"]
+    weights = make_run(tmp_path / "other") / "encoder.safetensors"
+    encoders = evaluate(folder, labels=split, baselines=[weights])["encoders"]
     assert encoders["random weights"]["width"] == width
+    assert encoders[weights.name]["width"] == 1704  # of weights from elsewhere, all features
     assert encoders["pretrained"]["width"] == 8
 
 
 def test_start_of_an_adapted_run_is_judged_too(
     run: Path, picture_folder: Folder, tmp_path: Path
 ) -> None:
-    adapted = make_run(tmp_path / "adapted", init=str(run))
+    adapted = make_run(tmp_path / "adapted", "resnet18", init=str(run))
     labels = labels_csv(tmp_path / "labels.csv", picture_folder(per_class=12))
     result = evaluate(adapted, labels=labels)
     rows = ["raw pixels", "random weights", "start, frozen", "adapted"]
     assert list(result["encoders"]) == rows
+    itself = evaluate(run, labels=labels)["encoders"]["pretrained"]
+    assert result["encoders"]["start, frozen"]["knn"] == itself["knn"]
+    assert result["encoders"]["start, frozen"]["width"] == itself["width"]
 
 
 @pytest.mark.parametrize("init", ["gone.safetensors", "pretrained"])

@@ -213,6 +213,16 @@ def test_runtime_reads_pictures_to_the_pixel(
     np.testing.assert_array_equal(runtime.resize(theirs, 32, rule), ours)
 
 
+def test_the_runtime_takes_pictures_as_large_as_training_did(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("L", (40, 40)).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert runtime.decode(tmp_path / "large.png", 1, max_pixels=1600).shape == (40, 40, 1)
+    with pytest.raises(runtime.Unreadable, match=r"over 1,599 pixels"):
+        runtime.decode(tmp_path / "large.png", 1, max_pixels=1599)
+
+
 def run_program(bundle: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     """The bundle's own copy, where torch, timm and tinyssl cannot be imported."""
     block = (

@@ -266,6 +266,15 @@ def test_manifests_name_no_files_elsewhere(name: str, bundle: Path) -> None:
         runtime.read_manifest(bundle)
 
 
+@pytest.mark.parametrize(
+    "change", [{"components": 10**12}, {"components": -1}, {"levels": "all"}, {"levels": 0}]
+)
+def test_manifests_are_believed_within_limits(change: dict[str, Any], bundle: Path) -> None:
+    write_manifest(bundle, encoder={"name": "test_resnet", "stem": "standard"} | change)
+    with pytest.raises(runtime.BundleError, match="encoder cannot be so"):
+        runtime.read_manifest(bundle)
+
+
 def test_a_model_that_is_none_is_one_line(bundle: Path) -> None:
     write_manifest(bundle)
     done = subprocess.run(

@@ -16,7 +16,7 @@ MODULES = sorted(
     if p.stem != "__init__"
 )
 
-GROUND = {"errors", "files", "locks", "plain_yaml", "tensor_file"}
+GROUND = {"errors", "files", "locks", "plain_yaml", "rows", "tensor_file"}
 LEAVES = {
     "bank", "budget", "calibration", "checkpoint", "colour", "compiling", "components",
     "curve_lines", "device", "distributed", "feature_file", "folds", "fused", "heads", "loader",
@@ -32,7 +32,7 @@ PAIRS = {
     "data": {"headers", "opening", "picture"},
     "grid": {"picture"},
     "headers": {"opening", "picture", "tiff"},
-    "labels": {"scanning"},
+    "labels": {"opening", "scanning"},
     "likeness": {"neighbours"},
     "picture": {"opening", "tiff"},
     "reporting.device_tables": {"reporting.run_schema"},

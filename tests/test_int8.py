@@ -14,7 +14,8 @@ from tinyssl.export.graph import Deployed, to_onnx
 from tinyssl.export.int8 import PERCENTILES, STYLES, Calibration, Style, quantize_best
 
 from tests.making import make_run
-from tinyssl.encoder import BACKBONES
+from tinyssl.classifier import Classifier
+from tinyssl.encoder import BACKBONES, create_encoder
 from tinyssl.errors import JobError, UsageError
 from tinyssl.pretraining import pretrain
 from tinyssl.weights import load_encoder
@@ -109,6 +110,19 @@ def test_components_are_computed_in_float(calibration: Calibration, style: str) 
     assert not rounded & set(centring.input)
     assert all(takes_rounded("Conv"))
     assert "MatMul" not in {n.op_type for n in nodes if n.name in calibration.layers}
+
+
+def test_a_classifier_is_computed_in_float() -> None:
+    encoder = create_encoder("test_resnet", seed=0).eval()
+    classifier = Classifier(
+        torch.ones(2, encoder.width), torch.zeros(2), torch.tensor(1.0), ["a", "b"]
+    )
+    pictures = np.random.default_rng(0).integers(0, 256, (8, 48, 48, 3), dtype=np.uint8)
+    deployed = Deployed(encoder, torch.uint8, unit=True, classifier=classifier)
+    model = to_onnx(deployed, torch.from_numpy(pictures[:2]), {})
+    made = Calibration(model, pictures, lambda count: None)
+    assert made.finish
+    assert {n.op_type for n in made.model.graph.node if n.name in made.layers} == {"Conv"}
 
 
 QUICK = ("mobilenetv3-small", "resnet18")

@@ -310,10 +310,12 @@ def test_overwrite_leaves_strangers_alone(picture_folder: Folder, tmp_path: Path
     data = picture_folder()
     run = pretrain(data, out=tmp_path / "run", overrides=QUICK)
     (run / "notes.txt").write_text("mine")
+    (run / "label_curve.png").write_text("of the old encoder")
     with pytest.raises(UsageError, match="not empty"):
         pretrain(data, out=run, overrides=QUICK)
     pretrain(data, out=run, overrides=QUICK, overwrite=True)
     assert (run / "notes.txt").read_text() == "mine"
+    assert not (run / "label_curve.png").exists()
     assert len(results(run)) == 3
 
 
@@ -330,7 +332,9 @@ def test_start_from_an_earlier_run(picture_folder: Folder, tmp_path: Path) -> No
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12 and later
-def test_albumentations_pipeline_in_workers(picture_folder: Folder, tmp_path: Path) -> None:
+def test_albumentations_pipeline_in_workers(
+    picture_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     import albumentations
 
@@ -342,6 +346,19 @@ def test_albumentations_pipeline_in_workers(picture_folder: Folder, tmp_path: Pa
     alone = pretrain(data, out=tmp_path / "alone", overrides=[*settings, "run.workers=1"])
     helped = pretrain(data, out=tmp_path / "helped", overrides=[*settings, "run.workers=2"])
     assert metrics(alone) == metrics(helped)
+    with monkeypatch.context() as patch:
+        stop_at(4, patch)
+        with pytest.raises(Interrupted):
+            pretrain(data, out=tmp_path / "cut", overrides=[*settings, "run.workers=1"])
+    assert_same_run(alone, pretrain(out=tmp_path / "cut", resume=True))
+
+
+def test_levels_that_a_network_lacks_are_refused_at_once(
+    picture_folder: Folder, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=r"encoder.levels: got 9, .* has 1 to 6, or all"):
+        pretrain(picture_folder(), out=tmp_path / "run", overrides=[*QUICK, "encoder.levels=9"])
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

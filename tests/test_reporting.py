@@ -130,6 +130,15 @@ def test_features_are_kept_for_the_next_report(
     report(place / "run", labels=place / "pictures", out=place / "again.html")
 
 
+def test_pictures_are_those_that_training_takes(place: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(place / "run", run)
+    described = json.loads((run / "encoder.json").read_text()) | {"max_pixels": 10}
+    (run / "encoder.json").write_text(json.dumps(described))
+    with pytest.raises(JobError, match=r"none of the .* pictures can be read"):
+        report(run, data=[place / "pictures"], out=tmp_path / "report.html")
+
+
 def test_labels_with_a_split_and_scores(place: Path) -> None:
     rows = ["path,label,split"]
     for number, path in enumerate(sorted((place / "pictures").glob("*/[01]*.png"))):

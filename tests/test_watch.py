@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from tinyssl.augment import Augment
+from tinyssl.rows import spaced_rows
 from tinyssl.views import two_views
-from tinyssl.watch import VIEWED, collapse_warning, label_free, watch, watched_rows
+from tinyssl.watch import VIEWED, collapse_warning, label_free, watch
 
 PLAIN = Augment(12, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), hflip=0, jitter=0, grayscale=0)
 
@@ -13,14 +14,6 @@ PLAIN = Augment(12, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), hflip=0, jitte
 def unit_rows(n: int, d: int, common: float = 0.0) -> np.ndarray:
     rows = np.random.default_rng(0).normal(size=(n, d)) + common
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-
-@pytest.mark.parametrize(("n", "count"), [(2, 2), (1999, 1999), (50_000, 2000)])
-def test_watched_rows_are_few_distinct_and_span_all(n: int, count: int) -> None:
-    rows = watched_rows(n)
-    assert len(rows) == count
-    assert len(set(rows)) == count
-    assert (rows[0], rows[-1]) == (0, n - 1)
 
 
 def test_healthy_embeddings_draw_no_warning() -> None:
@@ -79,4 +72,4 @@ def test_two_views_are_pictures_again_and_the_same_at_every_look(dtype: type) ->
     assert np.array_equal([first, second], again)
     same, other = two_views(pictures, PLAIN, seed=3)
     assert np.array_equal(same, other)
-    assert np.array_equal(same, pictures[watched_rows(len(pictures), VIEWED)])
+    assert np.array_equal(same, pictures[spaced_rows(len(pictures), VIEWED)])

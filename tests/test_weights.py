@@ -156,19 +156,22 @@ def test_unfit_files_are_told_and_change_nothing(case: str, tmp_path: Path) -> N
     assert not (tmp_path / "trace").exists()
 
 
-@pytest.mark.parametrize("damage", ["none", "json", "format", "key", "weights", "name"])
+@pytest.mark.parametrize(
+    "damage", ["none", "json", "format", "stem", "image_size", "resize", "weights", "name"]
+)
 def test_damaged_runs_are_told(damage: str, tmp_path: Path) -> None:
     if damage != "none":
         save_encoder(donor(), tmp_path, image_size=48, resize="crop")
     description = tmp_path / "encoder.json"
     if damage == "json":
         description.write_text("{")
-    elif damage in ("format", "key", "name"):
+    elif damage in ("format", "name"):
         values = json.loads(description.read_text())
-        changes = {"format": {"format": 9}, "name": {"name": "../../evil"}, "key": {}}[damage]
-        values |= changes
-        if damage == "key":
-            del values["stem"]
+        values |= {"format": {"format": 9}, "name": {"name": "../../evil"}}[damage]
+        description.write_text(json.dumps(values))
+    elif damage in ("stem", "image_size", "resize"):  # missing
+        values = json.loads(description.read_text())
+        del values[damage]
         description.write_text(json.dumps(values))
     elif damage == "weights":
         whole = (tmp_path / "encoder.safetensors").read_bytes()

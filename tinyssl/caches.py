@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tinyssl.data import BUILDING, INDEX, LARGEST_INDEX, default_cache_dir, fingerprint
 from tinyssl.errors import JobError, UsageError, one_line
@@ -79,7 +80,7 @@ def _look(folder: Path) -> Cache | None:
         return None
     try:
         index = read_json(folder / INDEX, LARGEST_INDEX)
-        files = sorted(Path(name) for name in [*index["paths"], *(p for p, _ in index["skipped"])])
+        files = _in_order(index)
         n, side, _, channels = index["shape"]
         told = f"{n:,} x {side} x {side} x {channels} {index['dtype']}"
         first = f", first {files[0]}" if files else ""
@@ -87,6 +88,14 @@ def _look(folder: Path) -> Cache | None:
     except (OSError, ValueError, KeyError, TypeError):
         return Cache(folder, size, "damaged", "")
     return Cache(folder, size, "current" if now == folder.name else "stale", told + first)
+
+
+def _in_order(index: dict[str, Any]) -> list[Path]:
+    """All files that a cache was made of, in the order in which it was."""
+    names = list(index["paths"])
+    for place, (name, _) in zip(index["skipped_at"], index["skipped"], strict=True):
+        names.insert(place, name)
+    return [Path(name) for name in names]
 
 
 def _remove(folder: Path) -> bool:

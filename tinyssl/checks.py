@@ -23,6 +23,7 @@ from tinyssl.grid import picture_grid
 from tinyssl.label_checks import read_table
 from tinyssl.loader import generator_for
 from tinyssl.pipeline import apply_pipeline, load_pipeline
+from tinyssl.rows import spaced_rows
 from tinyssl.sources import decode_files, find_files, with_sources
 from tinyssl.survey import survey
 
@@ -63,8 +64,9 @@ def check(
     files = set() if table is None else set(table.paths)
     if settled.data.sources or table is None:
         files |= set(find_files(settled))
-    pictures = decode_files(sorted(files), settled)
-    headers = survey(sorted(files), settled.data.max_pixels, settled.run.workers)
+    ordered = sorted(files, key=str)  # as a run has them, whose cache this then is
+    pictures = decode_files(ordered, settled)
+    headers = survey(ordered, settled.data.max_pixels, settled.run.workers)
     findings = find(pictures, headers, table)
     advice = advise(headers, findings.different, pictures.array.shape[3] == 1)
     sources = settled.data.sources or [str(labels)]
@@ -79,7 +81,7 @@ def check(
 
 
 def _write_grid(path: Path, recipe: Recipe, pictures: Pictures, rows: int) -> None:
-    chosen = np.unique(np.linspace(0, len(pictures.paths) - 1, rows).astype(int))
+    chosen = spaced_rows(len(pictures.paths), rows)
     originals = pictures.array[chosen]
     views = np.stack([augmented(recipe, originals, turn) for turn in range(_VIEWS)], axis=1)
     encoded = io.BytesIO()

@@ -47,11 +47,11 @@ def principal(features: Floats, components: int, whitening: float) -> Floats:
 
     Args:
         features: (n, w) with mean 0.
-        components: k at most.
+        components: k at most, at least 1.
         whitening: 0 to 1/2.
 
     Returns:
-        (w, k), k being at most n - 1 and w.
+        (w, k), k being at most w and n - 1, but at least 1.
     """
     count, width = features.shape
     rows = features.astype(np.float64)
@@ -83,7 +83,7 @@ def evening(variances: NDArray[np.float64]) -> NDArray[np.float64]:
     for _ in range(len(variances) - 1):
         excess = np.diag(covariance)
         low, high = int(excess.argmin()), int(excess.argmax())
-        if excess[high] <= 0:
+        if excess[low] >= 0 or excess[high] <= 0:  # else rounding may leave no angle
             break
         a, b, c = covariance[low, low], covariance[low, high], covariance[high, high]
         tangent = (np.sqrt(b * b - a * c) - b) / c

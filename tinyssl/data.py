@@ -5,9 +5,7 @@ n = pictures, s = cache size, c = channels.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import logging
 import math
@@ -25,13 +23,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyssl.errors import JobError, TinysslError
-from tinyssl.files import read_json, reason, write_text
+from tinyssl.files import csv_text, read_json, reason, write_text
 from tinyssl.headers import read_header
 from tinyssl.locks import locked
 from tinyssl.opening import MAX_PIXELS, allow_pixels, quiet, read_file
 from tinyssl.picture import ResizeRule, decode, resize, to_channels, to_depth
 
-CACHE_FORMAT = 2
+CACHE_FORMAT = 3
 LARGEST_INDEX = 1 << 32  # bytes; of millions of pictures
 _DTYPES: dict[str, np.dtype[Any]] = {"uint8": np.dtype("uint8"), "uint16": np.dtype("uint16")}
 log = logging.getLogger("tinyssl")
@@ -210,9 +208,7 @@ def fingerprint(files: Sequence[Path], settings: str) -> str:
 
 def write_skipped(path: Path, skipped: Iterable[tuple[str, str]]) -> None:
     """Writes `path,reason` rows; atomic."""
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows([("path", "reason"), *skipped])
-    write_text(path, text.getvalue())
+    write_text(path, csv_text([("path", "reason"), *skipped]))
 
 
 @dataclass
@@ -302,12 +298,15 @@ def _decode_all(
     def work(path: Path) -> tuple[str, NDArray[Any]] | str:
         return read_picture(path, job.size, job.rule, channels, job.dtype)
 
-    index: dict[str, Any] = {"paths": [], "hashes": [], "skipped": [], "several": []}
+    index: dict[str, Any] = {
+        "paths": [], "hashes": [], "skipped": [], "skipped_at": [], "several": [],
+    }  # fmt: skip
     with (folder / PIXELS).open("wb") as file:
         for number, result in enumerate(in_order(pool, work, job.files)):
             path = str(job.files[number])
             if isinstance(result, str):
                 index["skipped"].append([path, result])
+                index["skipped_at"].append(number)
             else:
                 file.write(result[1].tobytes())
                 index["paths"].append(path)

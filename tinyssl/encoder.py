@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from tinyssl.components import principal, standard
 from tinyssl.errors import JobError, UsageError
+from tinyssl.rows import spaced_rows
 
 BACKBONES: Mapping[str, str] = {
     "mobilenetv3-small": "mobilenetv3_small_100",
@@ -31,6 +32,9 @@ BACKBONES: Mapping[str, str] = {
     "efficientnet-lite0": "tf_efficientnet_lite0",
     "resnet18": "resnet18",
 }
+
+
+_LOOKED_AT = 2000  # pictures, for statistics of features
 
 
 class Encoder(nn.Module):
@@ -167,25 +171,27 @@ def widen(
 ) -> Encoder:
     """The same network with the features of several levels, or a projection of them.
 
-    Means, deviations and components are those of at most 2,000 of the pictures; see
+    Means, deviations and components are those of at most `_LOOKED_AT` of the pictures; see
     `components.py` for how features are standardized and projected.
 
     Args:
         encoder: of one level, in the mode that it will have; it shares its weights.
         levels: how many from the last one back; 1 without components gives the encoder itself.
         pictures: (n, h, w, c) uint8 or uint16.
-        components: how many to keep, at most n - 1; 0: all features as they are.
+        components: how many to keep, at most one less than pictures looked at; 0: all features
+            as they are.
         whitening: of the components, 0 to 1/2.
 
     Raises:
         UsageError: fewer levels are there.
     """
-    count = count_levels(encoder.backbone) if levels == "all" else levels
+    count = levels_of(encoder.backbone, encoder.name, levels)
     if count == 1 and not components:
         return encoder
     wide = _with(encoder, count)
-    rows = np.unique(np.linspace(0, len(pictures) - 1, min(len(pictures), 2000)).astype(int))
-    features = embed_pictures(wide, pictures[rows], device=encoder.mean.device)
+    features = embed_pictures(
+        wide, pictures[spaced_rows(len(pictures), _LOOKED_AT)], device=encoder.mean.device
+    )
     centre, scale = standard(features, wide.level_widths)
     if components:
         projection = principal((features - centre) * scale, components, whitening)
@@ -214,15 +220,22 @@ def count_levels(backbone: nn.Module) -> int:
     return len(stages) + (0 if _ends_in_its_last_stage(backbone) else 1)
 
 
+def levels_of(backbone: nn.Module, name: str, wanted: int | Literal["all"]) -> int:
+    """The number of levels that a setting means; raises UsageError where a model has fewer."""
+    known = count_levels(backbone)
+    count = known if wanted == "all" else wanted
+    if not 1 <= count <= known:
+        raise UsageError(f"encoder.levels: got {wanted}, {name} has 1 to {known}, or all")
+    return count
+
+
 def _level_widths(backbone: Any, name: str, levels: int) -> list[int]:
     """Features of each level, from the first one taken to the last."""
     own = int(getattr(backbone, "head_hidden_size", None) or backbone.num_features)
-    if levels == 1:
+    if levels_of(backbone, name, levels) == 1:
         return [own]
-    known = count_levels(backbone)
-    if not 1 < levels <= known:
-        raise UsageError(f"encoder.levels: got {levels}, {name} has 1 to {known}, or all")
-    stages = [int(stage["num_chs"]) for stage in backbone.feature_info][: known - 1]
+    stages = [int(stage["num_chs"]) for stage in backbone.feature_info]
+    stages = stages[: count_levels(backbone) - 1]
     return [*stages[len(stages) + 1 - levels :], own]
 
 

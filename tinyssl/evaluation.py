@@ -198,7 +198,7 @@ def _encoders(
     if init not in ("random", "pretrained") and not Path(init).exists():
         log.warning(f"the run's start {init} is no longer there; the table has no row for it")
     elif init != "random":
-        encoders["start, frozen"] = lambda: (_from_init(description, init), description)
+        encoders["start, frozen"] = lambda: _start(description, init)
     own = "pretrained" if init == "random" else "adapted"
     for path in map(Path, baselines):
         taken = path.name in encoders or path.name == own
@@ -220,10 +220,18 @@ def _from_init(description: dict[str, Any], init: str) -> Encoder:
     return encoder
 
 
+def _start(description: dict[str, Any], init: str) -> tuple[Encoder, dict[str, Any]]:
+    """What the run began with; an earlier run's encoder with the features that it had."""
+    if (Path(init) / WEIGHTS).exists():
+        return load_encoder(init)
+    return _from_init(description, init), description
+
+
 def _baseline(path: Path, description: dict[str, Any]) -> tuple[Encoder, dict[str, Any]]:
-    if path.is_dir() and (path / WEIGHTS).exists():
+    """A run as it is, or weights with all features: components cost ImageNet's in 10-shot."""
+    if (path / WEIGHTS).exists():
         return load_encoder(path)
-    return _from_init(description, str(path)), description
+    return _from_init(description, str(path)), description | {"components": 0}
 
 
 def _embedders(
@@ -243,11 +251,9 @@ def _embedders(
         array = split_pictures(split, own).array
         levels, components = own.get("levels", 1), own.get("components", 0)
         if (encoder.levels, encoder.components) != (levels, components):
-            # A baseline made for this run has one level and no components: it gets as many. Where
-            # there are too few pictures for these it keeps all features, or it would be held back.
+            # A network made for this table has one level and no components: it gets as many.
             train = array[~split.test]
-            kept = components if components < len(train) else 0
-            encoder = widen(encoder, levels, train, kept, own.get("whitening", 0.0))
+            encoder = widen(encoder, levels, train, components, own.get("whitening", 0.0))
         yield name, partial(embed_pictures, encoder, device=chosen), array
 
 

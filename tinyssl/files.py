@@ -1,11 +1,13 @@
 """Files that are either whole or not there."""
 
+import csv
 import errno
+import io
 import json
 import os
 import stat
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -115,6 +117,13 @@ def write_text(path: Path, text: str) -> None:
     data = text.encode("utf-8", "surrogateescape")
     with atomic(path, len(data)) as file:
         file.write(data)
+
+
+def csv_text(rows: Iterable[Sequence[object]]) -> str:
+    """Rows as the text of a CSV, lines ending as RFC 4180 has it."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    return text.getvalue()
 
 
 def _umask() -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -11,6 +9,7 @@ from dataclasses import dataclass, field
 
 from tinyssl.data import Pictures
 from tinyssl.errors import one_line
+from tinyssl.files import csv_text
 from tinyssl.label_checks import check_labels, class_lines
 from tinyssl.labels import LabeledPaths
 from tinyssl.likeness import MOST_COMPARED, blank, near_copies
@@ -51,9 +50,7 @@ class Findings:
 
     def to_csv(self) -> str:
         """All rows as `problem,group,path,detail`."""
-        text = io.StringIO(newline="")
-        csv.writer(text).writerows([("problem", "group", "path", "detail"), *self.rows])
-        return text.getvalue()
+        return csv_text([("problem", "group", "path", "detail"), *self.rows])
 
 
 def find(pictures: Pictures, found: Survey, table: LabeledPaths | None = None) -> Findings:

@@ -6,7 +6,6 @@ n = pictures after copies were taken out, s = image size, c = channels.
 from __future__ import annotations
 
 import csv
-import io
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,8 +18,9 @@ from numpy.typing import NDArray
 from tinyssl.console import log, progress
 from tinyssl.data import Pictures, load_pictures
 from tinyssl.errors import UsageError
-from tinyssl.labels import LabeledPaths, from_class_folders, from_csv
-from tinyssl.opening import IMAGE_EXTENSIONS, MAX_PIXELS
+from tinyssl.files import csv_text
+from tinyssl.labels import LabeledPaths, read_labels
+from tinyssl.opening import MAX_PIXELS
 
 LABELS = "labels.csv"
 
@@ -50,12 +50,9 @@ class Labeled:
 
     def to_csv(self) -> str:
         """What was learned from, as `path,label,digest` rows."""
-        text = io.StringIO(newline="")
-        writer = csv.writer(text)
-        writer.writerow(["path", "label", "digest"])
         names = [self.classes[number] for number in self.labels]
-        writer.writerows(zip(self.paths, names, self.digests, strict=True))
-        return text.getvalue()
+        rows = zip(self.paths, names, self.digests, strict=True)
+        return csv_text([("path", "label", "digest"), *rows])
 
 
 def read_labeled(
@@ -80,10 +77,10 @@ def read_labeled(
         UsageError: a picture is missing or cannot be read, equal pictures have different labels,
             or fewer than 2 classes have a picture.
     """
-    table = _training_rows(_read(source), source)
+    table = _training_rows(read_labels(source), source)
     with progress("reading", len(table.paths)) as advance:
         pictures = load_pictures(
-            sorted(table.paths),
+            sorted(table.paths, key=str),
             size=description["image_size"],
             rule=description["resize"],
             channels=description["channels"],
@@ -109,12 +106,6 @@ def read_labeled(
         labels=np.array([classes.index(names[row]) for row in kept], np.int64),
         classes=classes,
     )
-
-
-def _read(source: str | Path) -> LabeledPaths:
-    if Path(source).is_dir():
-        return from_class_folders(source, IMAGE_EXTENSIONS)
-    return from_csv(source)
 
 
 def _training_rows(table: LabeledPaths, source: str | Path) -> LabeledPaths:

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyssl.errors import UsageError
-from tinyssl.files import read_limited, write_text
+from tinyssl.files import csv_text, read_limited, write_text
+from tinyssl.opening import IMAGE_EXTENSIONS
 from tinyssl.scanning import begins_like_picture
 
 _LARGEST = 1 << 28  # bytes; a list of labels, not pictures
@@ -34,6 +35,13 @@ class LabeledPaths:
     unlabeled: int = 0
     repeated: int = 0
     empty: tuple[str, ...] = ()
+
+
+def read_labels(source: str | Path) -> LabeledPaths:
+    """Labels of a folder of class folders, or of a CSV; raises UsageError as the two below do."""
+    if Path(source).is_dir():
+        return from_class_folders(source, IMAGE_EXTENSIONS)
+    return from_csv(source)
 
 
 def from_class_folders(folder: str | Path, extensions: Collection[str]) -> LabeledPaths:
@@ -132,16 +140,12 @@ def write_csv(
     splits: Sequence[str] | None = None,
 ) -> None:
     """Writes `path,label[,split]` so that `from_csv` reads it back; atomic."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
     columns: list[Sequence[object]] = [pictures, labels]
     header = ["path", "label"]
     if splits is not None:
         columns.append(splits)
         header.append("split")
-    writer.writerow(header)
-    writer.writerows(zip(*columns, strict=True))
-    write_text(path, text.getvalue())
+    write_text(path, csv_text([header, *zip(*columns, strict=True)]))
 
 
 def _pictures_below(folder: Path, extensions: Collection[str]) -> list[Path]:

@@ -6,8 +6,6 @@ beside the features.
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -22,7 +20,7 @@ from tinyssl.embedding import embed_some
 from tinyssl.errors import UsageError
 from tinyssl.extraction import Extractor
 from tinyssl.feature_file import Features
-from tinyssl.files import write_text
+from tinyssl.files import csv_text, write_text
 from tinyssl.neighbours import alike, centred, isolation, mean_row, nearest
 
 
@@ -131,6 +129,4 @@ def _short(value: float) -> float:
 
 
 def _write(path: Path, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows([columns, *rows])
-    write_text(path, text.getvalue())
+    write_text(path, csv_text([columns, *rows]))

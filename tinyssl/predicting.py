@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,7 +15,7 @@ from tinyssl.classifier import Classifier, load_classifier
 from tinyssl.console import log, progress
 from tinyssl.errors import UsageError
 from tinyssl.extraction import Extractor, open_extractor
-from tinyssl.files import atomic
+from tinyssl.files import atomic, csv_text
 from tinyssl.scanning import scan
 
 _CHUNK = 256
@@ -104,6 +102,4 @@ def _rows(
 
 
 def _write(file: IO[bytes], row: Sequence[object]) -> None:
-    text = io.StringIO(newline="")
-    csv.writer(text).writerow(row)
-    file.write(text.getvalue().encode("utf-8", "surrogateescape"))
+    file.write(csv_text([row]).encode("utf-8", "surrogateescape"))

@@ -32,7 +32,14 @@ from tinyssl.config import Recipe, load_recipe, read_recipe, shortcuts
 from tinyssl.console import Advance, log, progress, silence
 from tinyssl.data import Pictures, write_skipped
 from tinyssl.device import keep_freed_memory, pick_device
-from tinyssl.encoder import Encoder, create_encoder, embed_pictures, resolve_name, widen
+from tinyssl.encoder import (
+    Encoder,
+    create_encoder,
+    embed_pictures,
+    levels_of,
+    resolve_name,
+    widen,
+)
 from tinyssl.errors import Interrupted, JobError, NonFinite, TinysslError, UsageError
 from tinyssl.files import write_text
 from tinyssl.loader import ResidentPictures, generator_for, pipeline_batches
@@ -42,12 +49,13 @@ from tinyssl.pipeline import apply_pipeline, load_pipeline
 from tinyssl.recording import RecordedStep, recorded_views
 from tinyssl.reporting.command import leave_report
 from tinyssl.resuming import restore
+from tinyssl.rows import spaced_rows
 from tinyssl.run_folder import RunFolder
 from tinyssl.signals import stop_signal
 from tinyssl.sources import duplicates_csv, read_pictures, with_sources
 from tinyssl.train import Batches, Hooks, Progress, TakeStep, fit, start_bank, train_step
 from tinyssl.views import two_views
-from tinyssl.watch import collapse_warning, watch, watched_rows
+from tinyssl.watch import WATCHED, collapse_warning, watch
 from tinyssl.weights import save_encoder
 
 RESULT_COLUMNS = [
@@ -169,6 +177,7 @@ class Run:
         self.batches = self._batches()
         self.labels = _watch_labels(recipe.run.watch_labels, pictures)
         encoder = build_encoder(recipe, pictures)
+        levels_of(encoder.backbone, encoder.name, recipe.encoder.levels)  # before hours of work
         self.start = {key: value.clone() for key, value in encoder.state_dict().items()}
         self.method = build_method(recipe, encoder, len(pictures.paths), self.device)
         whole = torch.nn.Sequential(encoder, self.method.head)
@@ -305,8 +314,12 @@ class Run:
         workers = self.recipe.run.workers or os.cpu_count() or 1
 
         def batches(order: Tensor, step: int) -> Iterator[tuple[Tensor, Tensor]]:
-            generator = generator_for(seed, step, stream=1)
-            seeds = torch.randint(2**31, order.shape, generator=generator)
+            seeds = torch.stack(
+                [
+                    torch.randint(2**31, index.shape, generator=generator_for(seed, number, 1))
+                    for number, index in enumerate(order, step)
+                ]
+            )
             own = distributed.share(order.shape[1])
             made = pipeline_batches(
                 self.pictures.array, order[:, own], apply, seeds[:, own], workers
@@ -318,7 +331,7 @@ class Run:
         return batches
 
     def _watch(self) -> dict[str, float]:
-        rows = watched_rows(len(self.pictures.paths))
+        rows = spaced_rows(len(self.pictures.paths), WATCHED)
         sample = self.pictures.array[rows]
         labels = None if self.labels is None else self.labels[rows]
         bank = self.method.bank.rows

@@ -7,9 +7,7 @@ another one, and a stopped job goes on with the chunks that have no file yet.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -26,6 +24,7 @@ from tinyssl.console import log, progress
 from tinyssl.data import fingerprint
 from tinyssl.errors import JobError, TinysslError, UsageError
 from tinyssl.feature_file import Features, parquet_bytes, parquet_facts
+from tinyssl.files import csv_text
 from tinyssl.neighbours import unit_rows
 from tinyssl.opening import IMAGE_EXTENSIONS, quiet
 from tinyssl.picture import decode, resize, to_channels, to_depth
@@ -89,7 +88,7 @@ def embed_with_ray(
     }
     left = {name: chunk for name, chunk in chunks.items() if name not in there}
     if left:
-        worker = {"model": model, "out": folder, "key": key, "dtype": dtype}
+        worker = {"model": model, "out": folder, "dtype": dtype}
         _run(left, worker | {"batch_size": batch_size, "device": device}, workers)
     return _end(folder, list(chunks), urls)
 
@@ -100,7 +99,6 @@ class Worker:
     Args:
         model: the bundle's manifest and model, by name.
         out: the folder.
-        key: of the job; each file says that it is of it.
         dtype: of the features.
         batch_size: pictures at a time.
         device: as the bundle's runtime takes it.
@@ -110,7 +108,6 @@ class Worker:
         self,
         model: Mapping[str, bytes],
         out: str,
-        key: str,
         dtype: str,
         batch_size: int,
         device: str,
@@ -122,7 +119,7 @@ class Worker:
                 (Path(folder) / name).write_bytes(data)
             # One thread: there are as many workers as CPUs.
             self.extractor = runtime.Extractor(folder, _MODEL, device, threads=1)
-        self.out, self.key, self.dtype, self.batch_size = out, key, dtype, batch_size
+        self.out, self.dtype, self.batch_size = out, dtype, batch_size
 
     def __call__(self, chunk: dict[str, NDArray[Any]]) -> dict[str, list[Any]]:
         """Ray Data's batch of one chunk to what became of it."""
@@ -162,7 +159,7 @@ class Worker:
     ) -> None:
         features = np.stack([f for _, _, f in rows]) if rows else np.empty((0, 0), np.float32)
         block = Features([u for u, _, _ in rows], [d for _, d, _ in rows], features)
-        told = json.dumps({"job": self.key, "skipped": skipped})
+        told = json.dumps({"skipped": skipped})
         data = parquet_bytes(block, self.extractor.width, self.dtype, told)
         remote_files.write(remote_files.join(self.out, name), data)
 
@@ -271,8 +268,7 @@ def _end(out: str, names: Sequence[str], urls: Sequence[str]) -> EmbeddedFolder:
         path, reason = skipped[0]
         raise JobError(f"none of the {len(urls):,} pictures can be read; first: {path}: {reason}")
     if skipped:
-        text = io.StringIO(newline="")
-        csv.writer(text).writerows([("path", "reason"), *skipped])
-        remote_files.write(remote_files.join(out, _SKIPPED), text.getvalue().encode())
+        text = csv_text([("path", "reason"), *skipped])
+        remote_files.write(remote_files.join(out, _SKIPPED), text.encode())
         log.warning(f"{len(skipped):,} pictures skipped, see {_SKIPPED} in {out}")
     return EmbeddedFolder(out, pictures, len(skipped))

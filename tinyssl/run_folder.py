@@ -17,9 +17,10 @@ from tinyssl.locks import InUse, locked
 
 _OURS = (
     "recipe.yaml", "metrics.jsonl", "results.csv", "train.log", "skipped.csv", "duplicates.csv",
-    "encoder.safetensors", "encoder.json", "eval.json", "checkpoints",
+    "encoder.safetensors", "encoder.json", "eval.json", "eval_split.csv", "label_curve.png",
+    "checkpoints",
     "classifier.safetensors", "labels.csv", "finetune.json",
-    "machine.json", "report.html", "report_features.npz", "tensorboard",
+    "machine.json", "report.html", "report_features.npz", "tensorboard", "wandb",
 )  # fmt: skip
 
 _LINE = 400  # bytes of a line of a log, about

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,7 @@ from tinyssl.embedding import embed_paths
 from tinyssl.errors import UsageError
 from tinyssl.extraction import Extractor, open_extractor
 from tinyssl.feature_file import Features
-from tinyssl.files import atomic, write_text
+from tinyssl.files import atomic, csv_text, write_text
 from tinyssl.grid import contact_sheet
 from tinyssl.labels import from_csv
 from tinyssl.opening import quiet
@@ -163,11 +161,8 @@ def _candidates(
 
 
 def _csv(names: Sequence[str]) -> str:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(["path", "label", "order"])
-    writer.writerows((name, "", number) for number, name in enumerate(names, 1))
-    return text.getvalue()
+    rows = [(name, "", number) for number, name in enumerate(names, 1)]
+    return csv_text([("path", "label", "order"), *rows])
 
 
 def _write_sheet(path: Path, names: Sequence[str]) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from tinyssl.config import Recipe
 from tinyssl.console import log, progress
 from tinyssl.data import Pictures, load_pictures
 from tinyssl.errors import UsageError
+from tinyssl.files import csv_text
 from tinyssl.scanning import scan
 
 
@@ -81,12 +80,9 @@ def _refuse_hopeless(pictures: Pictures) -> None:
 
 def duplicates_csv(pictures: Pictures) -> str:
     """Exact copies as `group,path` rows."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(["group", "path"])
-    for number, group in enumerate(pictures.duplicates()):
-        writer.writerows((number, pictures.paths[i]) for i in group)
-    return text.getvalue()
+    groups = enumerate(pictures.duplicates())
+    rows = [(number, pictures.paths[i]) for number, group in groups for i in group]
+    return csv_text([("group", "path"), *rows])
 
 
 def _tell_pictures(pictures: Pictures) -> None:

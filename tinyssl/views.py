@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from tinyssl.augment import Augment
 from tinyssl.loader import generator_for
-from tinyssl.watch import VIEWED, watched_rows
+from tinyssl.rows import spaced_rows
+from tinyssl.watch import VIEWED
 
 
 def two_views(
@@ -26,7 +27,7 @@ def two_views(
     Returns:
         Two arrays (m, s, s, c) of the pictures' dtype, in the same order.
     """
-    sample = torch.from_numpy(pictures[watched_rows(len(pictures), VIEWED)])
+    sample = torch.from_numpy(pictures[spaced_rows(len(pictures), VIEWED)])
     most = np.iinfo(pictures.dtype).max
 
     def views(stream: int) -> NDArray[Any]:

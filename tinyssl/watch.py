@@ -10,16 +10,11 @@ from numpy.typing import NDArray
 
 from tinyssl.scoring import knn_loo_score, mean_cosine, rankme, retrieval
 
-_ROWS = 2000
+WATCHED = 2000  # pictures whose features are looked at
 VIEWED = 500  # pictures of which two views are made at every look
 _LOW_RANK = 3.0
 _LOW_RANKME = 1.5  # lower than that of the embeddings: features all share a large mean
 _HIGH_COSINE = 0.95
-
-
-def watched_rows(pictures: int, most: int = _ROWS) -> NDArray[np.int64]:
-    """At most `most` evenly spaced picture numbers: the same ones at every look."""
-    return np.unique(np.linspace(0, pictures - 1, min(pictures, most)).astype(np.int64))
 
 
 def label_free(features: NDArray[Any], bank: NDArray[Any]) -> dict[str, float]:

@@ -134,13 +134,10 @@ def load_encoder(folder: str | Path) -> tuple[Encoder, dict[str, Any]]:
         UsageError: no encoder there, damaged, or of another format.
     """
     description = read_description(folder)
-    try:
-        encoder = create_encoder(
-            description["name"], channels=description["channels"], stem=description["stem"],
-            levels=description.get("levels", 1), components=description.get("components", 0),
-        )  # fmt: skip
-    except KeyError as error:
-        raise UsageError(f"{Path(folder) / DESCRIPTION} lacks the key {error}") from None
+    encoder = create_encoder(
+        description["name"], channels=description["channels"], stem=description["stem"],
+        levels=description.get("levels", 1), components=description.get("components", 0),
+    )  # fmt: skip
     state = _read(Path(folder) / WEIGHTS)
     _refuse_misfit(state, encoder.state_dict(), f"{folder} does not fit {encoder.name}")
     encoder.load_state_dict(state)
@@ -203,6 +200,9 @@ def _refuse_nonsense(description: Mapping[str, Any], path: Path) -> None:
         "max_pixels": lambda value: _whole(value, 1, 1 << 50),
         "classes": lambda value: isinstance(value, list) and all(isinstance(n, str) for n in value),
     }
+    for key in ("name", "channels", "stem", "image_size", "resize", "mean", "std"):
+        if key not in description:
+            raise UsageError(f"{path} lacks the key {key!r}; copy the run's folder again")
     for key, good in allowed.items():
         if key in description and not good(description[key]):
             raise UsageError(f"{path}: {key} is {str(description[key])[:60]!r}, which cannot be")

@@ -21,10 +21,11 @@ from tinyssl.device import keep_freed_memory, pick_device
 from tinyssl.encoder import embed_pictures
 from tinyssl.errors import JobError, UsageError
 from tinyssl.feature_file import Features, read_features, read_key, write_features
-from tinyssl.labels import LabeledPaths, from_class_folders, from_csv
-from tinyssl.opening import IMAGE_EXTENSIONS
+from tinyssl.labels import LabeledPaths, read_labels
+from tinyssl.opening import MAX_PIXELS
 from tinyssl.reporting.names import short_names, shown
 from tinyssl.reporting.run_facts import RunFacts
+from tinyssl.rows import spaced_rows
 from tinyssl.scanning import scan
 from tinyssl.weights import load_encoder
 
@@ -78,7 +79,7 @@ def gather(
         UsageError: no pictures there, or labels that do not fit.
         JobError: no picture can be read.
     """
-    table = None if labels is None else _read_labels(labels)
+    table = None if labels is None else read_labels(labels)
     known = {} if table is None else {str(path): row for row, path in enumerate(table.paths)}
     found = _find(facts, data, known)
     chosen = sample(found, set(known), most)
@@ -108,15 +109,7 @@ def sample(paths: Sequence[str], first: set[str], most: int) -> list[str]:
 
 
 def _spaced(paths: list[str], count: int) -> list[str]:
-    if len(paths) <= count:
-        return paths
-    return [paths[i] for i in np.linspace(0, len(paths) - 1, count).round().astype(int)]
-
-
-def _read_labels(source: str | Path) -> LabeledPaths:
-    if Path(source).is_dir():
-        return from_class_folders(source, IMAGE_EXTENSIONS)
-    return from_csv(source)
+    return [paths[i] for i in spaced_rows(len(paths), count)]
 
 
 def _find(facts: RunFacts, data: Sequence[str | Path], known: Mapping[str, int]) -> list[str]:
@@ -140,6 +133,7 @@ def _load(paths: Sequence[str], encoder: Mapping[str, Any], workers: int) -> Pic
             size=encoder["image_size"],
             rule=encoder["resize"],
             channels=encoder["channels"],
+            max_pixels=encoder.get("max_pixels", MAX_PIXELS),
             workers=workers,
             progress=advance,
         )

@@ -24,6 +24,7 @@ from tinyssl.reporting.content import Shot, view_sheets
 from tinyssl.reporting.names import short_names
 from tinyssl.reporting.recipe_diff import Setting
 from tinyssl.reporting.run_facts import RunFacts
+from tinyssl.rows import spaced_rows
 
 _ROWS, _VIEWS = 6, 7
 _NOTHING = ("0.0", "null")
@@ -37,7 +38,7 @@ def views_of(facts: RunFacts, pictures: Pictures) -> list[list[Shot]]:
     drawn again."""
     if not draws_views(facts):
         return []
-    rows = np.unique(np.linspace(0, len(pictures.paths) - 1, _ROWS).astype(int))
+    rows = spaced_rows(len(pictures.paths), _ROWS)
     originals = np.asarray(pictures.array[rows])
     try:
         draw = _finetuning(facts) if facts.finetuned else _pretraining(facts)

@@ -11,8 +11,9 @@ from torch.nn.functional import normalize
 from tinyssl.augment import Augment
 from tinyssl.encoder import Encoder, embed_pictures
 from tinyssl.loader import generator_for
+from tinyssl.rows import spaced_rows
 from tinyssl.scoring import rankme, retrieval
-from tinyssl.watch import VIEWED, watched_rows
+from tinyssl.watch import VIEWED
 
 
 def label_free(
@@ -37,7 +38,7 @@ def label_free(
         lower is more even. Both Wang & Isola, arXiv:2005.10242, eqs. 8 and 9.
         `retrieval`: see `tinyssl.scoring.retrieval`.
     """
-    chosen = pictures[watched_rows(len(pictures), VIEWED)]
+    chosen = pictures[spaced_rows(len(pictures), VIEWED)]
     plain = embed_pictures(encoder, chosen, device=device)
     draws = [generator_for(seed, 0, stream=stream) for stream in (11, 12)]
     with torch.no_grad():

@@ -1,0 +1,13 @@
+"""Evenly spaced rows."""
+
+import pytest
+
+from tinyssl.rows import spaced_rows
+
+
+@pytest.mark.parametrize(("n", "count"), [(2, 2), (1999, 1999), (50_000, 2000)])
+def test_rows_are_few_distinct_and_span_all(n: int, count: int) -> None:
+    rows = spaced_rows(n, 2000)
+    assert len(rows) == count
+    assert len(set(rows)) == count
+    assert (rows[0], rows[-1]) == (0, n - 1)
