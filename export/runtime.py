@@ -43,6 +43,7 @@ _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # EPS would sta
 MAX_PIXELS = 89_478_485  # of a picture, where the manifest does not say
 _LARGEST_MANIFEST = 1 << 26  # bytes
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a")
 
 Array = Any  # numpy arrays; devices have old numpys without types
 Picture = Any  # a path, a Pillow image, or an array (h, w) or (h, w, c) of uint8 or uint16
@@ -616,7 +617,7 @@ def find_pictures(names: Sequence[str]) -> list[Path]:
     for name in names:
         path = Path(name)
         if path.is_dir():
-            below = sorted(p for p in path.rglob("*") if p.suffix.lower() in _SUFFIXES)
+            below = sorted(p for p in path.rglob("*") if _is_picture(p))
             inside = (p.relative_to(path).parts for p in below)
             visible = [not any(part.startswith(".") for part in parts) for parts in inside]
             if not any(visible):
@@ -625,6 +626,20 @@ def find_pictures(names: Sequence[str]) -> list[Path]:
         else:
             found.append(path)
     return found
+
+
+def _is_picture(path: Path) -> bool:
+    """By its name, or by its content where that is JPEG, PNG, GIF or WebP under another one."""
+    if path.suffix.lower() in _SUFFIXES:
+        return True
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            head = file.read(12)
+    except OSError:
+        return False
+    return head.startswith(_BEGINNINGS) or (head[:4] == b"RIFF" and head[8:] == b"WEBP")
 
 
 def check(extractor: Extractor) -> tuple[bool, str]:
@@ -717,7 +732,7 @@ def _write_there(
                 cells = [np.atleast_1d(column[row]).tolist() for column in columns.values()]
                 writer.writerow([path, *(cell for part in cells for cell in part)])
     else:
-        arrays: dict[str, Array] = {"paths": np.array(names), **columns}
+        arrays: dict[str, Array] = {"path": np.array(names), **columns}
         if extractor.classes:
             arrays["classes"] = np.array(extractor.classes)
         with file_path.open("wb") as file:
@@ -766,6 +781,20 @@ def _labels(extractor: Extractor, outputs: dict[str, Array]) -> dict[str, Array]
     return {"label": names, "probability": probabilities.max(axis=1)}
 
 
+def _check_all(extractor: Extractor, given: argparse.Namespace) -> int:
+    """Checks the model asked for, or else all of the bundle that can run here, a line each."""
+    names = [] if given.variant else sorted(extractor.manifest["files"])
+    others = [name for name in names if name.endswith(".onnx") and name != extractor.variant]
+    status = 0
+    for name in (None, *others):
+        if name is not None:
+            extractor = Extractor(given.bundle, name, given.device, given.threads)
+        passed, told = check(extractor)
+        print(told)
+        status = status if passed else 1
+    return status
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Features of pictures by an exported encoder.",
@@ -801,9 +830,7 @@ def _main(arguments: Sequence[str] | None = None) -> int:
     if extractor.passed_over:
         print(f"runtime: {extractor.passed_over}; using {extractor.variant}", file=sys.stderr)
     if given.check:
-        passed, told = check(extractor)
-        print(told)
-        return 0 if passed else 1
+        return _check_all(extractor, given)
     if given.benchmark:
         found = benchmark(extractor, given.batch, given.seconds)
         if given.json:

@@ -74,7 +74,8 @@ def test_few_labels_to_predictions(
     status, out, _ = run(capsys, "predict", f"{run_folder}-cls", data, "--out", csv)
     assert (status, out) == (0, f"wrote {csv}: 8 pictures\n")
     (data / "dark" / "000.png").write_bytes(b"gone")
-    status, out, err = run(capsys, "predict", f"{run_folder}-cls", data, "--out", csv)
+    given = ["--out", csv, "--overwrite"]
+    status, out, err = run(capsys, "predict", f"{run_folder}-cls", data, *given)
     assert status == 1
     assert f"wrote {csv}: 7 pictures" in out
     assert "1 pictures could not be read; all others are in" in err.splitlines()[-1]

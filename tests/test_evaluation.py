@@ -168,6 +168,19 @@ def test_start_of_an_adapted_run_is_judged_too(
     assert result["encoders"]["start, frozen"]["width"] == itself["width"]
 
 
+def test_what_makes_figures_doubtful_is_told(
+    run: Path, picture_folder: Folder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = picture_folder(per_class=6)
+    evaluate(run, train=data, test=data)
+    assert "12 test pictures are training pictures too (equal files)" in caplog.text
+    labels = labels_csv(tmp_path / "labels.csv", data, lambda n: "test" if n > 8 else "train")
+    evaluate(run, labels=labels)
+    assert "no test picture of bright: balanced accuracy is that of the other 1 of 2" in caplog.text
+    with pytest.raises(UsageError, match="there is no folder"):
+        evaluate(run, labels=labels, out=tmp_path / "nowhere" / "eval.json")
+
+
 @pytest.mark.parametrize("init", ["gone.safetensors", "pretrained"])
 def test_a_start_out_of_reach_costs_its_row_only(
     init: str,

@@ -241,6 +241,24 @@ def test_check_passes_without_torch(variant: str, small: tuple[Path, Path, Path]
     assert done.stdout.startswith("passed: 8 pictures")
 
 
+def test_check_looks_at_every_model(small: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(small[2], bundle)
+    done = run_program(bundle, "--check", "--device", "cpu")
+    assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["passed", "passed"]
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["files"]["encoder.fp16.onnx"]["tolerance"] = {"max_abs": 0, "cosine": 1.1}
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    assert run_program(bundle, "--check", "--device", "cpu").returncode == 1
+
+
+def test_the_runtime_finds_pictures_by_their_content(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "a.png").rename(tmp_path / "photo")
+    (tmp_path / "notes").write_text("none")
+    assert runtime.find_pictures([str(tmp_path)]) == [tmp_path / "photo"]
+
+
 def test_runtime_in_an_environment_of_its_own(
     small: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
@@ -276,7 +294,7 @@ def test_program_writes_good_pictures_and_tells_bad_ones(
     wanted = runtime.Extractor(bundle, device="cpu").embed(scan([pictures]))
     if kind == "npz":
         with np.load(out) as written:
-            found, names = written["features"], written["paths"].tolist()
+            found, names = written["features"], written["path"].tolist()
     else:
         lines = [line.split(",") for line in out.read_text().splitlines()[1:]]
         names, found = [x[0] for x in lines], np.array([x[1:] for x in lines], np.float32)

@@ -204,6 +204,22 @@ def test_a_tuned_run_is_judged_like_any(
     assert "12 test pictures were used in fine-tuning" in caplog.text
 
 
+def test_what_an_encoder_learned_from_is_not_held_out(
+    run: Path, picture_folder: Folder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data, other = picture_folder(per_class=6), picture_folder("other", per_class=5)
+    frozen = finetune(run, data, "few-label-linear", tmp_path / "frozen", overrides=SHORT)
+    finetune(frozen, data, "few-label-linear", tmp_path / "again", overrides=SHORT)
+    assert "trained the encoder" not in caplog.text
+    trained = finetune(run, data, "few-label", tmp_path / "trained", overrides=SHORT)
+    child = finetune(trained, other, "few-label-linear", tmp_path / "child", overrides=SHORT)
+    assert "trained the encoder" not in caplog.text
+    finetune(child, data, "few-label-linear", tmp_path / "third", overrides=SHORT)
+    assert f"12 of these labels trained the encoder of {child} already" in caplog.text
+    evaluate(child, train=other, test=data)
+    assert "12 test pictures were used in fine-tuning" in caplog.text
+
+
 def test_classifier_of_other_classes_is_not_judged(
     run: Path, picture_folder: Folder, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

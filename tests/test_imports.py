@@ -41,7 +41,7 @@ PAIRS = {
     "scoring": {"logistic", "neighbours"},
     "spreading": {"neighbours"},
     "tuning": {"encoder"},
-    "weights": {"encoder"},
+    "weights": {"encoder", "run_folder"},
     "watch": {"scoring"},
 }
 

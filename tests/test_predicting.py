@@ -12,7 +12,7 @@ from PIL import Image
 from tinyssl import predicting
 from tinyssl.classifier import Classifier, load_classifier, save_classifier
 from tinyssl.encoder import create_encoder
-from tinyssl.errors import UsageError
+from tinyssl.errors import JobError, UsageError
 from tinyssl.model import load
 from tinyssl.predicting import predict
 from tinyssl.weights import save_encoder
@@ -87,6 +87,21 @@ def test_run_without_classifier_is_told_what_to_do(
     with pytest.raises(UsageError, match=r"has no classifier; make one with: tinyssl finetune"):
         predict(run, picture_folder(), tmp_path / "p.csv")
     assert not (tmp_path / "p.csv").exists()
+
+
+def test_what_is_there_is_not_lost(run: Path, picture_folder: Folder, tmp_path: Path) -> None:
+    data, out = picture_folder(per_class=2), tmp_path / "p.csv"
+    predict(run, data, out)
+    before = out.read_bytes()
+    with pytest.raises(UsageError, match=r"exists; name another --out, or give --overwrite"):
+        predict(run, data, out)
+    (tmp_path / "broken.png").write_bytes(b"none")
+    with pytest.raises(JobError, match=r"none of the 1 pictures can be read; first: .*broken"):
+        predict(run, tmp_path / "broken.png", out, overwrite=True)
+    assert out.read_bytes() == before
+    with pytest.raises(UsageError, match="there is no folder"):
+        predict(run, data, tmp_path / "nowhere" / "p.csv")
+    assert predict(run, data / "dark", out, overwrite=True).pictures == 2
 
 
 def test_nothing_given_is_refused(run: Path, tmp_path: Path) -> None:

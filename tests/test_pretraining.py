@@ -150,6 +150,7 @@ def test_resumed_run_equals_uninterrupted(
     picture_folder: Folder,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     data = picture_folder()
     whole = pretrain(data, out=tmp_path / "whole", overrides=[*QUICK, *settings])
@@ -158,8 +159,13 @@ def test_resumed_run_equals_uninterrupted(
         with pytest.raises(Interrupted, match="tinyssl pretrain --resume --out") as stopped:
             pretrain(data, out=tmp_path / "cut", overrides=[*QUICK, *settings])
     assert stopped.value.exit_status == 143
+    load(tmp_path / "cut")
+    assert "was stopped before its end" in caplog.text
+    caplog.clear()
     cut = pretrain(out=tmp_path / "cut", resume=True)
     assert_same_run(whole, cut)
+    load(cut)
+    assert "was stopped before its end" not in caplog.text
 
 
 def test_resume_after_a_crash_between_checkpoints(

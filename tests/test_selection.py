@@ -83,12 +83,23 @@ def test_rounds_never_repeat(run: Path, picture_folder: Folder, tmp_path: Path) 
     )
     assert not set(first.paths[:3]) & set(second.paths)
     assert set(first.paths) | set(second.paths) == {str(p) for p in data.rglob("*.png")}
+    assert [row["label"] for row in rows_of(tmp_path / "2.csv")].count("") == 13
     fill_in(tmp_path / "2.csv")
-    both = rows_of(tmp_path / "1.csv")[:3] + rows_of(tmp_path / "2.csv")
-    text = "path,label\n" + "\n".join(f"{row['path']},{row['label']}" for row in both)
-    (tmp_path / "all.csv").write_text(text)
     with pytest.raises(UsageError, match=r"no picture is left .* 16 labeled already"):
-        select(run, data, 1, tmp_path / "3.csv", labeled=tmp_path / "all.csv")
+        select(run, data, 1, tmp_path / "3.csv", labeled=tmp_path / "2.csv")
+
+
+def test_test_pictures_of_earlier_labels_stay_such(
+    run: Path, picture_folder: Folder, tmp_path: Path
+) -> None:
+    data = picture_folder()
+    known = sorted(data.rglob("*.png"))[:2]
+    rows = [f"{path},{path.parent.name},{s}" for path, s in zip(known, ("train", "test"))]  # noqa: B905
+    (tmp_path / "known.csv").write_text("path,label,split\n" + "\n".join(rows))
+    select(run, data, 3, tmp_path / "next.csv", labeled=tmp_path / "known.csv")
+    splits = {row["path"]: row["split"] for row in rows_of(tmp_path / "next.csv")}
+    assert splits.pop(str(known[1])) == "test"
+    assert list(splits.values()) == ["train"] * 4
 
 
 def test_features_are_kept_for_the_next_round(

@@ -67,6 +67,22 @@ def test_a_better_baseline_takes_the_yes_away() -> None:
     assert "worse than other" in found.headline
 
 
+def test_few_shot_scores_are_as_unsure_as_their_test_pictures_are_few() -> None:
+    halves = [
+        judged(result(pretrained=0.6, tested=tested))[0].scores["10-shot"].half
+        for tested in (18, 1000, 100_000)
+    ]
+    assert halves[0] > 12  # two classes of 18: 1.96 * sqrt(0.6 * 0.4 / 18 / 2) = 16, less a prior
+    assert halves[0] > halves[1] > halves[2]
+    assert halves[2] == pytest.approx(2.0, abs=0.1)  # of the draws
+
+
+def test_classes_without_a_test_picture_are_told() -> None:
+    found = result(raw_pixels=0.5, random_weights=0.55, pretrained=0.8)
+    text = label_verdict(found | {"classes": ["a", "b", "c"]}).sentences[-1]
+    assert "test pictures of 2 classes (no picture of 1 others)" in text
+
+
 def test_few_test_pictures_leave_it_open() -> None:
     scores = {"raw_pixels": 0.6, "random_weights": 0.6, "pretrained": 0.7}
     wide, narrow = (judged(result(tested=n, **scores))[-1].scores["k-NN"].half for n in (20, 2000))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -122,6 +123,11 @@ def _split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return [a for a in arguments if a not in overrides], overrides
 
 
+def _typed(path: object) -> str:
+    """As a shell takes it."""
+    return shlex.quote(str(path))
+
+
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
@@ -164,7 +170,7 @@ def pretrain(
     data, overrides = _split_arguments(arguments)
     given = {name: value for name, value in options.items() if value is not None}
     path = run(data, recipe, out, overrides=overrides, resume=resume, overwrite=overwrite, **given)
-    click.echo(f"next: tinyssl eval {path} --labels labels.csv")
+    click.echo(f"next: tinyssl eval {_typed(path)} --labels labels.csv")
 
 
 @cli.command("eval", short_help="Judge an encoder on labeled pictures.")
@@ -173,7 +179,13 @@ def pretrain(
 @click.option("--train", help="Folder of class folders to fit classifiers on.")
 @click.option("--test", help="Folder of class folders to measure on.")
 @click.option("--baseline", "baselines", multiple=True, help="Another run or weight file.")
-@click.option("--draws", default=10, show_default=True, help="Draws of labels for few-shot.")
+@click.option(
+    "--draws",
+    type=click.IntRange(min=10),
+    default=10,
+    show_default=True,
+    help="Draws of labels for few-shot.",
+)
 @click.option("--seed", default=0, show_default=True, help="Of draws and splits.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N.")
 @click.option("--out", type=click.Path(), help="Result file.  [default: RUN/eval.json]")
@@ -256,13 +268,14 @@ def select(run: str, data: tuple[str, ...], budget: int, out: str, **options: An
     \b
     tinyssl select runs/mine pictures/ --budget 50 --out to_label.csv
     tinyssl select runs/mine pictures/ --budget 50 --labeled to_label.csv \\
-        --out round2.csv
+        --out round2.csv                    (the first round's labels come along)
     """
     from tinyssl.selection import select as choose
 
     chosen = choose(run, data, budget, out, **options)
     click.echo(f"wrote {chosen.out} and {chosen.sheet}: {len(chosen.paths):,} pictures")
-    click.echo(f"next: fill in the labels, then tinyssl finetune {run} --labels {chosen.out}")
+    told = f"tinyssl finetune {_typed(run)} --labels {_typed(chosen.out)}"
+    click.echo(f"next: fill in the labels, then {told}")
 
 
 @cli.command(short_help="Write the features of pictures to a file.")
@@ -413,8 +426,10 @@ def finetune(
         overwrite=overwrite,
         **settings,
     )
-    print_result(table(read_result(path)))
-    click.echo(f"next: tinyssl predict {path} pictures/")
+    result = read_result(path)
+    if result["held_out"]:
+        print_result(table(result))
+    click.echo(f"next: tinyssl predict {_typed(path)} pictures/")
 
 
 @cli.command(short_help="Write the classes of pictures to a CSV.")
@@ -422,7 +437,8 @@ def finetune(
 @click.argument("pictures", nargs=-1, required=True)
 @click.option("--out", default="predictions.csv", show_default=True, help="The CSV to write.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N.")
-def predict(run: str, pictures: tuple[str, ...], out: str, device: str) -> None:
+@click.option("--overwrite", is_flag=True, help="Replace the file in --out.")
+def predict(run: str, pictures: tuple[str, ...], out: str, device: str, overwrite: bool) -> None:
     """Classify PICTURES (folders at any depth, files, .txt and .csv lists) with the fine-tuned
     RUN: the columns path, label, probability, and p(CLASS) for every class.
 
@@ -434,7 +450,7 @@ def predict(run: str, pictures: tuple[str, ...], out: str, device: str) -> None:
     """
     from tinyssl.predicting import predict as classify
 
-    done = classify(run, pictures, out, device=device)
+    done = classify(run, pictures, out, device=device, overwrite=overwrite)
     click.echo(f"wrote {done.out}: {done.pictures:,} pictures")
     if done.skipped:
         raise JobError(f"{len(done.skipped)} pictures could not be read; all others are in {out}")
@@ -480,9 +496,10 @@ def export(run: str, **options: Any) -> None:
 
     exported = write(run, **options)
     print_result(table(exported))
-    click.echo(f"wrote {exported.out}; next: python {exported.out}/runtime.py --check")
+    program = _typed(exported.out / "runtime.py")
+    click.echo(f"wrote {exported.out}; next: python {program} --check")
     if options["target"] == "jetson":
-        click.echo(f"on the device: python {exported.out}/build_engine.py")
+        click.echo(f"on the device: python {_typed(exported.out / 'build_engine.py')}")
 
 
 @cli.command(short_help="Time a bundle's models on this machine.")

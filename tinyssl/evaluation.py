@@ -24,10 +24,10 @@ from tinyssl.curve_plot import plot_curve
 from tinyssl.device import keep_freed_memory, pick_device
 from tinyssl.encoder import Encoder, create_encoder, embed_pictures, widen
 from tinyssl.errors import JobError, UsageError
-from tinyssl.files import write_text
+from tinyssl.files import writable, write_text
 from tinyssl.label_curve import CurveWishes, label_curve
 from tinyssl.labeled import used_digests
-from tinyssl.labeled_split import LabeledSplit, read_split, split_pictures
+from tinyssl.labeled_split import LabeledSplit, read_split, split_pictures, warn_of
 from tinyssl.scoring import evaluate_features, pixel_features, retrieval, scores
 from tinyssl.views import two_views
 from tinyssl.weights import WEIGHTS, load_encoder, load_weights, random_like, read_description
@@ -73,14 +73,14 @@ def evaluate(
 
     Raises:
         UsageError: no encoder at `run`, labels that do not fit, fewer than 10 draws, or a curve
-            that cannot be drawn.
+            that cannot be drawn, or no folder for `out`.
     """
     if draws < 10:
         raise UsageError(f"draws: got {draws}; at least 10 are needed for an interval")
     if curve is not None:
         curve.check()
     description = read_description(run)
-    target = Path(out) if out is not None else Path(run) / "eval.json"
+    target = writable(Path(out) if out is not None else Path(run) / "eval.json")
     split, recorded = read_split(train, test, labels, seed, target.parent)
     encoders = _encoders(run, description, baselines, seed)
     result = _header(run, split, recorded, seed)
@@ -241,6 +241,7 @@ def _embedders(
     chosen = pick_device(device)
     keep_freed_memory()
     pictures = split_pictures(split, description)
+    warn_of(split, pictures.hashes)
     yield "raw pixels", pixel_features, pictures.array
     for name, build in encoders.items():
         try:
@@ -264,13 +265,13 @@ def _own_classifier(
     classifier = load_classifier(run)
     if classifier is None:
         return None
-    if classifier.classes != split.classes:
-        log.warning("the run's own classifier has other classes and is not judged")
-        return None
     digests = np.array(split_pictures(split, description).hashes)[split.test]
     seen = len(set(digests) & used_digests(run))
     if seen:
         log.warning(f"{seen} test pictures were used in fine-tuning; its figures are too good")
+    if classifier.classes != split.classes:
+        log.warning("the run's own classifier has other classes and is not judged")
+        return None
     shares = classifier.probabilities(torch.from_numpy(features[split.test])).numpy()
     found = scores(split.labels[split.test], shares.argmax(axis=1), len(split.classes))
     return found | {"seen_in_finetuning": seen}

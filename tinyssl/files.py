@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from tinyssl.errors import JobError
+from tinyssl.errors import JobError, UsageError
 
 
 @contextmanager
@@ -117,6 +117,15 @@ def write_text(path: Path, text: str) -> None:
     data = text.encode("utf-8", "surrogateescape")
     with atomic(path, len(data)) as file:
         file.write(data)
+
+
+def writable(target: Path) -> Path:
+    """A file's path; raises UsageError where it is a folder or no folder is there to hold it."""
+    if target.is_dir():
+        raise UsageError(f"--out {target} is a folder; name a file in it")
+    if not target.parent.is_dir():
+        raise UsageError(f"--out {target}: there is no folder {target.parent}")
+    return target
 
 
 def csv_text(rows: Iterable[Sequence[object]]) -> str:

@@ -33,14 +33,12 @@ from tinyssl.files import write_text
 from tinyssl.finetune_build import build_network
 from tinyssl.finetune_config import FOR_AUTO, FinetuneRecipe, load_finetune_recipe
 from tinyssl.folds import Fold, repeats_for, stratified_folds
-from tinyssl.labeled import LABELS, read_labeled, smallest_class
+from tinyssl.labeled import LABELS, RESULT, read_labeled, shaped_by, smallest_class
 from tinyssl.opening import MAX_PIXELS
 from tinyssl.probing import FALLBACK_STRENGTH, choose_strength
 from tinyssl.run_folder import RunFolder
 from tinyssl.scanning import scan
 from tinyssl.weights import load_encoder, save_encoder
-
-RESULT = "finetune.json"
 
 
 def finetune(
@@ -150,6 +148,7 @@ class _Job:
         self.labeled = read_labeled(
             labels, self.description, cache_dir=self.cache, workers=self.workers
         )
+        self.shaped_by = shaped_by(run)
         self.features = embed_pictures(self.encoder, self.labeled.array, device=self.device)
         self.folds, self.why_no_folds = self._draw_folds(first)
         self.unlabeled, self.why_not_semi = self._read_unlabeled(unlabeled)
@@ -338,10 +337,16 @@ class _Job:
             "folds": [len(parts) for parts in self.folds],
             "held_out": {key: value.scores for key, value in judged.items()},
             "temperature": float(classifier.temperature),
+            "encoder_learned": sorted(self._learned(name)),
             "seconds": round(time.monotonic() - self.start, 1),
             "versions": {"torch": torch.__version__, "python": platform.python_version()},
         }
         write_text(folder / RESULT, json.dumps(result, indent=1) + "\n")
+
+    def _learned(self, name: str) -> set[str]:
+        """Digests of all pictures whose labels the encoder has learned from."""
+        trained = self.recipes[name].classifier.method == "network"
+        return self.shaped_by | (set(self.labeled.digests) if trained else set())
 
     def _settled(self, name: str, out: Path) -> FinetuneRecipe:
         recipe = self.recipes[name]
@@ -358,6 +363,12 @@ class _Job:
             f"{sum(counts.values()):,} labeled pictures of {len(counts)} classes "
             f"({spread} a class){others}"
         )
+        known = len(self.shaped_by.intersection(self.labeled.digests))
+        if known:
+            log.warning(
+                f"{known} of these labels trained the encoder of {self.run} already: held-out "
+                "scores and probabilities are too good; fine-tune the pretrained run instead"
+            )
         if self.folds:
             log.info(f"judging on {len(self.folds)} x {len(self.folds[0])} folds of the labels")
 

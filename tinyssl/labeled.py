@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from tinyssl.console import log, progress
 from tinyssl.data import Pictures, load_pictures
 from tinyssl.errors import UsageError
-from tinyssl.files import csv_text
+from tinyssl.files import csv_text, read_json
 from tinyssl.labels import LabeledPaths, read_labels
 from tinyssl.opening import MAX_PIXELS
 
-LABELS = "labels.csv"
+LABELS, RESULT = "labels.csv", "finetune.json"  # of a fine-tuned run
 
 
 @dataclass(frozen=True)
@@ -160,11 +160,30 @@ def smallest_class(labels: NDArray[np.int64]) -> int:
 
 
 def used_digests(run: str | Path) -> set[str]:
-    """Digests of the pictures whose labels a fine-tuned run learned from.
+    """Digests of the pictures whose labels taught a fine-tuned run, its encoder's past included.
 
     Raises:
-        UsageError: its list of labels is damaged.
+        UsageError: its list of labels, or what it wrote of itself, is damaged.
     """
+    return _own_digests(run) | shaped_by(run)
+
+
+def shaped_by(run: str | Path) -> set[str]:
+    """Digests of the pictures whose labels changed the weights of a run's encoder.
+
+    Raises:
+        UsageError: what it wrote of itself is damaged.
+    """
+    path = Path(run) / RESULT
+    if not path.is_file():
+        return set()
+    try:
+        return set(map(str, read_json(path).get("encoder_learned", ())))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UsageError(f"{path} cannot be read: {error}; remove it") from None
+
+
+def _own_digests(run: str | Path) -> set[str]:
     path = Path(run) / LABELS
     if not path.is_file():
         return set()

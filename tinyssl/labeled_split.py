@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,30 @@ def _make_split(paths: list[Path], names: list[str], test: NDArray[np.bool_]) ->
     classes = sorted(trained)
     numbers = {name: number for number, name in enumerate(classes)}
     return LabeledSplit(paths, np.array([numbers[name] for name in names]), classes, test)
+
+
+def warn_of(split: LabeledSplit, digests: Sequence[str]) -> None:
+    """Tells what makes figures on a split worth less than they look.
+
+    Args:
+        split: of n pictures.
+        digests: n, of their files.
+    """
+    trained = {d for d, test in zip(digests, split.test, strict=True) if not test}
+    both = sum(test and d in trained for d, test in zip(digests, split.test, strict=True))
+    if both:
+        log.warning(
+            f"{both} test pictures are training pictures too (equal files): figures are too good; "
+            "take them out of one of the two"
+        )
+    counts = np.bincount(split.labels[split.test], minlength=len(split.classes))
+    absent = [name for name, count in zip(split.classes, counts, strict=True) if not count]
+    if absent:
+        more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
+        log.warning(
+            f"no test picture of {', '.join(absent[:3])}{more}: balanced accuracy is that of the "
+            f"other {len(split.classes) - len(absent)} of {len(split.classes)} classes"
+        )
 
 
 def split_pictures(split: LabeledSplit, description: Mapping[str, Any]) -> Pictures:

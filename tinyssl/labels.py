@@ -164,6 +164,8 @@ def _counts(path: Path, extensions: Collection[str]) -> bool:
 def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     try:
         text = read_limited(path, _LARGEST).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UsageError(f"cannot read labels from {path}: not UTF-8; save it as such") from None
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read labels from {path}: {error}") from None
     reader = csv.DictReader(io.StringIO(text, newline=""))
@@ -175,7 +177,8 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     if not {"path", "label"} <= set(columns):
         raise UsageError(
             f"{path} has the columns {', '.join(columns) or '(none)'}; "
-            "the first line must name path,label and optionally split"
+            "the first line must name path,label and optionally split, in small letters and with "
+            "commas between"
         )
     return rows
 

@@ -13,9 +13,9 @@ import torch
 
 from tinyssl.classifier import Classifier, load_classifier
 from tinyssl.console import log, progress
-from tinyssl.errors import UsageError
+from tinyssl.errors import JobError, UsageError
 from tinyssl.extraction import Extractor, open_extractor
-from tinyssl.files import atomic, csv_text
+from tinyssl.files import atomic, csv_text, writable
 from tinyssl.scanning import scan
 
 _CHUNK = 256
@@ -42,6 +42,7 @@ def predict(
     out: str | Path = "predictions.csv",
     *,
     device: str = "auto",
+    overwrite: bool = False,
 ) -> Predicted:
     """Writes `path,label,probability` and the probability of every class, `p(CLASS)`, as a CSV.
 
@@ -51,13 +52,17 @@ def predict(
     Args:
         run: a fine-tuned run folder.
         pictures: a folder, a picture, a .txt/.csv list, or several of these.
-        out: the CSV; replaced once all rows are there.
+        out: the CSV; written once all rows are there.
         device: auto, cpu, cuda or cuda:N.
+        overwrite: replace a file at `out`.
 
     Raises:
-        UsageError: no classifier at `run`, or no pictures.
-        JobError: the CSV cannot be written.
+        UsageError: no classifier at `run`, no pictures, `out` exists or has no folder.
+        JobError: no picture can be read, or the CSV cannot be written.
     """
+    target = writable(Path(out))
+    if target.exists() and not overwrite:
+        raise UsageError(f"{target} exists; name another --out, or give --overwrite")
     classifier = load_classifier(run)
     if classifier is None:
         raise UsageError(
@@ -67,7 +72,7 @@ def predict(
     sources = [pictures] if isinstance(pictures, str | Path) else list(pictures)
     if not sources:
         raise UsageError("no pictures given; name a folder, a picture or a .txt/.csv list of paths")
-    paths, target = scan(sources), Path(out)
+    paths = scan(sources)
     skipped: list[tuple[str, str]] = []
     with progress("predicting", len(paths)) as advance, atomic(target) as file:
         _write(file, ["path", "label", "probability", *(f"p({c})" for c in classifier.classes)])
@@ -76,6 +81,11 @@ def predict(
             for row in _rows(chunk, extractor, classifier, skipped):
                 _write(file, row)
             advance(len(chunk))
+        if len(skipped) == len(paths):
+            path, reason = skipped[0]
+            raise JobError(
+                f"none of the {len(paths):,} pictures can be read; first: {path}: {reason}"
+            )
     for path, reason in skipped:
         log.warning(f"skipped {path}: {reason}")
     return Predicted(target, len(paths) - len(skipped), skipped)

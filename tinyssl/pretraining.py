@@ -50,7 +50,7 @@ from tinyssl.recording import RecordedStep, recorded_views
 from tinyssl.reporting.command import leave_report
 from tinyssl.resuming import restore
 from tinyssl.rows import spaced_rows
-from tinyssl.run_folder import RunFolder
+from tinyssl.run_folder import RunFolder, resume_command
 from tinyssl.signals import stop_signal
 from tinyssl.sources import duplicates_csv, read_pictures, with_sources
 from tinyssl.train import Batches, Hooks, Progress, TakeStep, fit, start_bank, train_step
@@ -235,7 +235,7 @@ class Run:
             except JobError as error:
                 raise JobError(f"{error}; {self._last_good()}") from error
             except Interrupted as stop:
-                how = f"tinyssl pretrain --resume --out {self.folder.path}"
+                how = resume_command(self.folder.path)
                 raise Interrupted(f"{stop}, saved; go on with: {how}", stop.signum) from None
         if distributed.is_main():
             facts = machine_facts(self.device, self.progress.seconds)
@@ -373,12 +373,17 @@ class Run:
 
     def _save_encoder(self) -> None:
         """Saves what there is; only at the end with all its levels, whose statistics take time."""
-        encoder = self._blended()
-        if self.progress.step >= self.plan.steps:
-            wanted = self.recipe.encoder
+        encoder, wanted = self._blended(), self.recipe.encoder
+        finished = self.progress.step >= self.plan.steps
+        if finished:
             encoder = widen(
                 encoder, wanted.levels, self.pictures.array, wanted.components, wanted.whitening
             )
+            if encoder.components < wanted.components:
+                log.info(
+                    f"features: {encoder.components} components, fewer than encoder.components="
+                    f"{wanted.components}: so few pictures have no more"
+                )
         save_encoder(
             encoder,
             self.folder.path,
@@ -390,6 +395,7 @@ class Run:
                 "seed": self.recipe.run.seed,
                 "dtype": self.pictures.array.dtype.name,
                 "max_pixels": self.recipe.data.max_pixels,
+                "finished": finished,
             },
         )
 
@@ -442,6 +448,12 @@ class Run:
             log.info(
                 f"{distributed.world_size()} processes share each batch of {plan.step_size}; "
                 f"batch norm: {self.recipe.encoder.batch_norm}"
+            )
+        views, size = self.recipe.augment.view_size, self.recipe.data.image_size
+        if views > size:
+            log.warning(
+                f"augment.view_size={views} is above data.image_size={size}: views are blown up; "
+                f"give augment.view_size={size} or less"
             )
         log.info(self.resident.told)
         log.info(f"tinyssl {__version__}, torch {torch.__version__}, {platform.platform()}")

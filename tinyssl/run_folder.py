@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -25,6 +26,11 @@ _OURS = (
 
 _LINE = 400  # bytes of a line of a log, about
 Value = float | int | str | None
+
+
+def resume_command(folder: Path) -> str:
+    """What goes on with a run that was stopped, as a shell takes it."""
+    return f"tinyssl pretrain --resume --out {shlex.quote(str(folder))}"
 
 
 class RunFolder:

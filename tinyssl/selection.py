@@ -17,7 +17,7 @@ from tinyssl.extraction import Extractor, open_extractor
 from tinyssl.feature_file import Features
 from tinyssl.files import atomic, csv_text, write_text
 from tinyssl.grid import contact_sheet
-from tinyssl.labels import from_csv
+from tinyssl.labels import LabeledPaths, from_csv
 from tinyssl.opening import quiet
 from tinyssl.picture import decode, resize, to_depth
 from tinyssl.scanning import scan
@@ -52,7 +52,8 @@ def select(
     """Chooses the pictures whose labels will teach most, and writes a list to fill in.
 
     Of exact copies one is chosen at most. The list has the columns path,label,order with empty
-    labels, in the order in which to label; a PNG of the same name shows the choice.
+    labels, in the order in which to label; a PNG of the same name shows the choice. Labels of
+    earlier rounds come along, without an order, so that the list is whole once it is filled in.
 
     Args:
         run: a run folder or a bundle.
@@ -76,7 +77,8 @@ def select(
     target = Path(out)
     sheet = _sheet_of(target)
     _refuse(target, sheet, method, budget, overwrite)
-    known = set() if labeled is None else {str(path) for path in from_csv(labeled).paths}
+    earlier = None if labeled is None else from_csv(labeled)
+    known = set() if earlier is None else {str(path) for path in earlier.paths}
     found = {str(path) for path in scan([data] if isinstance(data, str | Path) else data)}
     why = f"{len(found):,} there, {len(found & known):,} labeled already"
     _refuse_budget(budget, len(found - known), why)
@@ -90,7 +92,7 @@ def select(
     chosen = choose(embedded.features[rows], budget, method=method, covered=covered, seed=seed)
     names = [embedded.paths[row] for row in rows[chosen]]
     _write_sheet(sheet, names)
-    write_text(target, _csv(names))
+    write_text(target, _csv(names, earlier))
     return Selected(target, sheet, names)
 
 
@@ -160,9 +162,15 @@ def _candidates(
     return np.array(list(first.values())), np.array([digest in covered for digest in first])
 
 
-def _csv(names: Sequence[str]) -> str:
-    rows = [(name, "", number) for number, name in enumerate(names, 1)]
-    return csv_text([("path", "label", "order"), *rows])
+def _csv(names: Sequence[str], earlier: LabeledPaths | None) -> str:
+    header, rows = ["path", "label", "order"], [[n, "", i] for i, n in enumerate(names, 1)]
+    if earlier is not None:
+        rows += [[str(p), n, ""] for p, n in zip(earlier.paths, earlier.labels, strict=True)]
+        if earlier.splits is not None:  # test pictures must not become training pictures
+            header.append("split")
+            splits = ["train"] * len(names) + earlier.splits
+            rows = [[*row, split] for row, split in zip(rows, splits, strict=True)]
+    return csv_text([header, *rows])
 
 
 def _write_sheet(path: Path, names: Sequence[str]) -> None:

@@ -73,7 +73,8 @@ def collapse_warning(values: dict[str, float]) -> str | None:
     if values["rankme"] < _LOW_RANKME:
         return (
             f"the encoder's features are collapsing: effective rank {values['rankme']:.2f} "
-            f"(healthy: well above {_LOW_RANKME}). Lower optim.base_lr, or set optim.clip_norm=1; "
+            f"(healthy: well above {_LOW_RANKME}). Lower optim.base_lr and keep optim.clip_norm "
+            "at 1 or less, or give more pictures: fewer than some hundred collapse easily; "
             "features of this run may be useless"
         )
     if rank >= _LOW_RANK and cosine <= _HIGH_COSINE:

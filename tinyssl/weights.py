@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,10 @@ from tinyssl import __version__
 from tinyssl.encoder import Encoder, create_encoder
 from tinyssl.errors import UsageError
 from tinyssl.files import atomic, read_json, write_text
+from tinyssl.run_folder import resume_command
 from tinyssl.tensor_file import read_tensors
+
+_log = logging.getLogger("tinyssl")  # what a person is shown; no room above may be imported
 
 FORMAT = 1
 WEIGHTS, DESCRIPTION = "encoder.safetensors", "encoder.json"
@@ -141,6 +145,11 @@ def load_encoder(folder: str | Path) -> tuple[Encoder, dict[str, Any]]:
     state = _read(Path(folder) / WEIGHTS)
     _refuse_misfit(state, encoder.state_dict(), f"{folder} does not fit {encoder.name}")
     encoder.load_state_dict(state)
+    if not description.get("finished", True):
+        _log.warning(
+            f"{folder} was stopped before its end: its features are those of the last level only; "
+            f"go on with: {resume_command(Path(folder))}"
+        )
     return encoder.eval(), description
 
 
@@ -198,6 +207,7 @@ def _refuse_nonsense(description: Mapping[str, Any], path: Path) -> None:
         "width": lambda value: _whole(value, 1, 1 << 20),
         "dtype": lambda value: value in ("uint8", "uint16"),
         "max_pixels": lambda value: _whole(value, 1, 1 << 50),
+        "finished": lambda value: isinstance(value, bool),
         "classes": lambda value: isinstance(value, list) and all(isinstance(n, str) for n in value),
     }
     for key in ("name", "channels", "stem", "image_size", "resize", "mean", "std"):

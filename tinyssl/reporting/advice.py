@@ -9,6 +9,7 @@ import numpy as np
 
 from tinyssl.reporting.names import shown
 from tinyssl.reporting.run_facts import RunFacts
+from tinyssl.run_folder import resume_command
 from tinyssl.watch import collapse_warning
 
 _FEW = 500
@@ -39,6 +40,7 @@ def advise(facts: RunFacts, pictures: int | None, near_copies: float | None) -> 
         near_copies: share of pictures that nearly repeat another; None if nobody looked.
     """
     found = [
+        *_unfinished(facts),
         *_collapse(facts),
         *_few(facts, pictures),
         *_copies(facts, pictures),
@@ -72,6 +74,20 @@ def _collapse(facts: RunFacts) -> Iterator[Advice]:
     if text is not None:
         what, _, todo = text.partition("). ")
         yield Advice(f"{what}).", f"{todo}.", serious=True)
+
+
+def _unfinished(facts: RunFacts) -> Iterator[Advice]:
+    if not finished(facts):
+        yield Advice(
+            "The run was stopped before its end, and its features are those of the last level.",
+            f"Go on with it: {resume_command(facts.path)}",
+            serious=True,
+        )
+
+
+def finished(facts: RunFacts) -> bool:
+    """Whether the encoder is the one that the run was to end with."""
+    return bool(facts.encoder.get("finished", True))
 
 
 def _few(facts: RunFacts, pictures: int | None) -> Iterator[Advice]:
@@ -116,6 +132,8 @@ def _skipped(facts: RunFacts) -> Iterator[Advice]:
 
 
 def _too_long(facts: RunFacts) -> Iterator[Advice]:
+    if not finished(facts):
+        return
     knn, loss = facts.curve("knn"), facts.curve("loss")
     if len(knn) >= _LOOKS:
         best, value = max(knn, key=lambda point: point[1])

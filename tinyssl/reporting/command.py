@@ -15,6 +15,7 @@ from tinyssl.classifier import load_classifier
 from tinyssl.console import log, progress
 from tinyssl.data import Pictures
 from tinyssl.errors import UsageError
+from tinyssl.files import writable
 from tinyssl.labeled import used_digests
 from tinyssl.reporting import card as model_card
 from tinyssl.reporting import content
@@ -26,7 +27,7 @@ from tinyssl.reporting.gallery import Gallery, gather
 from tinyssl.reporting.mistakes import Mistakes, find_mistakes, from_shares
 from tinyssl.reporting.names import shown
 from tinyssl.reporting.next_steps import judging, typed
-from tinyssl.reporting.page import check_installed, missing, target_of, write_page
+from tinyssl.reporting.page import check_installed, missing, write_page
 from tinyssl.reporting.recipe_diff import nearest_recipe
 from tinyssl.reporting.run_facts import RunFacts, read_run
 from tinyssl.reporting.seen import STEPS, look
@@ -86,7 +87,7 @@ def report(
     facts = read_run(run)
     told = model_card.read_card(card)
     device_facts = find_bundle(facts.path, bundle)
-    target = target_of(facts.path / REPORT if out is None else out)
+    target = writable(facts.path / REPORT if out is None else Path(out))
     sources = [data] if isinstance(data, str | Path) else list(data)
     gallery = gather(facts, sources, labels, most=pictures, device=device, workers=workers)
     context = _run_context(facts, facts.machine.get("pictures"), told)
@@ -97,7 +98,16 @@ def report(
     context["bundle"] = device_facts
     write_page("report.html.j2", context, target)
     log.info(f"wrote {target} ({target.stat().st_size / 1e6:.1f} MB)")
+    _tell_verdict(facts, context["next"])
     return target
+
+
+def _tell_verdict(facts: RunFacts, to_do: tuple[str, list[str]] | None) -> None:
+    """On what the page's verdict rests: scores come from `eval`, never from the report's labels."""
+    if to_do is None:
+        log.info(f"its verdict is that of eval.json, with the split {facts.result.get('split')}")
+    else:
+        log.info(f"it has no verdict yet: {to_do[0]}, with: {to_do[1][-1]}")
 
 
 def leave_report(run: Path, pictures: Pictures) -> None:

@@ -32,16 +32,6 @@ def check_installed() -> None:
         )
 
 
-def target_of(out: str | Path) -> Path:
-    """Where a page goes; raises UsageError for a folder, or where there is no folder for it."""
-    target = Path(out)
-    if target.is_dir():
-        raise UsageError(f"--out {target} is a folder; name a file such as {target}/report.html")
-    if not target.parent.is_dir():
-        raise UsageError(f"--out {target}: there is no folder {target.parent}")
-    return target
-
-
 def write_page(template: str, context: Mapping[str, Any], out: Path) -> None:
     """Fills in a template and writes it.
 

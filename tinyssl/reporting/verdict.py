@@ -1,7 +1,7 @@
 """Did it work? Words from the figures of `tinyssl eval`, or from the label-free scores.
 
-All accuracies here are balanced and in percent. An interval is one of 95 %: of k-NN and the linear
-probe it comes from the number of test pictures of each class, of few-shot scores from the draws.
+All accuracies here are balanced and in percent. An interval is one of 95 %: it comes from the
+number of test pictures of each class, of few-shot scores also from the draws of labels.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 _FAILED = (
     "What to do: train longer (--epochs), or start from ImageNet weights (--recipe adapt); as it "
@@ -170,7 +171,7 @@ def best_of(encoders: Sequence[Judged]) -> Verdict:
         return Verdict("unknown", "Not known: the runs share no measure.", [])
     best = max(encoders, key=lambda e: sum(e.scores[m].mean for m in measures))
     outcomes = {other.name: compare(best, other) for other in encoders if other is not best}
-    beaten = [n for n, d in outcomes.items() if sum(x.sign for x in d.values()) > 0]
+    beaten = [n for n, found in outcomes.items() if _mostly_better(found)]
     close = [name for name in outcomes if name not in beaten]
     parts = [f"clearly better than {_listed(beaten)}"] if beaten else []
     parts += [f"too close to call against {_listed(close)}"] if close else []
@@ -184,9 +185,32 @@ def _scores(found: Figure) -> dict[str, Score]:
     for key, name in (("knn", "k-NN"), ("linear", "linear")):
         if "confusion" in found.get(key, {}):
             scores[name] = recall_score(found[key]["confusion"])
+    tested = _tested(found)
     for shots, value in found.get("few_shot", {}).items():
-        scores[f"{shots}-shot"] = Score(100 * value["mean"], 100 * value["half_width"])
+        half = math.hypot(value["half_width"], _share_half(value["mean"], tested))
+        scores[f"{shots}-shot"] = Score(100 * value["mean"], 100 * half)
     return scores
+
+
+def _tested(found: Figure) -> NDArray[Any]:
+    """Test pictures of each class, as far as a confusion matrix tells."""
+    counts: NDArray[np.float64] = np.asarray(
+        found.get("knn", {}).get("confusion", [[0]]), float
+    ).sum(axis=1)
+    return counts
+
+
+def _share_half(mean: float, tested: NDArray[Any]) -> float:
+    """Half of the 95 % interval of a mean of classes' shares, by test pictures of each.
+
+    As if every share were the mean: they differ, which can only make the interval narrower.
+    """
+    counts = tested[tested > 0]
+    if not len(counts):
+        return 0.0
+    shares = (mean * counts + 2) / (counts + 4)
+    variances = shares * (1 - shares) / (counts + 4)
+    return float(1.96 * np.sqrt(variances.sum()) / len(counts))
 
 
 def _level(outcomes: Mapping[str, Mapping[str, Score]]) -> Level:
@@ -198,8 +222,13 @@ def _level(outcomes: Mapping[str, Mapping[str, Score]]) -> Level:
     lost = any(sum(s) < 0 for s in signs.values())
     if any(sum(s) < 0 for s in floor) or all(sum(s) <= 0 for s in floor):
         return "no"
-    clear = all(2 * s.count(1) > len(s) and -1 not in s for s in floor)
+    clear = all(_mostly_better(outcomes[name]) for name in _FLOOR if name in signs)
     return "yes" if clear and not lost else "partly"
+
+
+def _mostly_better(found: Mapping[str, Score]) -> bool:
+    signs = [difference.sign for difference in found.values()]
+    return 2 * signs.count(1) > len(signs) and -1 not in signs
 
 
 def _headline(level: Level, outcomes: Mapping[str, Mapping[str, Score]]) -> str:
@@ -235,8 +264,11 @@ def _doubt(difference: Score) -> str:
 
 def measured_on(result: Mapping[str, Any]) -> str:
     """On what the figures of `eval.json` were measured, and what their intervals are."""
+    own: Figure = next(iter(result.get("encoders", {}).values()), {})
+    there, named = int(np.count_nonzero(_tested(own))), len(result["classes"])
+    missing = f" (no picture of {named - there} others)" if 0 < there < named else ""
     return (
-        f"Measured on {result['test']:,} test pictures of {len(result['classes'])} classes; "
+        f"Measured on {result['test']:,} test pictures of {there or named} classes{missing}; "
         f"classifiers were fitted on {result['train']:,} others. Balanced accuracy in percent; "
         "± is a 95 % interval."
     )
