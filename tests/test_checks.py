@@ -159,6 +159,8 @@ def test_a_recipe_is_suggested_with_reasons(
     found = advise(headers(10, **changes), 10, gray=False)
     assert (found.recipe, found.settings) == (recipe, settings)
     assert reason in " ".join(found.reasons)
+    assert "10 pictures are few" in " ".join(found.reasons)
+    assert "are few" not in " ".join(advise(headers(10, **changes), 1000, gray=False).reasons)
 
 
 def test_gray_pictures_get_views_without_hue() -> None:

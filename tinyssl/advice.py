@@ -42,6 +42,8 @@ def advise(found: Survey, pictures: int, gray: bool) -> Advice:
     middle = sides[len(sides) // 2] if sides else 0
     channels = found.channels.most_common(1)[0][0] if found.channels else 3
     recipe, reasons = _recipe(found, pictures, middle, channels)
+    if pictures < _FEW and recipe != "adapt":
+        reasons.append(f"{pictures:,} pictures are few for random weights; collect some 2,000")
     settings = []
     if channels in (2, 4):
         settings.append(f"data.channels={channels}")
