@@ -20,6 +20,7 @@ import ctypes
 import hashlib
 import importlib
 import io
+import itertools
 import json
 import os
 import sys
@@ -781,14 +782,13 @@ def _labels(extractor: Extractor, outputs: dict[str, Array]) -> dict[str, Array]
     return {"label": names, "probability": probabilities.max(axis=1)}
 
 
-def _check_all(extractor: Extractor, given: argparse.Namespace) -> int:
-    """Checks the model asked for, or else all of the bundle that can run here, a line each."""
-    names = [] if given.variant else sorted(extractor.manifest["files"])
-    others = [name for name in names if name.endswith(".onnx") and name != extractor.variant]
+def _check_all(first: Extractor, given: argparse.Namespace) -> int:
+    """Checks the model asked for, or else every ONNX model that was copied here, a line each."""
+    names = [] if given.variant else sorted(set(first.manifest["files"]) - {first.variant})
+    there = [n for n in names if n.endswith(".onnx") and (first.bundle / n).exists()]
+    others = (Extractor(given.bundle, n, given.device, given.threads) for n in there)
     status = 0
-    for name in (None, *others):
-        if name is not None:
-            extractor = Extractor(given.bundle, name, given.device, given.threads)
+    for extractor in itertools.chain([first], others):
         passed, told = check(extractor)
         print(told)
         status = status if passed else 1

@@ -41,7 +41,7 @@ PAIRS = {
     "scoring": {"logistic", "neighbours"},
     "spreading": {"neighbours"},
     "tuning": {"encoder"},
-    "weights": {"encoder", "run_folder"},
+    "weights": {"console", "encoder", "run_folder"},
     "watch": {"scoring"},
 }
 

@@ -93,7 +93,7 @@ def test_what_is_there_is_not_lost(run: Path, picture_folder: Folder, tmp_path: 
     data, out = picture_folder(per_class=2), tmp_path / "p.csv"
     predict(run, data, out)
     before = out.read_bytes()
-    with pytest.raises(UsageError, match=r"exists; name another --out, or give --overwrite"):
+    with pytest.raises(UsageError, match=r"exists; name another file, or give --overwrite"):
         predict(run, data, out)
     (tmp_path / "broken.png").write_bytes(b"none")
     with pytest.raises(JobError, match=r"none of the 1 pictures can be read; first: .*broken"):

@@ -75,10 +75,7 @@ def evaluate(
         UsageError: no encoder at `run`, labels that do not fit, fewer than 10 draws, or a curve
             that cannot be drawn, or no folder for `out`.
     """
-    if draws < 10:
-        raise UsageError(f"draws: got {draws}; at least 10 are needed for an interval")
-    if curve is not None:
-        curve.check()
+    _refuse(draws, curve)
     description = read_description(run)
     target = writable(Path(out) if out is not None else Path(run) / "eval.json")
     split, recorded = read_split(train, test, labels, seed, target.parent)
@@ -91,15 +88,20 @@ def evaluate(
             found = _judge(features, split, draws, seed)
             result["encoders"][name] = found | _viewed(embed, pictures[split.test], augment, seed)
             advance(1)
-    own = _own_classifier(run, split, description, features)
-    if own is not None:
-        result["classifier"] = own
+    result |= _own_classifier(run, split, description, features)
     if curve is not None:
         result["curve"] = label_curve(run, split, curve, seed=seed, device=device)
         _draw_curve(run, result["curve"], target.with_name(CURVE_FILE))
     write_text(target, json.dumps(result, indent=1) + "\n")
     log.info(f"wrote {target}")
     return result
+
+
+def _refuse(draws: int, curve: CurveWishes | None) -> None:
+    if draws < 10:
+        raise UsageError(f"draws: got {draws}; at least 10 are needed for an interval")
+    if curve is not None:
+        curve.check()
 
 
 def _header(run: str | Path, split: LabeledSplit, recorded: str, seed: int) -> dict[str, Any]:
@@ -198,11 +200,13 @@ def _encoders(
     if init not in ("random", "pretrained") and not Path(init).exists():
         log.warning(f"the run's start {init} is no longer there; the table has no row for it")
     elif init != "random":
-        encoders["start, frozen"] = lambda: _start(description, init)
+        encoders["start, frozen"] = partial(_start, description, init)
     own = "pretrained" if init == "random" else "adapted"
     for path in map(Path, baselines):
         taken = path.name in encoders or path.name == own
-        encoders[str(path) if taken else path.name] = partial(_baseline, path, description)
+        # Weights from elsewhere keep all features: components cost ImageNet's in 10-shot.
+        build = partial(_start, description | {"components": 0}, str(path))
+        encoders[str(path) if taken else path.name] = build
     encoders[own] = lambda: load_encoder(run)
     return encoders
 
@@ -221,17 +225,10 @@ def _from_init(description: dict[str, Any], init: str) -> Encoder:
 
 
 def _start(description: dict[str, Any], init: str) -> tuple[Encoder, dict[str, Any]]:
-    """What the run began with; an earlier run's encoder with the features that it had."""
-    if (Path(init) / WEIGHTS).exists():
+    """An earlier run's encoder with the features that it had, or weights for this architecture."""
+    if init != "pretrained" and (Path(init) / WEIGHTS).exists():
         return load_encoder(init)
     return _from_init(description, init), description
-
-
-def _baseline(path: Path, description: dict[str, Any]) -> tuple[Encoder, dict[str, Any]]:
-    """A run as it is, or weights with all features: components cost ImageNet's in 10-shot."""
-    if (path / WEIGHTS).exists():
-        return load_encoder(path)
-    return _from_init(description, str(path)), description | {"components": 0}
 
 
 def _embedders(
@@ -260,18 +257,18 @@ def _embedders(
 
 def _own_classifier(
     run: str | Path, split: LabeledSplit, description: dict[str, Any], features: NDArray[np.float32]
-) -> dict[str, Any] | None:
-    """Scores of a fine-tuned run's classifier on the test rows; None where there is none."""
+) -> dict[str, Any]:
+    """Scores of a fine-tuned run's `classifier` on the test rows; empty where there is none."""
     classifier = load_classifier(run)
     if classifier is None:
-        return None
+        return {}
     digests = np.array(split_pictures(split, description).hashes)[split.test]
     seen = len(set(digests) & used_digests(run))
     if seen:
         log.warning(f"{seen} test pictures were used in fine-tuning; its figures are too good")
     if classifier.classes != split.classes:
         log.warning("the run's own classifier has other classes and is not judged")
-        return None
+        return {}
     shares = classifier.probabilities(torch.from_numpy(features[split.test])).numpy()
     found = scores(split.labels[split.test], shares.argmax(axis=1), len(split.classes))
-    return found | {"seen_in_finetuning": seen}
+    return {"classifier": found | {"seen_in_finetuning": seen}}

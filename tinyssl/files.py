@@ -122,9 +122,9 @@ def write_text(path: Path, text: str) -> None:
 def writable(target: Path) -> Path:
     """A file's path; raises UsageError where it is a folder or no folder is there to hold it."""
     if target.is_dir():
-        raise UsageError(f"--out {target} is a folder; name a file in it")
+        raise UsageError(f"{target} is a folder; name a file in it")
     if not target.parent.is_dir():
-        raise UsageError(f"--out {target}: there is no folder {target.parent}")
+        raise UsageError(f"{target}: there is no folder {target.parent}")
     return target
 
 

@@ -62,7 +62,7 @@ def predict(
     """
     target = writable(Path(out))
     if target.exists() and not overwrite:
-        raise UsageError(f"{target} exists; name another --out, or give --overwrite")
+        raise UsageError(f"{target} exists; name another file, or give --overwrite")
     classifier = load_classifier(run)
     if classifier is None:
         raise UsageError(

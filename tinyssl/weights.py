@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,13 +14,12 @@ from timm.models import adapt_input_conv
 from torch import Tensor
 
 from tinyssl import __version__
+from tinyssl.console import log
 from tinyssl.encoder import Encoder, create_encoder
 from tinyssl.errors import UsageError
 from tinyssl.files import atomic, read_json, write_text
 from tinyssl.run_folder import resume_command
 from tinyssl.tensor_file import read_tensors
-
-_log = logging.getLogger("tinyssl")  # what a person is shown; no room above may be imported
 
 FORMAT = 1
 WEIGHTS, DESCRIPTION = "encoder.safetensors", "encoder.json"
@@ -146,7 +144,7 @@ def load_encoder(folder: str | Path) -> tuple[Encoder, dict[str, Any]]:
     _refuse_misfit(state, encoder.state_dict(), f"{folder} does not fit {encoder.name}")
     encoder.load_state_dict(state)
     if not description.get("finished", True):
-        _log.warning(
+        log.warning(
             f"{folder} was stopped before its end: its features are those of the last level only; "
             f"go on with: {resume_command(Path(folder))}"
         )

@@ -81,9 +81,13 @@ def recall_score(confusion: Sequence[Sequence[int]]) -> Score:
     matrix = np.asarray(confusion, float)
     counts, right = matrix.sum(axis=1), np.diag(matrix)
     counts, right = counts[counts > 0], right[counts > 0]
+    return Score(100 * float((right / counts).mean()), 100 * _half(right, counts))
+
+
+def _half(right: NDArray[Any], counts: NDArray[Any]) -> float:
+    """Half of the 95 % interval of the mean of the shares `right / counts`, each (classes,)."""
     share = (right + 2) / (counts + 4)
-    half = 1.96 * math.sqrt(float((share * (1 - share) / (counts + 4)).sum())) / len(counts)
-    return Score(100 * float((right / counts).mean()), 100 * half)
+    return 1.96 * math.sqrt(float((share * (1 - share) / (counts + 4)).sum())) / len(counts)
 
 
 def label_verdict(result: Mapping[str, Any]) -> Verdict:
@@ -187,30 +191,18 @@ def _scores(found: Figure) -> dict[str, Score]:
             scores[name] = recall_score(found[key]["confusion"])
     tested = _tested(found)
     for shots, value in found.get("few_shot", {}).items():
-        half = math.hypot(value["half_width"], _share_half(value["mean"], tested))
+        # As if every class's share were the mean, which can only make the interval wider.
+        counted_on = _half(value["mean"] * tested, tested) if len(tested) else 0.0
+        half = math.hypot(value["half_width"], counted_on)
         scores[f"{shots}-shot"] = Score(100 * value["mean"], 100 * half)
     return scores
 
 
-def _tested(found: Figure) -> NDArray[Any]:
-    """Test pictures of each class, as far as a confusion matrix tells."""
-    counts: NDArray[np.float64] = np.asarray(
-        found.get("knn", {}).get("confusion", [[0]]), float
-    ).sum(axis=1)
-    return counts
-
-
-def _share_half(mean: float, tested: NDArray[Any]) -> float:
-    """Half of the 95 % interval of a mean of classes' shares, by test pictures of each.
-
-    As if every share were the mean: they differ, which can only make the interval narrower.
-    """
-    counts = tested[tested > 0]
-    if not len(counts):
-        return 0.0
-    shares = (mean * counts + 2) / (counts + 4)
-    variances = shares * (1 - shares) / (counts + 4)
-    return float(1.96 * np.sqrt(variances.sum()) / len(counts))
+def _tested(found: Figure) -> NDArray[np.float64]:
+    """Test pictures of each class that has some, as far as a confusion matrix tells."""
+    matrix = np.asarray(found.get("knn", {}).get("confusion", [[0]]), float)
+    counts: NDArray[np.float64] = matrix.sum(axis=1)
+    return counts[counts > 0]
 
 
 def _level(outcomes: Mapping[str, Mapping[str, Score]]) -> Level:
@@ -265,7 +257,7 @@ def _doubt(difference: Score) -> str:
 def measured_on(result: Mapping[str, Any]) -> str:
     """On what the figures of `eval.json` were measured, and what their intervals are."""
     own: Figure = next(iter(result.get("encoders", {}).values()), {})
-    there, named = int(np.count_nonzero(_tested(own))), len(result["classes"])
+    there, named = len(_tested(own)), len(result["classes"])
     missing = f" (no picture of {named - there} others)" if 0 < there < named else ""
     return (
         f"Measured on {result['test']:,} test pictures of {there or named} classes{missing}; "

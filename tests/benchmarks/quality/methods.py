@@ -317,18 +317,14 @@ def _made(
 ) -> Made:  # fmt: skip
     train = pictures.array[~job.split.test]
     scores = label_free(encoder, augment_from(job.recipe()), train, job.seed, job.device)
-    features = [
-        embed_pictures(made, pictures.array, device=job.device)
-        for made in (encoder, widen(encoder, "all", train), *_narrowed(job, encoder, train))
-    ]
-    narrow = features[2] if len(features) > 2 else None
-    return Made(features[0], features[1], narrow, steps, seen, seconds, scores)
-
-
-def _narrowed(job: Job, encoder: Encoder, train: NDArray[Any]) -> list[Encoder]:
-    """The encoder with components of all levels, where the study asks for some."""
     count, whitening = job.study.get("components", 0), job.recipe().encoder.whitening
-    return [widen(encoder, "all", train, count, whitening)] if count else []
+
+    def embedded(made: Encoder) -> NDArray[np.float32]:
+        return embed_pictures(made, pictures.array, device=job.device)
+
+    last, wide = embedded(encoder), embedded(widen(encoder, "all", train))
+    narrow = embedded(widen(encoder, "all", train, count, whitening)) if count else None
+    return Made(last, wide, narrow, steps, seen, seconds, scores)
 
 
 def _encoder(job: Job, pictures: Pictures) -> Encoder:
