@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from scipy.stats import t as student
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score
 from sklearn.preprocessing import StandardScaler
@@ -24,7 +23,6 @@ from tinyssl.scoring import (
     choose_k,
     evaluate_features,
     few_shot,
-    interval,
     knn_loo_score,
     knn_predict,
     linear_probe,
@@ -355,23 +353,6 @@ def test_few_shot_is_scikit_learns_fit_on_the_drawn_rows() -> None:
         expected.append(balanced_accuracy_score(truth, found))
     result = few_shot(train, labels, test, truth, shots=3, seed=4)
     assert result.mean == pytest.approx(np.mean(expected), abs=2e-3)
-
-
-@pytest.mark.parametrize("count", [2, 10, 37])
-def test_interval_is_students(count: int) -> None:
-    values = np.random.default_rng(count).normal(size=count)
-    error = values.std(ddof=1) / np.sqrt(count)
-    low, high = student.interval(0.95, count - 1, loc=values.mean(), scale=error)
-    found = interval(values.tolist())
-    assert found.mean - found.half_width == pytest.approx(low)
-    assert found.mean + found.half_width == pytest.approx(high)
-    assert found.draws == count
-
-
-def test_one_draw_has_no_interval() -> None:
-    found = interval([0.25])
-    assert (found.mean, found.draws) == (0.25, 1)
-    assert math.isnan(found.half_width)
 
 
 # Scores without labels

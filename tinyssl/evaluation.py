@@ -25,6 +25,7 @@ from tinyssl.device import keep_freed_memory, pick_device
 from tinyssl.encoder import Encoder, create_encoder, embed_pictures, widen
 from tinyssl.errors import JobError, UsageError
 from tinyssl.files import writable, write_text
+from tinyssl.intervals import half_of_draws
 from tinyssl.label_curve import CurveWishes, label_curve
 from tinyssl.labeled import used_digests
 from tinyssl.labeled_split import LabeledSplit, read_split, split_pictures, warn_of
@@ -160,21 +161,22 @@ def table(result: dict[str, Any], title: str = "Balanced accuracy, %") -> Table:
     label_free = ("RankMe", "views") if viewed else ("RankMe",)
     for column in ("k-NN", "linear", "1-shot", "5-shot", "10-shot", "20-shot", *label_free):
         shown.add_column(column, justify="right", no_wrap=True)
+    counts = np.sum(next(iter(result["encoders"].values()))["knn"]["confusion"], axis=1)
     for name, found in result["encoders"].items():
         shots = [found["few_shot"][str(s)] for s in SHOTS]
         shown.add_row(
             name,
             f"{100 * found['knn']['balanced_accuracy']:.1f}",
             f"{100 * found['linear']['balanced_accuracy']:.1f}",
-            *(f"{100 * s['mean']:.1f}±{100 * s['half_width']:.1f}" for s in shots),
+            *(_few_shot_cell(s, counts[counts > 0]) for s in shots),
             f"{found['rankme']:.0f}",
             *([f"{100 * found['retrieval']:.0f}"] if viewed else []),
         )
-    counts = np.sum(next(iter(result["encoders"].values()))["knn"]["confusion"], axis=1)
     shown.caption = (
         f"{len(result['classes'])} classes, {result['train']:,} training and {result['test']:,} "
         f"test pictures ({counts.min():,} to {counts.max():,} a class).\n"
-        f"Shots: mean and 95 % interval of {shots[0]['draws']} draws, seed {result['seed']}."
+        f"Shots: mean of {shots[0]['draws']} draws, seed {result['seed']}; ±: 95 %, over draws "
+        "and test pictures."
     )
     if viewed:
         shown.caption += "\nviews: % of views whose nearest other view is of the same picture."
@@ -182,6 +184,12 @@ def table(result: dict[str, Any], title: str = "Balanced accuracy, %") -> Table:
         accuracy = 100 * result["classifier"]["balanced_accuracy"]
         shown.caption += f"\nThe run's own classifier: {accuracy:.1f} on the test pictures."
     return shown
+
+
+def _few_shot_cell(found: dict[str, Any], tested: NDArray[Any]) -> str:
+    """Such as `53.0±5.6`; `tested` are the test pictures of each class that has some."""
+    half = half_of_draws(found["mean"], found["half_width"], tested)
+    return f"{100 * found['mean']:.1f}±{100 * half:.1f}"
 
 
 Build = Callable[[], tuple[Encoder, dict[str, Any]]]

@@ -25,10 +25,11 @@ from tinyssl.errors import UsageError
 from tinyssl.finetune_build import build_network
 from tinyssl.finetune_config import FinetuneRecipe, load_finetune_recipe
 from tinyssl.folds import repeats_for, stratified_folds
+from tinyssl.intervals import interval
 from tinyssl.labeled import Labeled, smallest_class
 from tinyssl.labeled_split import LabeledSplit, split_pictures
 from tinyssl.probing import FALLBACK_STRENGTH, choose_strength
-from tinyssl.scoring import interval, scores
+from tinyssl.scoring import scores
 from tinyssl.weights import load_encoder, random_like
 
 SHOTS = (1, 2, 5, 10, 20, 50)

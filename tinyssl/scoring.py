@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import t as student
 from sklearn.metrics import confusion_matrix, f1_score
 from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 from torch.nn.functional import adaptive_avg_pool2d
 
+from tinyssl.intervals import Interval, interval
 from tinyssl.logistic import fit_logistic, rotate
 from tinyssl.neighbours import nearest, unit_rows
 
@@ -39,15 +39,6 @@ class Probe:
 
     predictions: Ints
     C: float
-
-
-@dataclass(frozen=True)
-class Interval:
-    """Mean of several draws with the half-width of its 95 % interval (Student's t)."""
-
-    mean: float
-    half_width: float
-    draws: int
 
 
 def knn_predict(
@@ -158,15 +149,6 @@ def few_shot(
         predictions = model.predict((unit_test - mean) / spread @ rotation)
         results.append(_mean_recall(test_labels, predictions))
     return interval(results)
-
-
-def interval(values: Sequence[float]) -> Interval:
-    """Mean and 95 % half-width of independent draws; a single draw has no half-width (nan)."""
-    n = len(values)
-    if n < 2:
-        return Interval(float(values[0]), float("nan"), n)
-    half = student.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n)
-    return Interval(float(np.mean(values)), float(half), n)
 
 
 def rankme(features: Floats, epsilon: float = 1e-7) -> float:

@@ -14,6 +14,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from tinyssl.intervals import half_of_draws, half_of_shares
+
 _FAILED = (
     "What to do: train longer (--epochs), or start from ImageNet weights (--recipe adapt); as it "
     "is, this encoder is not worth shipping."
@@ -73,21 +75,11 @@ def judged(result: Mapping[str, Any]) -> list[Judged]:
 
 
 def recall_score(confusion: Sequence[Sequence[int]]) -> Score:
-    """Balanced accuracy of a confusion matrix; the interval is that of a mean of shares.
-
-    Each class's share counts as if two more pictures were right and two wrong (Agresti & Coull),
-    or a class without an error would claim to be known exactly.
-    """
+    """Balanced accuracy of a confusion matrix; the interval is that of a mean of shares."""
     matrix = np.asarray(confusion, float)
     counts, right = matrix.sum(axis=1), np.diag(matrix)
     counts, right = counts[counts > 0], right[counts > 0]
-    return Score(100 * float((right / counts).mean()), 100 * _half(right, counts))
-
-
-def _half(right: NDArray[Any], counts: NDArray[Any]) -> float:
-    """Half of the 95 % interval of the mean of the shares `right / counts`, each (classes,)."""
-    share = (right + 2) / (counts + 4)
-    return 1.96 * math.sqrt(float((share * (1 - share) / (counts + 4)).sum())) / len(counts)
+    return Score(100 * float((right / counts).mean()), 100 * half_of_shares(right, counts))
 
 
 def label_verdict(result: Mapping[str, Any]) -> Verdict:
@@ -191,9 +183,7 @@ def _scores(found: Figure) -> dict[str, Score]:
             scores[name] = recall_score(found[key]["confusion"])
     tested = _tested(found)
     for shots, value in found.get("few_shot", {}).items():
-        # As if every class's share were the mean, which can only make the interval wider.
-        counted_on = _half(value["mean"] * tested, tested) if len(tested) else 0.0
-        half = math.hypot(value["half_width"], counted_on)
+        half = half_of_draws(value["mean"], value["half_width"], tested)
         scores[f"{shots}-shot"] = Score(100 * value["mean"], 100 * half)
     return scores
 
