@@ -46,7 +46,7 @@ def test_a_budget_that_is_not_there(method: str, budget: int) -> None:
 
 
 def test_an_unknown_method() -> None:
-    with pytest.raises(UsageError, match="allowed are typiclust, kcenter, kmeans, random"):
+    with pytest.raises(UsageError, match="allowed are kmeans, typiclust, kcenter, random"):
         choose(np.eye(3), 1, method="best")
 
 

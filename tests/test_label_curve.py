@@ -141,7 +141,7 @@ def test_shots_beyond_the_pictures_are_left_out(
     ("wrong", "told"),
     [
         ({"methods": ["probe"]}, "methods: got 'probe', allowed are linear, finetune, scratch"),
-        ({"select": ["best"]}, "select: got 'best', allowed are typiclust"),
+        ({"select": ["best"]}, "select: got 'best', allowed are kmeans, typiclust"),
         ({"methods": []}, "methods: got none"),
         ({"shots": [0]}, "shots: got"),
         ({"draws": 1}, "at least 2"),

@@ -185,7 +185,7 @@ def test_labels_are_not_overwritten(run: Path, picture_folder: Folder, tmp_path:
     [
         (0, {}, "budget: got 0; give 1 or more"),
         (17, {}, "give at most 16"),
-        (3, {"method": "best"}, "allowed are typiclust, kcenter, kmeans, random"),
+        (3, {"method": "best"}, "allowed are kmeans, typiclust, kcenter, random"),
         (3, {"labeled": "nope.csv"}, "cannot read labels"),
         (3, {"features": "f.txt"}, "must end in"),
     ],

@@ -31,7 +31,7 @@ def choose(
     features: NDArray[Any],
     budget: int,
     *,
-    method: str = "typiclust",
+    method: str = "kmeans",
     covered: Covered | None = None,
     seed: int = 0,
 ) -> Numbers:
@@ -107,9 +107,9 @@ def at_random(rows: Rows, budget: int, covered: Covered, seed: int) -> Numbers:
 
 
 METHODS: Mapping[str, Callable[[Rows, int, Covered, int], Numbers]] = {
+    "kmeans": k_means,
     "typiclust": typiclust,
     "kcenter": k_center,
-    "kmeans": k_means,
     "random": at_random,
 }
 

@@ -191,7 +191,7 @@ def pretrain(
 @click.option("--out", type=click.Path(), help="Result file.  [default: RUN/eval.json]")
 @click.option("--shots", help="Draw the label curve at these labels a class: 1,2,5,10,20,50.")
 @click.option("--methods", default="linear,finetune,scratch", show_default=True, help="Its lines.")
-@click.option("--select", default="random,typiclust", show_default=True, help="Who chooses them.")
+@click.option("--select", default="random,kmeans", show_default=True, help="Who chooses them.")
 @click.option("--curve-draws", default=5, show_default=True, help="Choices for each point.")
 def evaluate(
     arguments: tuple[str, ...],
@@ -246,7 +246,7 @@ def evaluate(
 @click.option("--budget", type=int, required=True, help="How many pictures.")
 @click.option("--out", type=click.Path(), required=True, help="The list to fill in, a .csv.")
 @click.option(
-    "--method", default="typiclust", show_default=True, help="typiclust, kcenter, kmeans or random."
+    "--method", default="kmeans", show_default=True, help="kmeans, typiclust, kcenter or random."
 )
 @click.option("--labeled", help="CSV path,label of earlier rounds.")
 @click.option("--features", help="Keep features here for the next round; used if it is there.")
@@ -260,9 +260,9 @@ def select(run: str, data: tuple[str, ...], budget: int, out: str, **options: An
     copies are never both chosen.
 
     \b
-    typiclust  typical pictures of as many clusters (arXiv:2202.02794)
+    kmeans     the picture nearest to the centre of each of as many clusters
+    typiclust  the most typical one of each (arXiv:2202.02794)
     kcenter    farthest from all that are chosen (arXiv:1708.00489)
-    kmeans     the picture nearest to each k-means centre
     random     any
 
     \b

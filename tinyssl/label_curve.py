@@ -53,7 +53,7 @@ class CurveWishes:
 
     shots: Sequence[int] = SHOTS
     methods: Sequence[str] = tuple(METHODS)
-    select: Sequence[str] = ("random", "typiclust")
+    select: Sequence[str] = ("random", "kmeans")
     draws: int = 5
     settings: Sequence[str] = ()
 

@@ -41,7 +41,7 @@ def select(
     budget: int,
     out: str | Path,
     *,
-    method: str = "typiclust",
+    method: str = "kmeans",
     labeled: str | Path | None = None,
     features: str | Path | None = None,
     seed: int = 0,
@@ -60,7 +60,7 @@ def select(
         data: folders, picture files, .txt or .csv lists.
         budget: how many pictures.
         out: the CSV.
-        method: typiclust, kcenter, kmeans or random; see `tinyssl.choosing`.
+        method: kmeans, typiclust, kcenter or random; see `tinyssl.choosing`.
         labeled: a CSV path,label of earlier rounds; rows without a label may be chosen again.
         features: a file that keeps the features for the next round (.parquet, .npz or .csv); used
             if it is there and fits.
