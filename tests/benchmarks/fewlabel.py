@@ -28,10 +28,11 @@ from tinyssl.calibration import calibration_error
 from tinyssl.classifier import load_classifier
 from tinyssl.encoder import create_encoder
 from tinyssl.files import write_text
+from tinyssl.intervals import interval
 from tinyssl.labels import LabeledPaths, from_class_folders, write_csv
 from tinyssl.model import load
 from tinyssl.opening import IMAGE_EXTENSIONS
-from tinyssl.scoring import interval, scores
+from tinyssl.scoring import scores
 from tinyssl.weights import load_weights, random_like, read_description, save_encoder
 
 JOBS = (
@@ -67,7 +68,7 @@ def other_start(run: Path, start: str, out: Path, seed: int) -> Path:
     """A run folder like `run` with the weights that it began from, or random ones."""
     description = read_description(run)
     if start == "random":
-        encoder = random_like(description, seed)
+        encoder = random_like(description, seed, "zero")
     else:
         encoder = create_encoder(
             description["name"], channels=description["channels"], stem=description["stem"]
