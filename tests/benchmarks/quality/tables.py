@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from tinyssl.files import atomic, write_text
-from tinyssl.scoring import interval
+from tinyssl.intervals import interval
 
 COLUMNS = ("k-NN", "linear", "10-shot", "k-NN, all levels", "linear, all", "10-shot, all")
 COMPONENTS = ("k-NN, components", "linear, comp.", "10-shot, comp.")
