@@ -123,7 +123,7 @@ def test_evaluate_writes_points_and_picture(
     with console.capture() as captured:
         console.print(curve_table(result["curve"]))
     assert all(len(line) <= 80 for line in captured.get().splitlines())
-    assert "linear, typiclust" in captured.get()
+    assert "linear, kmeans" in captured.get()
 
 
 def test_shots_beyond_the_pictures_are_left_out(

@@ -187,9 +187,9 @@ def table(result: dict[str, Any], title: str = "Balanced accuracy, %") -> Table:
 
 
 def _few_shot_cell(found: dict[str, Any], tested: NDArray[Any]) -> str:
-    """Such as `53.0±5.6`; `tested` are the test pictures of each class that has some."""
-    half = half_of_draws(found["mean"], found["half_width"], tested)
-    return f"{100 * found['mean']:.1f}±{100 * half:.1f}"
+    """Such as `53.0±5.6` or `53.0±12`; `tested` are test pictures of each class that has some."""
+    half = 100 * half_of_draws(found["mean"], found["half_width"], tested)
+    return f"{100 * found['mean']:.1f}±{half:.{0 if half >= 9.95 else 1}f}"
 
 
 Build = Callable[[], tuple[Encoder, dict[str, Any]]]
