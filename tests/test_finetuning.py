@@ -103,7 +103,9 @@ def test_auto_compares_all_three_and_says_why(
     result = result_of(out)
     assert list(result["held_out"]) == list(FOR_AUTO)
     accuracy = {key: s["balanced_accuracy"] for key, s in result["held_out"].items()}
-    assert accuracy[result["recipe"]] > max(accuracy.values()) - 1 / 12
+    *cheap, network = accuracy.values()
+    expected = network if result["recipe"] == "few-label" else max(cheap)
+    assert expected - 1 / 12 < accuracy[result["recipe"]] <= expected
     assert f"recipe: {result['recipe']} (held-out balanced accuracy" in caplog.text
     chosen = load_finetune_recipe(out)
     assert chosen.classifier.strength != "auto"

@@ -399,9 +399,9 @@ def finetune(
 ) -> None:
     """Make a classifier from the encoder in RUN and few labels; 1 to 50 a class are enough.
 
-    auto takes few-label, unless few-label-linear or few-label-semi leads on held-out folds of the
-    labels by more than chance explains, and says why. The result is a run folder of its own: eval,
-    predict, export and finetune take it.
+    auto takes the better of few-label-linear and few-label-semi on held-out folds of the labels, or
+    few-label if it leads them by more than chance explains, and says why. The result is a run
+    folder of its own: eval, predict, export and finetune take it.
 
     \b
     tinyssl finetune runs/mine --labels labels.csv

@@ -57,8 +57,8 @@ def finetune(
     Args:
         run: a run folder.
         labels: a CSV with the columns path,label, or a folder of class folders.
-        recipe: name of a bundled recipe, a YAML file, or `auto`: few-label, unless another of
-            the bundled three is better on held-out folds of the labels (see `choose`).
+        recipe: name of a bundled recipe, a YAML file, or `auto`: the bundled one that is best on
+            held-out folds of the labels, few-label only if it is clearly so (see `choose`).
         out: the new run folder; the run's name with `-cls` when None.
         unlabeled: more pictures of the domain, for `few-label-semi`; those that the run was
             pretrained on when None.
