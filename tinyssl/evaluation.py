@@ -175,8 +175,8 @@ def table(result: dict[str, Any], title: str = "Balanced accuracy, %") -> Table:
     shown.caption = (
         f"{len(result['classes'])} classes, {result['train']:,} training and {result['test']:,} "
         f"test pictures ({counts.min():,} to {counts.max():,} a class).\n"
-        f"Shots: mean of {shots[0]['draws']} draws, seed {result['seed']}; ±: 95 %, over draws "
-        "and test pictures."
+        f"Shots: mean of {shots[0]['draws']} draws, seed {result['seed']}; "
+        "± 95 %, of draws and pictures."
     )
     if viewed:
         shown.caption += "\nviews: % of views whose nearest other view is of the same picture."
