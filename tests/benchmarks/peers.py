@@ -42,7 +42,7 @@ class Peer:
         model, transform, self.loss = _PARTS[method](encoder, width, size)
         self.model = model.to(device)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.06)
-        self.loader = _loader(pictures, transform, batch)
+        self.loader = loader(pictures, transform, batch)
         self.device, self.bf16, self.batch = device, bf16, batch
 
     def epoch(self) -> tuple[float, int]:
@@ -62,7 +62,7 @@ class Peer:
         return time.perf_counter() - start, count
 
 
-def _loader(pictures: Path, transform: Any, batch: int) -> Any:
+def loader(pictures: Path, transform: Any, batch: int) -> Any:
     from lightly.data import LightlyDataset
 
     return torch.utils.data.DataLoader(

@@ -13,7 +13,6 @@ on the machine.
 
 import argparse
 import json
-import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor
 
 from tests.benchmarks.machine import machine
-from tests.benchmarks.peers import _loader, quiet
+from tests.benchmarks.peers import loader, quiet
 from tests.benchmarks.quality.peers import PEERS
 from tinyssl import pretrain
 from tinyssl.build import build_encoder
@@ -33,11 +32,13 @@ from tinyssl.data import Pictures, load_pictures
 from tinyssl.encoder import Encoder, embed_pictures, widen
 from tinyssl.files import write_text
 from tinyssl.labeled_split import LabeledSplit, read_split
+from tinyssl.schedule import warmup_cosine
 from tinyssl.scoring import evaluate_features
 from tinyssl.train import clip_gradients, parameter_groups
 from tinyssl.weights import load_encoder
 
-_WARM_UP = 0.1  # of the time, as in the study
+_RATES = 1000  # learning rates over a run, a tenth of them a warm-up as in the study
+_RECIPE = "mobilenetv3-small"
 
 
 def ours(folder: Path, recipe: str, settings: list[str]) -> tuple[Encoder, dict[str, float]]:
@@ -69,16 +70,17 @@ def theirs(
     groups = parameter_groups(model, recipe.optim.weight_decay)
     optimizer = torch.optim.SGD(groups, lr=peak, momentum=0.9, fused=True)
     seen, begun = 0, time.perf_counter()
-    loader = _loader(folder, _transform(recipe), batch)
+    rates = warmup_cosine(_RATES, _RATES // 10, peak)
+    batches = loader(folder, _transform(recipe), batch)
     channels = start.channels
     while True:
-        for (first, second), *_ in loader:
+        for (first, second), *_ in batches:
             share = (time.perf_counter() - begun) / seconds
             if share >= 1:
                 took = time.perf_counter() - begun
-                return start, {"seconds": took, "epochs": seen / len(loader.dataset)}
+                return start, {"seconds": took, "epochs": seen / len(batches.dataset)}
             for group in optimizer.param_groups:
-                group["lr"] = peak * _rate(share)
+                group["lr"] = rates[int(share * _RATES)]
             loss = model(_channels(first, channels), _channels(second, channels))
             loss.backward()
             clip_gradients(list(model.trained()), recipe.optim.clip_norm)
@@ -86,12 +88,6 @@ def theirs(
             optimizer.zero_grad(set_to_none=True)
             model.after_step()
             seen += len(first)
-
-
-def _rate(share: float) -> float:
-    if share < _WARM_UP:
-        return share / _WARM_UP
-    return 0.5 * (1 + math.cos(math.pi * (share - _WARM_UP) / (1 - _WARM_UP)))
 
 
 def _channels(views: Tensor, channels: int) -> Tensor:
@@ -140,14 +136,15 @@ def judge(encoder: Encoder, split: LabeledSplit, recipe: Recipe, array: Any) -> 
 def compare(name: str, given: argparse.Namespace) -> None:
     """All methods on one set; a file each, those that are there are left alone."""
     folder = given.data / name
-    settings = [f"run.seed={given.seed}", f"run.views={round(160_000 * given.budget)}"]
-    recipe = load_recipe("mobilenetv3-small", settings)
+    views = round(load_recipe(_RECIPE).run.views * given.budget)
+    settings = [f"run.seed={given.seed}", f"run.views={views}"]
+    recipe = load_recipe(_RECIPE, settings)
     split, _ = read_split(folder / "train", folder / "test", None, 0, given.out)
     pictures = load_pictures(split.paths, size=recipe.data.image_size, rule=recipe.data.resize)
     tuned = json.loads((given.costs / "tuned.json").read_text())
     target = given.out / f"{name}-tinyssl-{given.budget:g}-s{given.seed}.json"
     if not target.exists():
-        encoder, took = ours(folder / "train", "mobilenetv3-small", settings)
+        encoder, took = ours(folder / "train", _RECIPE, settings)
         _keep(target, took, judge(encoder, split, recipe, pictures.array), settings)
     seconds = json.loads(target.read_text())["seconds"]
     for method in given.methods:
