@@ -144,6 +144,7 @@ def _time_torch(
         manifest["encoder"]["name"], channels=taken["channels"], stem=manifest["encoder"]["stem"],
         levels=manifest["encoder"].get("levels", 1),
         components=manifest["encoder"].get("components", 0),
+        pooling=manifest["encoder"].get("pooling", "mean"),
     )  # fmt: skip
     deployed = Deployed(encoder, getattr(torch, taken["dtype"]), unit=True).eval()
     shape = (batch, taken["size"], taken["size"], taken["channels"])

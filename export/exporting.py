@@ -196,7 +196,8 @@ def _manifest(
     return {
         "tinyssl": __version__,
         "encoder": {key: description[key] for key in ("name", "stem", "mean", "std")}
-        | {"levels": description.get("levels", 1), "components": description.get("components", 0)},
+        | {"levels": description.get("levels", 1), "components": description.get("components", 0)}
+        | {"pooling": description.get("pooling", "mean")},
         "input": {
             "size": description["image_size"],
             "resize": description["resize"],

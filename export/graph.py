@@ -20,6 +20,7 @@ from tinyssl.classifier import Classifier
 from tinyssl.encoder import Encoder
 
 INPUT, FEATURES, PROBABILITIES = "pictures", "features", "probabilities"
+_SCOPES = "pkg.torch.onnx.name_scopes"
 _SCALE = {torch.uint8: 255.0, torch.uint16: 65535.0}
 
 
@@ -103,6 +104,12 @@ def to_onnx(
     onnx.helper.set_model_props(model, dict(metadata))
     onnx.checker.check_model(model, full_check=True)
     return model
+
+
+def within(node: onnx.NodeProto, module: str) -> bool:
+    """Whether `to_onnx` made a node of a module, by its name in `Deployed`, or of one inside it."""
+    scopes = next((p.value for p in node.metadata_props if p.key == _SCOPES), "")
+    return f"'{module}'" in scopes
 
 
 @contextlib.contextmanager

@@ -7,18 +7,22 @@ import warnings
 import onnx
 import onnx_ir
 
-_SCOPES = "pkg.torch.onnx.name_scopes"
+from export.graph import within
 
 
 def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
     """The encoder in float16; the type of the input and of the features stays as it is.
 
-    Scaling the pictures and the features' length stay in float32: 65,535 and the sum of squares
-    are beyond what float16 holds.
+    Scaling the pictures, pooling and the features' length stay in float32: 65,535 and sums of
+    squares are beyond what float16 holds.
     """
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    outside = [node.name for node in model.graph.node if not _in_encoder(node)]
+    outside = [
+        node.name
+        for node in model.graph.node
+        if not within(node, "encoder") or within(node, "encoder.pool")
+    ]
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     with warnings.catch_warnings():
@@ -83,8 +87,3 @@ def _sorted(model: onnx.ModelProto) -> onnx.ModelProto:
     graph.graph.sort()
     ordered: onnx.ModelProto = onnx_ir.serde.serialize_model(graph)
     return ordered
-
-
-def _in_encoder(node: onnx.NodeProto) -> bool:
-    scopes = next((p.value for p in node.metadata_props if p.key == _SCOPES), "")
-    return "'encoder'" in scopes

@@ -28,6 +28,8 @@ from onnxruntime.quantization import (
 )
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
+from export.graph import within
+
 PERCENTILES = (100.0, 99.99, 99.9)  # shares of the activations that must not be clipped
 MIN_CENTRED = 0.95
 _PRODUCTS = ["Conv", "Gemm", "MatMul"]
@@ -99,7 +101,8 @@ class Calibration:
             onnx.save(model, str(plain))
             quant_pre_process(str(plain), str(prepared), skip_symbolic_shape=True)
             self.model = onnx.load(str(prepared))
-            self.finish = _finish(self.model)
+            pooling = [n.name for n in model.graph.node if within(n, "encoder.pool")]
+            self.finish = pooling + _finish(self.model)
             self.calibrator = create_calibrator(
                 prepared,
                 augmented_model_path=str(Path(folder, "augmented.onnx")),
@@ -129,8 +132,8 @@ class Calibration:
     ) -> bytes:
         """The model in int8: all layers, only those named, or all without those named.
 
-        What follows the network, features and their components, stays in float: it costs next to
-        nothing, and features of all levels share no scale.
+        What follows the network, pooling, features and their components, stays in float: it costs
+        next to nothing, and features of all levels share no scale.
         """
         with _quiet():
             self.calibrator.collector.percentile = percentile

@@ -36,7 +36,7 @@ def make_run(
         for _ in range(20):
             encoder.train()(seen)
     pictures = (seen * 255).byte().permute(0, 2, 3, 1).numpy()
-    wide = widen(encoder.eval(), "all", pictures, components, whitening=0.25)
+    wide = widen(encoder.eval(), "all", pictures, components, 0.25, "statistics")
     save_encoder(wide, folder, image_size=48, resize=rule)
     return folder
 

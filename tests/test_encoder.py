@@ -142,7 +142,8 @@ def test_frozen_batch_norm_keeps_statistics_while_weights_train() -> None:
 
 @pytest.mark.parametrize("name", [*BACKBONES, "regnetx_002"])
 @pytest.mark.parametrize("levels", [2, "all"])
-def test_levels_are_standardized_stages(name: str, levels: Any) -> None:
+@pytest.mark.parametrize("pooling", ["mean", "statistics"])
+def test_levels_are_standardized_stages(name: str, levels: Any, pooling: Any) -> None:
     """Against the stages' outputs as hooks see them; the last level is timm's own features."""
     encoder = create_encoder(name, seed=0).eval()
     shown = np.random.default_rng(1).integers(0, 256, (12, 64, 64, 3), dtype=np.uint8)
@@ -151,17 +152,22 @@ def test_levels_are_standardized_stages(name: str, levels: Any) -> None:
     stages = {entry["module"] for entry in encoder.backbone.feature_info}  # type: ignore[union-attr]
     for key, module in encoder.backbone.named_modules():
         if key in stages:
-            module.register_forward_hook(lambda _m, _i, out: maps.append(out.mean((2, 3))))
+            module.register_forward_hook(lambda _m, _i, out: maps.append(out.detach()))
     embed_pictures(encoder, shown)
     if not hasattr(encoder.backbone, "conv_head"):
         maps.pop()
     count = count_levels(encoder.backbone) if levels == "all" else levels
-    expected = [*(m.detach().numpy() for m in maps[len(maps) + 1 - count :]), plain]
+    expected = []
+    for stage in maps[len(maps) + 1 - count :]:
+        expected.append(stage.mean((2, 3)).numpy())
+        if pooling == "statistics":
+            expected.append(stage.var((2, 3), correction=0).add(1e-5).sqrt().numpy())
+    expected.append(plain)
 
-    wide = widen(encoder, levels, shown)
-    found = np.split(embed_pictures(wide, shown), np.cumsum(wide.level_widths)[:-1], axis=1)
-    assert wide.width == sum(wide.level_widths) == sum(part.shape[1] for part in expected)
-    assert len(found) == len(expected) == count
+    wide = widen(encoder, levels, shown, pooling=pooling)
+    found = np.split(embed_pictures(wide, shown), np.cumsum(wide.part_widths)[:-1], axis=1)
+    assert wide.width == sum(wide.part_widths) == sum(part.shape[1] for part in expected)
+    assert len(found) == len(expected) == (count if pooling == "mean" else 2 * count - 1)
     for part, given in zip(found, expected, strict=True):
         np.testing.assert_allclose(part.mean(0), 0, atol=1e-4)
         spread = np.maximum(given.std(0), max(0.1 * given.std(0).mean(), 1e-6))

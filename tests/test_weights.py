@@ -41,16 +41,20 @@ def test_saved_encoder_comes_back_to_the_bit(tmp_path: Path) -> None:
     assert description["width"] == 1024
 
 
-@pytest.mark.parametrize(("levels", "components"), [(3, 0), (3, 2), (1, 2)])
+@pytest.mark.parametrize(
+    ("levels", "components", "pooling"),
+    [(3, 0, "mean"), (3, 0, "statistics"), (3, 2, "statistics"), (1, 2, "mean")],
+)
 def test_levels_are_saved_and_do_not_hinder_a_start(
-    tmp_path: Path, levels: int, components: int
+    tmp_path: Path, levels: int, components: int, pooling: Any
 ) -> None:
     shown = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
-    wide = widen(donor().eval(), levels, shown, components, 0.25)
+    wide = widen(donor().eval(), levels, shown, components, 0.25, pooling)
     save_encoder(wide, tmp_path, image_size=32, resize="crop")
     loaded, description = load_encoder(tmp_path)
     assert (description["levels"], description["components"]) == (levels, components)
-    assert description["width"] == wide.width == (components or sum(wide.level_widths))
+    assert description["pooling"] == pooling
+    assert description["width"] == wide.width == (components or sum(wide.part_widths))
     np.testing.assert_array_equal(embed_pictures(loaded, shown), embed_pictures(wide, shown))
     other = create_encoder(description["name"])
     load_weights(other, tmp_path)

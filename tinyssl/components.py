@@ -1,4 +1,4 @@
-"""Features of a network made fit for comparing: standardized by level, turned, fewer.
+"""Features of a network made fit for comparing: standardized by part, turned, fewer.
 
 n = pictures, w = features of all levels of a network, k = components.
 """
@@ -16,15 +16,16 @@ _FLOOR = 1e-3
 
 
 def standard(features: Floats, widths: Sequence[int]) -> tuple[Floats, Floats]:
-    """What to subtract from features and to multiply them by, so that each level counts as much.
+    """What to subtract from features and to multiply them by, so that each part counts as much.
 
-    Features are standardized one by one and divided by the square root of their level's width. One
-    that hardly varies is divided by a tenth of its level's mean deviation instead of its own, so
-    that it does not become noise.
+    A part is the last level, or the means or the deviations of a stage. Features are standardized
+    one by one and divided by the square root of their part's width. One that hardly varies is
+    divided by a tenth of its part's mean deviation instead of its own, so that it does not become
+    noise.
 
     Args:
         features: (n, w).
-        widths: of the levels, w in all.
+        widths: of the parts, w in all.
 
     Returns:
         Centre (w,) and scale (w,).

@@ -2,7 +2,7 @@
 
 b = batch, c = channels, h, w = height and width, n = pictures.
 
-A level is what a network makes of a picture up to some depth, averaged over the picture. The last
+A level is what a network makes of a picture up to some depth, pooled over the picture. The last
 level is timm's own features; those before it are the outputs of the stages. Small networks that
 saw few pictures keep much in early levels that the last one has lost, textures above all.
 """
@@ -34,7 +34,37 @@ BACKBONES: Mapping[str, str] = {
 }
 
 
+Pooling = Literal["mean", "statistics"]
+
 _LOOKED_AT = 2000  # pictures, for statistics of features
+_LEAST_VARIANCE = 1e-5  # of a map: the square root has no slope at 0
+
+
+class StatisticsPooling(nn.Module):
+    """A stage's maps (b, c, h, w) to their means, or to means and deviations: (b, c) or (b, 2c).
+
+    `statistics` is the statistics pooling of Snyder et al., "X-vectors" (ICASSP 2018), section
+    2.1: how much a map varies over a picture tells what its mean does not, textures above all.
+    In float32: means of many values whose differences between pictures are small, and squares.
+    """
+
+    def __init__(self, pooling: Pooling) -> None:
+        super().__init__()
+        self.pooling = pooling
+
+    def forward(self, stage: Tensor) -> Tensor:
+        """Half precision is cast to float32 first."""
+        maps = stage.float()
+        means = maps.mean((2, 3), keepdim=True)
+        if self.pooling == "mean":
+            return means.flatten(1)
+        apart = maps - means
+        deviations = ((apart * apart).mean((2, 3)) + _LEAST_VARIANCE).sqrt()
+        return torch.cat([means.flatten(1), deviations], dim=1)
+
+    def widths(self, channels: int) -> list[int]:
+        """Of the parts that `forward` makes of that many maps."""
+        return [channels] if self.pooling == "mean" else [channels, channels]
 
 
 class Encoder(nn.Module):
@@ -48,10 +78,12 @@ class Encoder(nn.Module):
         std: (c,) that they are divided by.
         levels: how many, from the last one back; several are standardized, see `widen`.
         components: width of a projection of them, see `widen`; 0: none.
+        pooling: of the stages' maps; the last level is pooled as timm does.
 
     Attributes:
         channels: c.
         width: of the features.
+        part_widths: of what is standardized together, a stage's means or its deviations.
 
     Raises:
         UsageError: the backbone has fewer levels.
@@ -65,7 +97,7 @@ class Encoder(nn.Module):
 
     def __init__(
         self, backbone: nn.Module, *, name: str, stem: str, mean: Tensor, std: Tensor,
-        levels: int = 1, components: int = 0,
+        levels: int = 1, components: int = 0, pooling: Pooling = "mean",
     ) -> None:  # fmt: skip
         super().__init__()
         self.name = name
@@ -73,8 +105,10 @@ class Encoder(nn.Module):
         self.channels = len(mean)
         self.backbone = backbone
         self.levels, self.components = levels, components
-        self.level_widths = _level_widths(backbone, name, levels)
-        whole = sum(self.level_widths)
+        self.pool = StatisticsPooling(pooling)
+        *stages, last = _level_widths(backbone, name, levels)
+        self.part_widths = [part for width in stages for part in self.pool.widths(width)] + [last]
+        whole = sum(self.part_widths)
         self.width = components or whole
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
@@ -83,6 +117,11 @@ class Encoder(nn.Module):
             self.register_buffer("scale", torch.ones(whole))
         if components:
             self.register_buffer("projection", torch.zeros(whole, components))
+
+    @property
+    def pooling(self) -> Pooling:
+        """Of the stages' maps."""
+        return self.pool.pooling
 
     def forward(self, pictures: Tensor) -> Tensor:
         """(b, c, h, w) floats in [0, 1] to (b, width)."""
@@ -101,8 +140,7 @@ class Encoder(nn.Module):
             return features
         last, maps = backbone.forward_intermediates(normalized)
         stages = maps[:-1] if _ends_in_its_last_stage(backbone) else maps
-        # In float32: means of many values whose differences between pictures are small.
-        pooled = [stage.float().mean((2, 3)) for stage in stages[len(stages) + 1 - self.levels :]]
+        pooled = [self.pool(stage) for stage in stages[len(stages) + 1 - self.levels :]]
         return torch.cat([*pooled, backbone.forward_head(last).float()], dim=1)
 
 
@@ -117,6 +155,7 @@ def create_encoder(
     pretrained: bool = False,
     levels: int = 1,
     components: int = 0,
+    pooling: Pooling = "mean",
     residuals: Literal["timm", "zero"] = "timm",
 ) -> Encoder:
     """Builds an encoder from a short name of `BACKBONES` or any timm model name.
@@ -132,6 +171,7 @@ def create_encoder(
         pretrained: takes timm's weights from its hub.
         levels: of features, see `Encoder`.
         components: of their projection, see `Encoder`.
+        pooling: of the levels before the last, see `StatisticsPooling`.
         residuals: `zero` starts blocks with a skip as the identity, see `quiet_residuals`; not
             those of pretrained weights.
 
@@ -159,6 +199,7 @@ def create_encoder(
         std=torch.tensor(own_std if std is None else list(std), dtype=torch.float32),
         levels=levels,
         components=components,
+        pooling=pooling,
     )
 
 
@@ -168,6 +209,7 @@ def widen(
     pictures: NDArray[Any],
     components: int = 0,
     whitening: float = 0.0,
+    pooling: Pooling = "mean",
 ) -> Encoder:
     """The same network with the features of several levels, or a projection of them.
 
@@ -181,6 +223,7 @@ def widen(
         components: how many to keep, at most one less than pictures looked at; 0: all features
             as they are.
         whitening: of the components, 0 to 1/2.
+        pooling: of the levels before the last, see `StatisticsPooling`.
 
     Raises:
         UsageError: fewer levels are there.
@@ -188,27 +231,27 @@ def widen(
     count = levels_of(encoder.backbone, encoder.name, levels)
     if count == 1 and not components:
         return encoder
-    wide = _with(encoder, count)
+    wide = _with(encoder, count, pooling)
     features = embed_pictures(
         wide, pictures[spaced_rows(len(pictures), _LOOKED_AT)], device=encoder.mean.device
     )
-    centre, scale = standard(features, wide.level_widths)
+    centre, scale = standard(features, wide.part_widths)
     if components:
         projection = principal((features - centre) * scale, components, whitening)
-        wide = _with(encoder, count, projection.shape[1])
+        wide = _with(encoder, count, pooling, projection.shape[1])
         wide.projection.copy_(torch.from_numpy(projection))
     wide.centre.copy_(torch.from_numpy(centre))
     wide.scale.copy_(torch.from_numpy(scale))
     return wide
 
 
-def _with(encoder: Encoder, levels: int, components: int = 0) -> Encoder:
+def _with(encoder: Encoder, levels: int, pooling: Pooling, components: int = 0) -> Encoder:
     """The same network with other features, nothing being known of their statistics."""
     if levels == 1 and not components:
         return encoder
     return Encoder(
         encoder.backbone, name=encoder.name, stem=encoder.stem,
-        mean=encoder.mean, std=encoder.std, levels=levels, components=components,
+        mean=encoder.mean, std=encoder.std, levels=levels, components=components, pooling=pooling,
     ).to(encoder.mean.device)  # fmt: skip
 
 
@@ -230,7 +273,7 @@ def levels_of(backbone: nn.Module, name: str, wanted: int | Literal["all"]) -> i
 
 
 def _level_widths(backbone: Any, name: str, levels: int) -> list[int]:
-    """Features of each level, from the first one taken to the last."""
+    """Maps of each level, from the first one taken to the last."""
     own = int(getattr(backbone, "head_hidden_size", None) or backbone.num_features)
     if levels_of(backbone, name, levels) == 1:
         return [own]

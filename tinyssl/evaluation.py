@@ -258,8 +258,8 @@ def _embedders(
         levels, components = own.get("levels", 1), own.get("components", 0)
         if (encoder.levels, encoder.components) != (levels, components):
             # A network made for this table has one level and no components: it gets as many.
-            train = array[~split.test]
-            encoder = widen(encoder, levels, train, components, own.get("whitening", 0.0))
+            train, pooling = array[~split.test], own.get("pooling", "mean")
+            encoder = widen(encoder, levels, train, components, own.get("whitening", 0.0), pooling)
         yield name, partial(embed_pictures, encoder, device=chosen), array
 
 

@@ -377,8 +377,9 @@ class Run:
         finished = self.progress.step >= self.plan.steps
         if finished:
             encoder = widen(
-                encoder, wanted.levels, self.pictures.array, wanted.components, wanted.whitening
-            )
+                encoder, wanted.levels, self.pictures.array,
+                wanted.components, wanted.whitening, wanted.pooling,
+            )  # fmt: skip
             if encoder.components < wanted.components:
                 log.info(
                     f"features: {encoder.components} components, fewer than encoder.components="

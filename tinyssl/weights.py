@@ -116,6 +116,7 @@ def save_encoder(
         "channels": encoder.channels,
         "stem": encoder.stem,
         "levels": encoder.levels,
+        "pooling": encoder.pooling,
         "components": encoder.components,
         "width": encoder.width,
         "image_size": image_size,
@@ -139,6 +140,7 @@ def load_encoder(folder: str | Path) -> tuple[Encoder, dict[str, Any]]:
     encoder = create_encoder(
         description["name"], channels=description["channels"], stem=description["stem"],
         levels=description.get("levels", 1), components=description.get("components", 0),
+        pooling=description.get("pooling", "mean"),
     )  # fmt: skip
     state = _read(Path(folder) / WEIGHTS)
     _refuse_misfit(state, encoder.state_dict(), f"{folder} does not fit {encoder.name}")
@@ -194,6 +196,7 @@ def _refuse_nonsense(description: Mapping[str, Any], path: Path) -> None:
         "channels": lambda value: _whole(value, 1, 4),
         "stem": lambda value: value in ("standard", "small"),
         "levels": lambda value: _whole(value, 1, 64),
+        "pooling": lambda value: value in ("mean", "statistics"),
         "components": lambda value: _whole(value, 0, 1 << 16),
         "whitening": lambda value: type(value) in (int, float) and 0 <= value <= 0.5,
         "image_size": lambda value: _whole(value, 1, 8192),

@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -25,6 +27,7 @@ from tinyssl.config import Recipe, load_recipe
 from tinyssl.data import Pictures, load_pictures
 from tinyssl.device import pick_device, use_bf16
 from tinyssl.encoder import Encoder, create_encoder, embed_pictures, widen
+from tinyssl.files import atomic
 from tinyssl.labeled_split import LabeledSplit
 from tinyssl.loader import epoch_order, generator_for, steps_in_epoch
 from tinyssl.schedule import warmup_cosine
@@ -82,6 +85,7 @@ class Job:
         settings: of the method.
         seed: of everything random.
         share: of the recipe's steps that a peer takes, so that all train for as long.
+        kept: file of the trained encoder; what lies there is not trained again.
     """
 
     split: LabeledSplit
@@ -89,6 +93,7 @@ class Job:
     settings: Settings
     seed: int
     share: float = 1.0
+    kept: Path | None = None
 
     @property
     def device(self) -> torch.device:
@@ -158,7 +163,7 @@ def pixels(job: Job) -> Made:
 def random_weights(job: Job) -> Made:
     """The network as it is made, normalized by the training pictures."""
     pictures = job.pictures()
-    return _made(job, _encoder(job, pictures), pictures)
+    return _made(job, pictures, _encoder(job, pictures))
 
 
 def weights(job: Job) -> Made:
@@ -166,11 +171,15 @@ def weights(job: Job) -> Made:
     pictures = job.pictures()
     encoder = create_encoder(job.settings["backbone"], channels=pictures.array.shape[3])
     load_weights(encoder, Path(job.study["data"]) / job.settings["file"])
-    return _made(job, encoder, pictures)
+    return _made(job, pictures, encoder)
 
 
 def own(job: Job) -> Made:
     """tinyssl's recipe with the method's settings."""
+    return _trained_or_kept(job, job.pictures(), _own_encoder)
+
+
+def _own_encoder(job: Job, _: Pictures) -> "Trained":
     train = [str(p) for p, test in zip(job.split.paths, job.split.test, strict=True) if not test]
     with TemporaryDirectory() as folder:
         listed = Path(folder, "train.txt")
@@ -182,7 +191,7 @@ def own(job: Job) -> Made:
         seconds = clock.seconds()
         encoder, _ = load_encoder(run)
         seen = int(load_recipe(run).run.epochs) * len(train)
-    return _made(job, encoder, job.pictures(), job.steps(), seen, seconds)
+    return Trained(encoder, job.steps(), seen, seconds)
 
 
 def trained(job: Job) -> Made:
@@ -191,14 +200,45 @@ def trained(job: Job) -> Made:
     Of a method of lightly (peer): which, and what it takes; or of the network with the labels of
     all training pictures (supervised).
     """
-    pictures = job.pictures()
+    return _trained_or_kept(job, job.pictures(), _course_encoder)
+
+
+def _course_encoder(job: Job, pictures: Pictures) -> "Trained":
     training = _COURSES[job.settings["kind"]](job, pictures, float(job.settings["lr"]))
     steps = max(1, round(job.share * job.steps()))
     clock = Clock(job.device)
     training.train(steps)
     seconds = clock.seconds()
-    seen = steps * training.batch
-    return _made(job, training.model.encoder, pictures, steps, seen, seconds)
+    return Trained(training.model.encoder, steps, steps * training.batch, seconds)
+
+
+class Trained(NamedTuple):
+    """An encoder of one level, the batches and pictures that it saw, and the seconds it took."""
+
+    encoder: Encoder
+    steps: int
+    seen: int
+    seconds: float
+
+
+def _trained_or_kept(
+    job: Job, pictures: Pictures, train: Callable[[Job, Pictures], Trained]
+) -> Made:
+    """Judges the encoder that lies in the job's file, else one that is trained and put there."""
+    if job.kept is None:
+        return _made(job, pictures, *train(job, pictures))
+    if not job.kept.exists():
+        result = train(job, pictures)
+        told = {name: str(value) for name, value in result._asdict().items() if name != "encoder"}
+        tensors = {k: v.cpu().contiguous() for k, v in result.encoder.state_dict().items()}
+        with atomic(job.kept) as file:
+            file.write(save(tensors, metadata=told))
+    encoder = _encoder(job, pictures)
+    encoder.load_state_dict(load_file(job.kept))
+    with safe_open(job.kept, "pt") as file:
+        told = file.metadata()
+    counts = int(told["steps"]), int(told["seen"]), float(told["seconds"])
+    return _made(job, pictures, encoder.to(job.device).eval(), *counts)
 
 
 def _supervised_course(job: Job, pictures: Pictures, lr: float) -> "_Course":
@@ -312,19 +352,22 @@ _COURSES = {"peer": _peer_course, "supervised": _supervised_course}
 
 
 def _made(
-    job: Job, encoder: Encoder, pictures: Pictures, steps: int = 0, seen: int = 0,
+    job: Job, pictures: Pictures, encoder: Encoder, steps: int = 0, seen: int = 0,
     seconds: float = 0.0,
 ) -> Made:  # fmt: skip
     train = pictures.array[~job.split.test]
     scores = label_free(encoder, augment_from(job.recipe()), train, job.seed, job.device)
-    count, whitening = job.study.get("components", 0), job.recipe().encoder.whitening
+    count, section = job.study.get("components", 0), job.recipe().encoder
 
     def embedded(made: Encoder) -> NDArray[np.float32]:
         return embed_pictures(made, pictures.array, device=job.device)
 
-    last, wide = embedded(encoder), embedded(widen(encoder, "all", train))
-    narrow = embedded(widen(encoder, "all", train, count, whitening)) if count else None
-    return Made(last, wide, narrow, steps, seen, seconds, scores)
+    def widened(components: int) -> NDArray[np.float32]:
+        given = components, section.whitening, section.pooling
+        return embedded(widen(encoder, "all", train, *given))
+
+    narrow = widened(count) if count else None
+    return Made(embedded(encoder), widened(0), narrow, steps, seen, seconds, scores)
 
 
 def _encoder(job: Job, pictures: Pictures) -> Encoder:

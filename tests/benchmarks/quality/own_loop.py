@@ -117,7 +117,8 @@ def _transform(recipe: Recipe) -> Any:
 def judge(encoder: Encoder, split: LabeledSplit, recipe: Recipe, array: Any) -> dict[str, Any]:
     """Scores of the recipe's components of all levels, and of the last level."""
     train, section = ~split.test, recipe.encoder
-    wide = widen(encoder, "all", array[train], section.components, section.whitening)
+    given = section.components, section.whitening, section.pooling
+    wide = widen(encoder, "all", array[train], *given)
     found = {}
     for name, made in (("components", wide), ("last_level", encoder)):
         features = embed_pictures(made, array)

@@ -9,7 +9,8 @@ run again, so a study can stop and go on. A budget is a share of the study's vie
 else, and with nothing beside it, the seconds of a step are measured for every method on every set
 (costs.json); other methods then take as many steps as fill the time that the method `like` takes.
 `--tune` tries each method's grid, judged on the training pictures of the sets in `tune_sets` only,
-and writes every try to tuned.json; cells take the best.
+and writes every try to tuned.json; cells take the best. `--encoders` keeps what cells trained in a
+folder: to judge them anew, with other features say, give it with another --out.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import itertools
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -35,6 +36,7 @@ from tinyssl.labeled_split import LabeledSplit, read_split
 from tinyssl.scoring import choose_k, evaluate_features, knn_loo_score
 
 TUNED, COSTS = "tuned.json", "costs.json"
+Given = tuple[Path, Path, Path, Path | None]  # YAML, sets, results, encoders
 TRAINED = ("tinyssl", "peer", "supervised")  # kinds of methods that take steps
 
 
@@ -55,9 +57,11 @@ class Cell:
 class Study:
     """A YAML with the folder of its sets and the folder of its results."""
 
-    def __init__(self, file: Path, data: Path, out: Path, seeds: Sequence[int] = ()) -> None:
+    def __init__(
+        self, file: Path, data: Path, out: Path, encoders: Path | None, seeds: Sequence[int] = ()
+    ) -> None:
         self.file, self.values = file, _load(file) | {"data": str(data)}
-        self.data, self.out = data, out
+        self.data, self.out, self.encoders = data, out, encoders
         self.methods: Mapping[str, Any] = self.values["methods"]
         self.like: str = self.values["like"]
         self.seeds: Sequence[int] = seeds or self.values["seeds"]
@@ -89,7 +93,7 @@ class Study:
         settings = self._settings(cell.method) | self._best(cell.method)
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-        made = self._make(cell, split, settings)
+        made = self._make(cell, split, settings, self.encoders)
         scores, wide, narrow = (
             None if features is None else self._scores(features, split, cell.seed)
             for features in (made.features, made.wide, made.components)
@@ -180,8 +184,12 @@ class Study:
         tried = [row for row in tried if row["knn"] is not None]
         return max(tried, key=lambda row: row["knn"])["settings"] if tried else {}
 
-    def _make(self, cell: Cell, split: LabeledSplit, settings: dict[str, Any]) -> Made:
-        return KINDS[settings["kind"]](self._job(cell, split, settings))
+    def _make(
+        self, cell: Cell, split: LabeledSplit, settings: dict[str, Any], kept: Path | None = None
+    ) -> Made:
+        job = self._job(cell, split, settings)
+        file = kept and cell.file(kept).with_suffix(".safetensors")
+        return KINDS[settings["kind"]](replace(job, kept=file))
 
     def _job(self, cell: Cell, split: LabeledSplit, settings: dict[str, Any]) -> Job:
         shared = self.values | {"settings": self._shared(cell.budget)}
@@ -216,7 +224,7 @@ def _read(path: Path) -> Any:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def _run(given: tuple[Path, Path, Path], cell: Cell) -> str:
+def _run(given: Given, cell: Cell) -> str:
     torch.set_num_threads(1)  # so that seconds of the processor are wall-clock on a free core
     try:
         return Study(*given).run(cell)
@@ -224,23 +232,23 @@ def _run(given: tuple[Path, Path, Path], cell: Cell) -> str:
         return f"{cell} failed and has no result: {error}"
 
 
-def _tune(given: tuple[Path, Path, Path], method: str, values: dict[str, Any]) -> float | None:
+def _tune(given: Given, method: str, values: dict[str, Any]) -> float | None:
     torch.set_num_threads(1)
     return Study(*given).tune(method, values)
 
 
-def _cost(given: tuple[Path, Path, Path], name: str, method: str) -> float:
+def _cost(given: Given, name: str, method: str) -> float:
     torch.set_num_threads(1)
     return Study(*given).cost(name, method)
 
 
-def _cost_all(study: Study, given: tuple[Path, Path, Path]) -> None:
+def _cost_all(study: Study, given: Given) -> None:
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         for name, method in study.uncosted():
             study.keep_cost(name, method, pool.submit(_cost, given, name, method).result())
 
 
-def _tune_all(study: Study, pool: Executor, given: tuple[Path, Path, Path]) -> None:
+def _tune_all(study: Study, pool: Executor, given: Given) -> None:
     points = study.untried()
     scores = pool.map(partial(_tune, given), *zip(*points, strict=True)) if points else []
     for (method, values), score in zip(points, scores, strict=True):
@@ -253,12 +261,14 @@ def main() -> None:
     parser.add_argument("study", type=Path, help="YAML")
     parser.add_argument("--data", type=Path, required=True, help="folder of the sets")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--encoders", type=Path, help="folder to keep trained encoders in")
     parser.add_argument("--seeds", type=int, nargs="+", default=[], help="some of the YAML's")
     parser.add_argument("--tune", action="store_true", help="try the grids first")
     parser.add_argument("--jobs", type=int, default=1, help="cells at a time, a core each")
     parsed = parser.parse_args()
-    given = (parsed.study, parsed.data, parsed.out)
-    parsed.out.mkdir(parents=True, exist_ok=True)
+    given = (parsed.study, parsed.data, parsed.out, parsed.encoders)
+    for folder in filter(None, (parsed.out, parsed.encoders)):
+        folder.mkdir(parents=True, exist_ok=True)
     study = Study(*given, seeds=parsed.seeds)
     _cost_all(study, given)
     # On a CPU a process a cell: what it reports as its peak of memory is that of its life.
