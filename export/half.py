@@ -7,7 +7,7 @@ import warnings
 import onnx
 import onnx_ir
 
-from export.graph import within
+from .graph import within
 
 
 def to_half(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -28,7 +28,7 @@ from onnxruntime.quantization import (
 )
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
-from export.graph import within
+from .graph import within
 
 PERCENTILES = (100.0, 99.99, 99.9)  # shares of the activations that must not be clipped
 MIN_CENTRED = 0.95

@@ -11,6 +11,7 @@ from torch import nn
 from tinyssl.components import principal, standard
 from tinyssl.encoder import (
     BACKBONES,
+    StatisticsPooling,
     count_levels,
     create_encoder,
     embed_pictures,
@@ -162,17 +163,33 @@ def test_levels_are_standardized_stages(name: str, levels: Any, pooling: Any) ->
         expected.append(stage.mean((2, 3)).numpy())
         if pooling == "statistics":
             expected.append(stage.var((2, 3), correction=0).add(1e-5).sqrt().numpy())
+            expected.append(stage.flatten(2).max(2).values.numpy())
     expected.append(plain)
 
     wide = widen(encoder, levels, shown, pooling=pooling)
     found = np.split(embed_pictures(wide, shown), np.cumsum(wide.part_widths)[:-1], axis=1)
     assert wide.width == sum(wide.part_widths) == sum(part.shape[1] for part in expected)
-    assert len(found) == len(expected) == (count if pooling == "mean" else 2 * count - 1)
+    assert len(found) == len(expected) == (count if pooling == "mean" else 3 * count - 2)
     for part, given in zip(found, expected, strict=True):
         np.testing.assert_allclose(part.mean(0), 0, atol=1e-4)
         spread = np.maximum(given.std(0), max(0.1 * given.std(0).mean(), 1e-6))
         standard = (given - given.mean(0)) / spread / np.sqrt(given.shape[1])
         np.testing.assert_allclose(part, standard, rtol=1e-3, atol=1e-4)
+
+
+def test_pooling_of_flat_maps_has_a_slope() -> None:
+    """Dead channels must not make gradients of fine-tuning infinite."""
+    flat = torch.zeros(2, 3, 4, 4, requires_grad=True)
+    StatisticsPooling("statistics")(flat).sum().backward()  # type: ignore[no-untyped-call]
+    assert flat.grad is not None
+    assert torch.isfinite(flat.grad).all()
+
+
+def test_half_precision_is_pooled_in_float32() -> None:
+    maps = torch.full((1, 1, 64, 64), 300.0).half()
+    maps[..., ::2] = -300
+    found = StatisticsPooling("statistics")(maps)
+    torch.testing.assert_close(found, torch.tensor([[0.0, 300.0, 300.0]]))
 
 
 def test_one_level_is_the_encoder_itself() -> None:

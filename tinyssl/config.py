@@ -127,7 +127,7 @@ class Encoder(Section):
         1, description="of features, from the last stage back: what the saved encoder gives"
     )
     pooling: Literal["statistics", "mean"] = Field(
-        "mean", description="statistics: of stages before the last, deviations beside the means"
+        "mean", description="of stages before the last; statistics: deviations and maxima too"
     )
     components: Annotated[int, Field(ge=0, le=1 << 16)] = Field(
         0, description="principal components that the saved encoder gives; 0: all features"

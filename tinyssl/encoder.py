@@ -41,10 +41,11 @@ _LEAST_VARIANCE = 1e-5  # of a map: the square root has no slope at 0
 
 
 class StatisticsPooling(nn.Module):
-    """A stage's maps (b, c, h, w) to their means, or to means and deviations: (b, c) or (b, 2c).
+    """A stage's maps (b, c, h, w) to (b, c) or (b, 3c) float32.
 
-    `statistics` is the statistics pooling of Snyder et al., "X-vectors" (ICASSP 2018), section
-    2.1: how much a map varies over a picture tells what its mean does not, textures above all.
+    `mean` averages each map. `statistics` adds its deviation, as the statistics pooling of Snyder
+    et al., "X-vectors" (ICASSP 2018), section 2.1, and its largest value: how much a map varies
+    over a picture, and whether something is anywhere in it, a small defect say.
     In float32: means of many values whose differences between pictures are small, and squares.
     """
 
@@ -60,11 +61,11 @@ class StatisticsPooling(nn.Module):
             return means.flatten(1)
         apart = maps - means
         deviations = ((apart * apart).mean((2, 3)) + _LEAST_VARIANCE).sqrt()
-        return torch.cat([means.flatten(1), deviations], dim=1)
+        return torch.cat([means.flatten(1), deviations, maps.amax((2, 3))], dim=1)
 
     def widths(self, channels: int) -> list[int]:
         """Of the parts that `forward` makes of that many maps."""
-        return [channels] if self.pooling == "mean" else [channels, channels]
+        return [channels] if self.pooling == "mean" else [channels] * 3
 
 
 class Encoder(nn.Module):
@@ -83,7 +84,7 @@ class Encoder(nn.Module):
     Attributes:
         channels: c.
         width: of the features.
-        part_widths: of what is standardized together, a stage's means or its deviations.
+        part_widths: of what is standardized together, such as the means of a stage.
 
     Raises:
         UsageError: the backbone has fewer levels.

@@ -22,7 +22,7 @@ from tinyssl.console import log, progress
 from tinyssl.curve_lines import Points
 from tinyssl.curve_plot import plot_curve
 from tinyssl.device import keep_freed_memory, pick_device
-from tinyssl.encoder import Encoder, create_encoder, embed_pictures, widen
+from tinyssl.encoder import Encoder, create_encoder, embed_pictures
 from tinyssl.errors import JobError, UsageError
 from tinyssl.files import writable, write_text
 from tinyssl.intervals import half_of_draws
@@ -31,7 +31,14 @@ from tinyssl.labeled import used_digests
 from tinyssl.labeled_split import LabeledSplit, read_split, split_pictures, warn_of
 from tinyssl.scoring import evaluate_features, pixel_features, retrieval, scores
 from tinyssl.views import two_views
-from tinyssl.weights import WEIGHTS, load_encoder, load_weights, random_like, read_description
+from tinyssl.weights import (
+    WEIGHTS,
+    load_encoder,
+    load_weights,
+    random_like,
+    read_description,
+    widen_like,
+)
 
 SHOTS = (1, 5, 10, 20)
 CURVE_FILE = "label_curve.png"
@@ -258,8 +265,7 @@ def _embedders(
         levels, components = own.get("levels", 1), own.get("components", 0)
         if (encoder.levels, encoder.components) != (levels, components):
             # A network made for this table has one level and no components: it gets as many.
-            train, pooling = array[~split.test], own.get("pooling", "mean")
-            encoder = widen(encoder, levels, train, components, own.get("whitening", 0.0), pooling)
+            encoder = widen_like(encoder, own, array[~split.test])
         yield name, partial(embed_pictures, encoder, device=chosen), array
 
 

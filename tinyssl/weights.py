@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import safetensors
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 from timm.models import adapt_input_conv
 from torch import Tensor
 
 from tinyssl import __version__
 from tinyssl.console import log
-from tinyssl.encoder import Encoder, create_encoder
+from tinyssl.encoder import Encoder, create_encoder, widen
 from tinyssl.errors import UsageError
 from tinyssl.files import atomic, read_json, write_text
 from tinyssl.run_folder import resume_command
@@ -168,6 +169,18 @@ def random_like(
         std=description["std"],
         seed=seed,
         residuals=residuals,
+    )
+
+
+def widen_like(encoder: Encoder, description: Mapping[str, Any], pictures: NDArray[Any]) -> Encoder:
+    """`widen` by the settings of an encoder's description: as many features, pooled alike."""
+    return widen(
+        encoder,
+        description.get("levels", 1),
+        pictures,
+        description.get("components", 0),
+        description.get("whitening", 0.0),
+        description.get("pooling", "mean"),
     )
 
 

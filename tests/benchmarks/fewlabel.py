@@ -7,8 +7,11 @@ A set is a folder with train/CLASS/ and test/CLASS/. For every seed some labels 
 from train/; all of train/ serves as unlabeled pictures; test/ only gives the figures. What --out
 already holds is not measured again.
 
-A job is START/RECIPE. START is `run`, `init` (the weights that the run began from) or `random`
-(batch normalization learns there, since random weights have no statistics worth keeping).
+A job is START/RECIPE. START is `run`, `init` (the weights that the run began from) or `random`.
+With random weights classifiers get as many features as the run has; `few-label` gets those of the
+last level, and batch normalization learns there, since it has no statistics worth keeping.
+
+With --undrawn the test pictures are left alone: the training pictures that were not drawn judge.
 """
 
 import argparse
@@ -26,20 +29,28 @@ from tests.benchmarks.machine import machine
 from tinyssl import finetune
 from tinyssl.calibration import calibration_error
 from tinyssl.classifier import load_classifier
+from tinyssl.data import load_pictures
 from tinyssl.encoder import create_encoder
 from tinyssl.files import write_text
 from tinyssl.intervals import interval
-from tinyssl.labels import LabeledPaths, from_class_folders, write_csv
+from tinyssl.labels import LabeledPaths, from_class_folders, from_csv, write_csv
 from tinyssl.model import load
 from tinyssl.opening import IMAGE_EXTENSIONS
 from tinyssl.scoring import scores
-from tinyssl.weights import load_weights, random_like, read_description, save_encoder
+from tinyssl.weights import (
+    load_weights,
+    random_like,
+    read_description,
+    save_encoder,
+    widen_like,
+)
 
 JOBS = (
     "run/few-label-linear",
     "run/few-label-semi",
     "run/few-label",
     "run/auto",
+    "random/few-label-linear",
     "random/few-label",
 )
 
@@ -47,7 +58,8 @@ JOBS = (
 def about(run: Path) -> dict[str, Any]:
     """The network of a run and where its weights began."""
     found = read_description(run)
-    kept = {key: found[key] for key in ("name", "channels", "image_size")}
+    told = ("name", "channels", "image_size", "levels", "pooling", "components")
+    kept = {key: found.get(key) for key in told}
     return kept | {"init": Path(str(found.get("init", "random"))).name}
 
 
@@ -64,11 +76,19 @@ def draw(labeled: LabeledPaths, shots: int, seed: int, out: Path) -> Path:
     return out
 
 
-def other_start(run: Path, start: str, out: Path, seed: int) -> Path:
+def other_start(run: Path, start: str, recipe: str, data: Path, out: Path, seed: int) -> Path:
     """A run folder like `run` with the weights that it began from, or random ones."""
     description = read_description(run)
-    if start == "random":
+    if start == "random" and recipe == "few-label":
         encoder = random_like(description, seed, "zero")
+    elif start == "random":
+        shown = load_pictures(
+            from_class_folders(data / "train", IMAGE_EXTENSIONS).paths,
+            size=description["image_size"],
+            rule=description["resize"],
+            channels=description["channels"],
+        )
+        encoder = widen_like(random_like(description, seed), description, shown.array)
     else:
         encoder = create_encoder(
             description["name"], channels=description["channels"], stem=description["stem"]
@@ -80,7 +100,7 @@ def other_start(run: Path, start: str, out: Path, seed: int) -> Path:
 
 
 def judge(run: Path, test: LabeledPaths) -> dict[str, float]:
-    """Balanced accuracy and calibration error on the test pictures, in %."""
+    """Balanced accuracy and calibration error on test pictures, in %."""
     classifier = load_classifier(run)
     assert classifier is not None
     truth = np.array([classifier.classes.index(name) for name in test.labels])
@@ -94,14 +114,15 @@ def judge(run: Path, test: LabeledPaths) -> dict[str, float]:
 
 
 def measure(
-    job: str, run: Path, labels: Path, data: Path, seed: int, settings: Sequence[str], place: Path
-) -> dict[str, Any]:
-    """One job from one draw of labels: its figures on test/, and what it took and chose."""
+    job: str, run: Path, labels: Path, data: Path, test: LabeledPaths, seed: int,
+    settings: Sequence[str], place: Path,
+) -> dict[str, Any]:  # fmt: skip
+    """One job from one draw of labels: its figures on `test`, and what it took and chose."""
     start, _, recipe = job.partition("/")
     given = [f"run.seed={seed}", *settings]
     if start != "run":
-        run = other_start(run, start, place / start, seed)
-    if start == "random":
+        run = other_start(run, start, recipe, data, place / start, seed)
+    if start == "random" and recipe == "few-label":
         given.append("network.batch_norm=train")
     begun, used = time.monotonic(), time.process_time()
     out = finetune(
@@ -122,8 +143,14 @@ def measure(
         name: round(100 * found["balanced_accuracy"], 2)
         for name, found in result["held_out"].items()
     }
-    tested = judge(out, from_class_folders(data / "test", IMAGE_EXTENSIONS))
-    return tested | told | {"chosen": result["recipe"], "held_out": held_out}
+    return judge(out, test) | told | {"chosen": result["recipe"], "held_out": held_out}
+
+
+def undrawn(labeled: LabeledPaths, labels: Path) -> LabeledPaths:
+    """The pictures that a CSV of drawn ones does not name."""
+    drawn = set(from_csv(labels).paths)
+    kept = [row for row, path in enumerate(labeled.paths) if path not in drawn]
+    return LabeledPaths([labeled.paths[r] for r in kept], [labeled.labels[r] for r in kept])
 
 
 def means(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
@@ -147,6 +174,7 @@ def main() -> None:
     parser.add_argument("--shots", type=int, nargs="+", default=[10], help="labels a class")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--jobs", nargs="+", default=list(JOBS), help="START/RECIPE")
+    parser.add_argument("--undrawn", action="store_true", help="judge on training pictures")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     given = parser.parse_intermixed_args()
     labeled = from_class_folders(given.data / "train", IMAGE_EXTENSIONS)
@@ -155,12 +183,19 @@ def main() -> None:
     wanted = [(j, n, s) for s in given.seeds for n in given.shots for j in given.jobs]
     for job, shots, seed in (task for task in wanted if task not in done):
         with tempfile.TemporaryDirectory() as folder:
-            labels = draw(labeled, shots, seed, Path(folder, "labels.csv"))
-            found = measure(job, given.run, labels, given.data, seed, given.settings, Path(folder))
+            place = Path(folder)
+            labels = draw(labeled, shots, seed, place / "labels.csv")
+            test = (
+                undrawn(labeled, labels)
+                if given.undrawn
+                else from_class_folders(given.data / "test", IMAGE_EXTENSIONS)
+            )
+            found = measure(job, given.run, labels, given.data, test, seed, given.settings, place)
         asked = {"job": job, "shots": shots, "seed": seed, "settings": given.settings}
         rows.append(asked | found)
         print(rows[-1], flush=True)
         head = {"machine": machine(), "set": given.data.name, "run": about(given.run)}
+        head["judged"] = "training pictures not drawn" if given.undrawn else "test pictures"
         write_text(
             given.out, json.dumps(head | {"means": means(rows), "rows": rows}, indent=1) + "\n"
         )
