@@ -18,10 +18,10 @@ _FLOOR = 1e-3
 def standard(features: Floats, widths: Sequence[int]) -> tuple[Floats, Floats]:
     """What to subtract from features and to multiply them by, so that each part counts as much.
 
-    A part is the last level, or one of the things that pooling takes of a stage. Features are standardized
-    one by one and divided by the square root of their part's width. One that hardly varies is
-    divided by a tenth of its part's mean deviation instead of its own, so that it does not become
-    noise.
+    A part is the last level, or one of the things that pooling takes of a stage. Features are
+    standardized one by one and divided by the square root of their part's width. One that hardly
+    varies is divided by a tenth of its part's mean deviation instead of its own, so that it does
+    not become noise.
 
     Args:
         features: (n, w).
