@@ -253,7 +253,7 @@ def test_a_damaged_part_is_made_again(damage: str, tmp_path: Path) -> None:
     data = make_pictures(tmp_path / "data")
     whole = embed(run, data, tmp_path / "whole.npz").read()
     out = tmp_path / "f.csv"
-    with pytest.raises(JobError, match="cannot write"), quota(40_000):  # its part is smaller
+    with pytest.raises(JobError, match="cannot write"), quota(120_000):  # its part is smaller
         embed(run, data, out)
     (part,) = (tmp_path / "f.csv.parts").glob("*.npz")
     good = part.read_bytes()
