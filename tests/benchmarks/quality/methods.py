@@ -3,6 +3,7 @@
 n = pictures of both parts, s = picture size, c = channels, d = feature width.
 """
 
+import json
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +28,7 @@ from tinyssl.config import Recipe, load_recipe
 from tinyssl.data import Pictures, load_pictures
 from tinyssl.device import pick_device, use_bf16
 from tinyssl.encoder import Encoder, create_encoder, embed_pictures, widen
+from tinyssl.errors import JobError
 from tinyssl.files import atomic
 from tinyssl.labeled_split import LabeledSplit
 from tinyssl.loader import epoch_order, generator_for, steps_in_epoch
@@ -221,6 +223,11 @@ class Trained(NamedTuple):
     seconds: float
 
 
+def _trained_by(job: Job) -> str:
+    """What a file's name, set, method, budget and seed, does not tell of its training."""
+    return json.dumps(dict(job.settings) | {"views": job.study["views"]}, sort_keys=True)
+
+
 def _trained_or_kept(
     job: Job, pictures: Pictures, train: Callable[[Job, Pictures], Trained]
 ) -> Made:
@@ -230,6 +237,7 @@ def _trained_or_kept(
     if not job.kept.exists():
         result = train(job, pictures)
         told = {name: str(value) for name, value in result._asdict().items() if name != "encoder"}
+        told["settings"] = _trained_by(job)
         tensors = {k: v.cpu().contiguous() for k, v in result.encoder.state_dict().items()}
         with atomic(job.kept) as file:
             file.write(save(tensors, metadata=told))
@@ -237,6 +245,8 @@ def _trained_or_kept(
     encoder.load_state_dict(load_file(job.kept))
     with safe_open(job.kept, "pt") as file:
         told = file.metadata()
+    if told["settings"] != _trained_by(job):
+        raise JobError(f"{job.kept} was trained with {told['settings']}; give another --encoders")
     counts = int(told["steps"]), int(told["seen"]), float(told["seconds"])
     return _made(job, pictures, encoder.to(job.device).eval(), *counts)
 

@@ -10,7 +10,8 @@ else, and with nothing beside it, the seconds of a step are measured for every m
 (costs.json); other methods then take as many steps as fill the time that the method `like` takes.
 `--tune` tries each method's grid, judged on the training pictures of the sets in `tune_sets` only,
 and writes every try to tuned.json; cells take the best. `--encoders` keeps what cells trained in a
-folder: to judge them anew, with other features say, give it with another --out.
+folder: to judge them anew, with other features say, give it with another --out; the peak of memory
+is then that of judging alone.
 """
 
 import argparse
