@@ -33,6 +33,7 @@ from .graph import within
 PERCENTILES = (100.0, 99.99, 99.9)  # shares of the activations that must not be clipped
 MIN_CENTRED = 0.95
 _PRODUCTS = ["Conv", "Gemm", "MatMul"]
+_PROJECTION = "encoder.projection"
 _BATCH = 16
 _MOST_FLOAT = 0.25  # share of the layers; beyond, float16 is smaller and faster
 
@@ -132,8 +133,9 @@ class Calibration:
     ) -> bytes:
         """The model in int8: all layers, only those named, or all without those named.
 
-        What follows the network, pooling, features and their components, stays in float: it costs
-        next to nothing, and features of all levels share no scale.
+        What follows the network, pooling, features and their components, is computed in float32: it
+        costs next to nothing, and features of all levels share no scale. The projection, larger than
+        a small network in int8, is kept in float16.
         """
         with _quiet():
             self.calibrator.collector.percentile = percentile
@@ -150,7 +152,9 @@ class Calibration:
                 extra_options=dict(style.options),
             )
             quantizer.quantize_model()
-        content: bytes = quantizer.model.model.SerializeToString()
+        made: onnx.ModelProto = quantizer.model.model
+        _halve(made.graph, _PROJECTION)
+        content: bytes = made.SerializeToString()
         return content
 
 
@@ -213,6 +217,18 @@ def _finish(model: onnx.ModelProto) -> list[str]:
     given = {name for node in found[:1] for name in node.input}
     joins = [n.name for n in nodes if n.op_type == "Concat" and given & set(n.output)]
     return joins + [node.name for node in found]
+
+
+def _halve(graph: onnx.GraphProto, name: str) -> None:
+    """Stores a constant in float16; a cast, which engines fold away, gives it back in float32."""
+    for constant in graph.initializer:
+        if constant.name == name:
+            values = onnx.numpy_helper.to_array(constant).astype(np.float16)
+            constant.CopyFrom(onnx.numpy_helper.from_array(values, f"{name}.half"))
+            cast = onnx.helper.make_node(
+                "Cast", [constant.name], [name], f"{name}.cast", to=onnx.TensorProto.FLOAT
+            )
+            graph.node.insert(0, cast)
 
 
 class _One:
