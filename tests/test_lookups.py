@@ -76,7 +76,9 @@ def test_duplicates(tmp_path: Path) -> None:
         ("1", "/p/03.png", "no"), ("1", "/p/07.png", "yes"), ("1", "/p/20.png", "yes"),
     ]  # fmt: skip
     assert all(float(row["cosine"]) > 0.99 for row in rows)
-    assert found.told == "3 near copies in 1 groups, cosine 0.95 up"
+    assert found.told == "3 near copies in 1 groups, cosine 0.89 up"
+    strict = find_duplicates(features, tmp_path / "f.parquet", 0.999)
+    assert strict.told == "3 near copies in 1 groups, cosine 0.999 up"
 
 
 def test_no_duplicates_is_a_file_with_a_header(tmp_path: Path) -> None:

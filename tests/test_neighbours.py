@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from tinyssl import neighbours
-from tinyssl.neighbours import alike, centred, isolation, mean_row, nearest, unit_rows
+from tinyssl.neighbours import (
+    alike,
+    centred,
+    isolation,
+    mean_row,
+    near_copy_cosine,
+    nearest,
+    unit_rows,
+)  # fmt: skip
 
 
 @pytest.fixture(params=[(3, 4), (1000, 1000)], ids=["small blocks", "one block"])
@@ -103,6 +111,16 @@ def test_groups_are_the_connected_parts(threshold: float) -> None:
     products = rows @ rows.T
     np.fill_diagonal(products, -1)
     np.testing.assert_allclose(closest, products.max(axis=1), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"), [(72, 0.85), (45, 1 - (1 - np.cos(np.deg2rad(45))) / 3), (5, 0.95)]
+)
+def test_near_copies_are_three_times_nearer_within_limits(step: float, expected: float) -> None:
+    angles = np.deg2rad(np.arange(0, 5 * step, step))
+    rows = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    assert near_copy_cosine(rows) == pytest.approx(expected, abs=1e-5)
+    assert near_copy_cosine(rows[:1]) == 0.95
 
 
 @pytest.mark.usefixtures("_blocks")

@@ -21,7 +21,14 @@ from tinyssl.errors import UsageError
 from tinyssl.extraction import Extractor
 from tinyssl.feature_file import Features
 from tinyssl.files import csv_text, write_text
-from tinyssl.neighbours import alike, centred, isolation, mean_row, nearest
+from tinyssl.neighbours import (
+    alike,
+    centred,
+    isolation,
+    mean_row,
+    near_copy_cosine,
+    nearest,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -33,14 +40,14 @@ class Lookup:
     told: str
 
 
-def check_wishes(queries: Sequence[str | Path], k: int, threshold: float) -> None:
+def check_wishes(queries: Sequence[str | Path], k: int, threshold: float | None) -> None:
     """Raises UsageError for a query, k or threshold that cannot be, before any work is done."""
     for query in queries:
         if not Path(query).is_file():
             raise UsageError(f"nearest: no picture {query}; give a picture file")
     if k < 1:
         raise UsageError(f"k: got {k}; give 1 or more")
-    if not 0 < threshold <= 1:
+    if threshold is not None and not 0 < threshold <= 1:
         raise UsageError(f"threshold: got {threshold:g}, allowed is above 0 and up to 1")
 
 
@@ -77,13 +84,16 @@ def find_nearest(
     return Lookup(path, rows, f"the {numbers.shape[1]:,} pictures nearest to each query")
 
 
-def find_duplicates(features: Features, out: str | Path, threshold: float = 0.95) -> Lookup:
+def find_duplicates(features: Features, out: str | Path, threshold: float | None = None) -> Lookup:
     """Writes `<stem>.duplicates.csv`: group,path,cosine,exact of near copies.
 
     The cosine is that with the most similar other picture; groups chain, so two of one group may
-    be less alike. `exact` is yes for files that are equal to the byte to another.
+    be less alike. `exact` is yes for files that are equal to the byte to another. Without a
+    threshold of the cosine it is `near_copy_cosine`.
     """
     unit = centred(features.features, mean_row(features.features))
+    if threshold is None:
+        threshold = near_copy_cosine(unit)
     with progress("comparing", len(unit)) as advance:
         groups, closest = alike(unit, threshold, features.digests, advance)
     copies = Counter(features.digests)
@@ -96,7 +106,9 @@ def find_duplicates(features: Features, out: str | Path, threshold: float = 0.95
     path = _beside(out, "duplicates")
     _write(path, ("group", "path", "cosine", "exact"), rows)
     return Lookup(
-        path, rows, f"{len(rows):,} near copies in {len(groups):,} groups, cosine {threshold:g} up"
+        path,
+        rows,
+        f"{len(rows):,} near copies in {len(groups):,} groups, cosine {threshold:.3g} up",
     )
 
 

@@ -12,10 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tinyssl.rows import spaced_rows
+
 Rows = NDArray[np.float32]
 Numbers = NDArray[np.int64]
 
 _ROWS, _COLUMNS = 1024, 4096  # 16 MB of float32 a block
+_ASKED = 2000  # pictures whose nearest ones say how far those usually are
+_NEARER = 3  # times nearer than that are near copies, ...
+_NEAR_COPY = 0.85, 0.95  # ... by a cosine within these
 
 
 def unit_rows(features: NDArray[Any]) -> Rows:
@@ -88,6 +93,22 @@ def isolation(
     _, products = nearest(rows, rows, k, without=np.arange(len(rows)), progress=progress)
     distances: NDArray[np.float32] = 1 - products.mean(axis=1)
     return distances
+
+
+def near_copy_cosine(rows: Rows) -> float:
+    """The cosine from which pictures are near copies, as far as features can tell.
+
+    How alike any two pictures are depends on the encoder, so it is measured: near copies are
+    three times nearer than nearest pictures usually are.
+
+    Args:
+        rows: (n, d) centred unit rows.
+    """
+    if len(rows) < 2:
+        return _NEAR_COPY[1]
+    asked = spaced_rows(len(rows), _ASKED)
+    _, cosines = nearest(rows[asked], rows, 1, without=asked)
+    return float(np.clip(1 - (1 - np.median(cosines)) / _NEARER, *_NEAR_COPY))
 
 
 def alike(
