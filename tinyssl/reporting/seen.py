@@ -26,8 +26,8 @@ Numbers = NDArray[np.int64]
 
 STEPS = 5  # that `look` tells of
 _NEIGHBOURS = 8
-_NEAR_COPY = 0.95  # cosine of near copies, at least
-_NEARER = 5  # times nearer than nearest pictures usually are: where all are alike, 0.95 says little
+_NEAR_COPY = 0.85  # cosine of near copies, at least
+_NEARER = 5  # times nearer than nearest pictures usually are; that depends on the encoder
 _AXES = 50  # principal axes that the map and the clusters are made of
 _CLUSTERS = 12
 _A_CLUSTER = 30  # pictures, at least, on average
