@@ -12,7 +12,7 @@ from tinyssl.neighbours import (
     near_copy_cosine,
     nearest,
     unit_rows,
-)  # fmt: skip
+)
 
 
 @pytest.fixture(params=[(3, 4), (1000, 1000)], ids=["small blocks", "one block"])
@@ -119,8 +119,8 @@ def test_groups_are_the_connected_parts(threshold: float) -> None:
 def test_near_copies_are_three_times_nearer_within_limits(step: float, expected: float) -> None:
     angles = np.deg2rad(np.arange(0, 5 * step, step))
     rows = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-    assert near_copy_cosine(rows) == pytest.approx(expected, abs=1e-5)
-    assert near_copy_cosine(rows[:1]) == 0.95
+    assert near_copy_cosine(rows, 3, 0.95) == pytest.approx(expected, abs=1e-5)
+    assert near_copy_cosine(rows[:1], 3, 0.95) == 0.95
 
 
 @pytest.mark.usefixtures("_blocks")

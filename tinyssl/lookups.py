@@ -28,7 +28,9 @@ from tinyssl.neighbours import (
     mean_row,
     near_copy_cosine,
     nearest,
-)  # fmt: skip
+)
+
+_NEARER, _ENOUGH = 3, 0.95  # see `near_copy_cosine`; frames of a still camera are all copies
 
 
 @dataclass(frozen=True)
@@ -89,11 +91,11 @@ def find_duplicates(features: Features, out: str | Path, threshold: float | None
 
     The cosine is that with the most similar other picture; groups chain, so two of one group may
     be less alike. `exact` is yes for files that are equal to the byte to another. Without a
-    threshold of the cosine it is `near_copy_cosine`.
+    threshold, near copies are three times nearer than nearest pictures usually are.
     """
     unit = centred(features.features, mean_row(features.features))
     if threshold is None:
-        threshold = near_copy_cosine(unit)
+        threshold = round(near_copy_cosine(unit, _NEARER, _ENOUGH), 3)
     with progress("comparing", len(unit)) as advance:
         groups, closest = alike(unit, threshold, features.digests, advance)
     copies = Counter(features.digests)
@@ -106,9 +108,7 @@ def find_duplicates(features: Features, out: str | Path, threshold: float | None
     path = _beside(out, "duplicates")
     _write(path, ("group", "path", "cosine", "exact"), rows)
     return Lookup(
-        path,
-        rows,
-        f"{len(rows):,} near copies in {len(groups):,} groups, cosine {threshold:.3g} up",
+        path, rows, f"{len(rows):,} near copies in {len(groups):,} groups, cosine {threshold:g} up"
     )
 
 

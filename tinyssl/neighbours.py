@@ -19,8 +19,7 @@ Numbers = NDArray[np.int64]
 
 _ROWS, _COLUMNS = 1024, 4096  # 16 MB of float32 a block
 _ASKED = 2000  # pictures whose nearest ones say how far those usually are
-_NEARER = 3  # times nearer than that are near copies, ...
-_NEAR_COPY = 0.85, 0.95  # ... by a cosine within these
+_NEAR_COPY = 0.85  # least cosine of near copies, however far apart pictures are
 
 
 def unit_rows(features: NDArray[Any]) -> Rows:
@@ -95,20 +94,24 @@ def isolation(
     return distances
 
 
-def near_copy_cosine(rows: Rows) -> float:
+def near_copy_cosine(rows: Rows, times: float, most: float = 1.0) -> float:
     """The cosine from which pictures are near copies, as far as features can tell.
 
-    How alike any two pictures are depends on the encoder, so it is measured: near copies are
-    three times nearer than nearest pictures usually are.
+    How alike any two pictures are depends on the encoder, so it is measured.
 
     Args:
         rows: (n, d) centred unit rows.
+        times: that near copies are nearer than nearest pictures usually are.
+        most: what is enough, however alike all pictures are.
+
+    Returns:
+        Between 0.85 and `most`.
     """
     if len(rows) < 2:
-        return _NEAR_COPY[1]
+        return most
     asked = spaced_rows(len(rows), _ASKED)
     _, cosines = nearest(rows[asked], rows, 1, without=asked)
-    return float(np.clip(1 - (1 - np.median(cosines)) / _NEARER, *_NEAR_COPY))
+    return float(np.clip(1 - (1 - np.median(cosines)) / times, _NEAR_COPY, most))
 
 
 def alike(

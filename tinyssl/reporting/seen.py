@@ -19,15 +19,14 @@ from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
 from tinyssl.choosing import choose
-from tinyssl.neighbours import alike, centred, isolation, mean_row, nearest
+from tinyssl.neighbours import alike, centred, isolation, mean_row, near_copy_cosine, nearest
 
 Rows = NDArray[np.float32]
 Numbers = NDArray[np.int64]
 
 STEPS = 5  # that `look` tells of
 _NEIGHBOURS = 8
-_NEAR_COPY = 0.85  # cosine of near copies, at least
-_NEARER = 5  # times nearer than nearest pictures usually are; that depends on the encoder
+_NEARER = 5  # times that near copies are nearer than nearest pictures usually are
 _AXES = 50  # principal axes that the map and the clusters are made of
 _CLUSTERS = 12
 _A_CLUSTER = 30  # pictures, at least, on average
@@ -86,7 +85,7 @@ def look(
     near, cosines = nearest(unit, unit, _NEIGHBOURS, without=np.arange(len(unit)))
     distance = isolation(unit)
     step(1)
-    threshold = max(_NEAR_COPY, 1 - (1 - float(np.median(cosines[:, 0]))) / _NEARER)
+    threshold = near_copy_cosine(unit, _NEARER)
     copies, _ = alike(unit, threshold, digests)
     diverse = choose(unit, min(_DIVERSE, len(unit)), method="typiclust", seed=seed)
     step(1)
