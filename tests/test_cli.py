@@ -1,6 +1,7 @@
 """The command line as a user meets it: one clear line and an exit status, nothing half-written."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -106,6 +107,24 @@ def test_checks_draws_every_preset(
     settings = [f"augment.preset={preset}", *TINY]
     assert run(capsys, "checks", picture_folder(), "--augment", grid, *settings)[0] == 0
     assert grid.stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [({}, "3000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "")],
+)
+def test_threads_wait_politely_unless_told_otherwise(given: dict[str, str], found: str) -> None:
+    """Set before torch is loaded: its OpenMP reads the environment then, and never again."""
+    code = (
+        "import os, sys; from tinyssl.cli import main; assert 'torch' not in sys.modules; "
+        "main(['recipes']); print('spins:' + os.environ.get('GOMP_SPINCOUNT', ''))"
+    )
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    clean = {key: value for key, value in os.environ.items() if key not in names}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env=clean | given, capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.splitlines()[-1] == f"spins:{found}"
 
 
 def test_recipes_lists_and_prints(capsys: pytest.CaptureFixture[str]) -> None:
