@@ -72,9 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _wait_politely() -> None:
     """Lets torch's threads give up the core soon while they wait for each other (GNU OpenMP).
 
-    By default they hold it for milliseconds, and other work on the same cores, which the slowest
-    thread waits for, makes a run fifty times slower. Alone it costs 4 %. To be set before torch is
-    loaded; what a user has set stays.
+    Else they spin on the core that the thread they wait for needs, as soon as other work has the
+    others, and a run all but stands still. Alone it costs 4 %. To be set before torch is loaded;
+    what a user has set stays.
     """
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = _SPINS
