@@ -110,7 +110,7 @@ def _of_run(run: Path, raw: bool, device: str) -> Extractor:
     keep_freed_memory()
 
     def features(pictures: NDArray[Any]) -> NDArray[np.float32]:
-        found = embed_pictures(encoder, pictures, batch_size=len(pictures), device=chosen)
+        found = embed_pictures(encoder, pictures, device=chosen)
         return found if raw else unit_rows(found)
 
     files = [(run / name).read_bytes() for name in (WEIGHTS, DESCRIPTION)]

@@ -31,6 +31,7 @@ FEW_SHOT_C = 1e-2
 _FALLBACK_C = 1e-2
 _TEMPERATURE = 0.07
 _CHUNK = 2048
+_PICTURES_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -226,8 +227,8 @@ def pixel_features(pictures: NDArray[Any], side: int = 24) -> NDArray[np.float32
     """Pictures (n, s, s, c) averaged down to `side` pixels, as rows in [0, 1]: a floor to beat."""
     scale = float(np.iinfo(pictures.dtype).max)
     rows = []
-    for start in range(0, len(pictures), _CHUNK):
-        chunk = pictures[start : start + _CHUNK]
+    for start in range(0, len(pictures), _PICTURES_AT_ONCE):
+        chunk = pictures[start : start + _PICTURES_AT_ONCE]
         tensor = torch.from_numpy(np.asarray(chunk, dtype=np.float32)).permute(0, 3, 1, 2)
         rows.append(adaptive_avg_pool2d(tensor / scale, side).flatten(1).numpy())
     return np.concatenate(rows)
