@@ -41,6 +41,7 @@ _SIXTEEN_BIT = {"I", "I;16", "I;16B", "I;16L", "I;16N"}
 _GRAY = {"1", "L", "LA", "La"} | _SIXTEEN_BIT
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # EPS would start a program
+BATCH = 8  # pictures at a time: on CPUs more of them take memory and are no faster
 MAX_PIXELS = 89_478_485  # of a picture, where the manifest does not say
 _LARGEST_MANIFEST = 1 << 26  # bytes
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
@@ -126,7 +127,7 @@ class Extractor:
             raise BundleError(f"{self.bundle / MANIFEST} has no tolerance for {model}")
         return dict(limits)
 
-    def embed(self, pictures: Sequence[Picture], batch_size: int = 32) -> Array:
+    def embed(self, pictures: Sequence[Picture], batch_size: int = BATCH) -> Array:
         """Features (n, width) float32 of paths, Pillow images or arrays.
 
         Raises:
@@ -134,7 +135,7 @@ class Extractor:
         """
         return self._of_all(pictures, batch_size, FEATURES, self.width)
 
-    def classify(self, pictures: Sequence[Picture], batch_size: int = 32) -> Array:
+    def classify(self, pictures: Sequence[Picture], batch_size: int = BATCH) -> Array:
         """Probabilities (n, classes) float32 of paths, Pillow images or arrays.
 
         Raises:
@@ -156,7 +157,7 @@ class Extractor:
         return rows
 
     def run_files(
-        self, paths: Sequence[Path], batch_size: int = 32
+        self, paths: Sequence[Path], batch_size: int = BATCH
     ) -> Iterator[tuple[list[Path], dict[str, Array], list[tuple[Path, str]]]]:
         """Batch by batch: readable paths, their outputs, and (path, reason) of the others."""
         for start in range(0, len(paths), batch_size):
@@ -807,7 +808,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--variant", help="model file of the bundle (the engine, or encoder.onnx)")
     parser.add_argument("--device", default="auto", help="auto, tensorrt, cuda or cpu")
     parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0: all")
-    parser.add_argument("--batch", type=int, default=32, help="pictures at a time")
+    parser.add_argument("--batch", type=int, default=BATCH, help="pictures at a time")
     parser.add_argument("--check", action="store_true", help="compare with training's features")
     parser.add_argument("--benchmark", action="store_true", help="latency on this machine")
     parser.add_argument("--seconds", type=float, default=2.0, help="that --benchmark takes")
