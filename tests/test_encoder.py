@@ -122,6 +122,19 @@ def test_embedding_scales_by_the_depth_and_keeps_the_modes(tmp_path: Any) -> Non
     np.testing.assert_allclose(direct, shallow, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("side", "count", "told"), [(32, 300, [256, 44]), (256, 20, [16, 4])])
+def test_pictures_of_a_million_pixels_are_embedded_at_once_on_a_cpu(
+    side: int, count: int, told: list[int]
+) -> None:
+    encoder = create_encoder("mobilenetv3-small", channels=1, seed=0)
+    shown = np.random.default_rng(0).integers(0, 256, (count, side, side, 1), dtype=np.uint8)
+    counts: list[int] = []
+    found = embed_pictures(encoder, shown, progress=counts.append)
+    assert counts == told
+    few = embed_pictures(encoder, shown[-5:], batch_size=2)
+    np.testing.assert_allclose(found[-5:], few, rtol=1e-4, atol=1e-5)
+
+
 def test_training_goes_on_after_embedding() -> None:
     encoder = create_encoder("mobilenetv3-small", seed=0).train()
     embed_pictures(encoder, pictures())
