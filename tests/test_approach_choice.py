@@ -1,12 +1,13 @@
 """From held-out logits to scores, a temperature and a choice."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score
 
-from tinyssl.approach_choice import Judged, choose, judge_logits
+from tinyssl.approach_choice import Judged, choose, judge_logits, leads
 from tinyssl.calibration import log_loss
 
 
@@ -86,3 +87,18 @@ def test_shares_add_up_to_the_balanced_accuracy() -> None:
 
 def test_an_only_one_is_told_as_such() -> None:
     assert "the only one" in choose(judged(linear=[0]))[1]
+
+
+def test_a_network_that_was_judged_on_fewer_draws_is_not_taken() -> None:
+    found = judged(linear=list(range(8)), semi=list(range(6)), network=list(range(14)))
+    found["linear"] = replace(found["linear"], repeats=2)
+    name, reason = choose(found)
+    assert name == "linear"
+    assert reason.endswith("network does not lead on the first draw of the folds")
+
+
+def test_only_who_is_above_all_others_leads() -> None:
+    found = judged(linear=[0], semi=[0, 1], network=[0, 1])
+    assert leads(found["semi"], [found["linear"]])
+    assert not leads(found["network"], [found["linear"], found["semi"]])
+    assert leads(found["linear"], [])

@@ -14,6 +14,7 @@ from PIL import Image
 from rich.console import Console
 
 import tinyssl
+from tinyssl.approaches import Network
 from tinyssl.classifier import load_classifier
 from tinyssl.config import sources_of
 from tinyssl.data import load_pictures
@@ -94,6 +95,27 @@ def test_the_encoder_changes_only_where_it_is_trained(
     changed = [key for key, value in before.items() if not torch.equal(value, after[key])]
     assert bool(changed) == (recipe == "few-label")
     assert not [key for key in changed if "running" in key]
+
+
+@pytest.mark.parametrize(("recipe", "fits"), [("auto", 2), ("few-label", 4 + 1)])
+def test_a_network_that_does_not_lead_is_spared_the_second_draw_of_the_folds(
+    recipe: str, fits: int, run: Path, picture_folder: Folder, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    done: list[bool] = []
+    fit = Network.fit
+
+    def counted(self: Network, *given: Any, final: bool) -> Any:
+        done.append(final)
+        return fit(self, *given, final=final)
+
+    monkeypatch.setattr(Network, "fit", counted)
+    settings = [s.replace("repeats=1", "repeats=2") for s in SHORT]
+    out = finetune(run, picture_folder(per_class=6), recipe, tmp_path / "out", overrides=settings)
+    # Every approach knows dark from bright, so that none leads.
+    assert len(done) == fits
+    told = "few-label does not lead on the first draw of the folds"
+    assert (told in result_of(out)["reason"]) == (recipe == "auto")
 
 
 def test_auto_compares_all_three_and_says_why(

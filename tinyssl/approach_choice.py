@@ -5,7 +5,7 @@ n = labeled pictures, k = classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,11 +24,13 @@ class Judged:
         scores: means over the repeats, JSON-ready.
         temperature: that suits the held-out logits best.
         shares: (n,) what each picture adds to the balanced accuracy, the mean over the repeats.
+        repeats: how often the folds were drawn.
     """
 
     scores: dict[str, float]
     temperature: float
     shares: NDArray[np.float64]
+    repeats: int = 1
 
 
 def judge_logits(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> Judged:
@@ -52,7 +54,14 @@ def judge_logits(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> Judg
         },
         temperature,
         (logits.argmax(axis=2) == labels).mean(axis=0) * balanced_weights(labels) / len(labels),
+        repeats,
     )
+
+
+def leads(found: Judged, others: Iterable[Judged]) -> bool:
+    """Whether the balanced accuracy is above that of all others."""
+    key = "balanced_accuracy"
+    return all(found.scores[key] > other.scores[key] for other in others)
 
 
 def choose(judged: Mapping[str, Judged]) -> tuple[str, str]:
@@ -61,7 +70,8 @@ def choose(judged: Mapping[str, Judged]) -> tuple[str, str]:
     The last one trains the whole network, which takes fifty times as long and whose probabilities
     are less sure; on 50 labels one picture is 2 points. So the burden of proof is on it: it has to
     lead the best of the others (the first of those within one picture) by more than the standard
-    error of the difference over the pictures.
+    error of the difference over the pictures. Where it was not judged on as many draws of the
+    folds, since it did not lead on the first, it is not taken.
 
     Args:
         judged: by name, the cheapest first, the network last.
@@ -77,11 +87,13 @@ def choose(judged: Mapping[str, Judged]) -> tuple[str, str]:
     best = max(accuracy[name] for name in others)
     one_picture = 1 / len(judged[last].shares)
     rival = next(name for name in others if best - accuracy[name] < one_picture)
+    told = f"held-out balanced accuracy {told} %"
+    if judged[last].repeats < judged[rival].repeats:
+        return rival, f"{told}; {last} does not lead on the first draw of the folds"
     lead, chance = accuracy[last] - accuracy[rival], _standard_error(judged[rival], judged[last])
-    leads = lead > chance
-    why = f"{last} {'leads' if leads else 'does not lead'} {rival} by more than chance explains"
-    name = last if leads else rival
-    return name, f"held-out balanced accuracy {told} %; {why} ({100 * chance:.1f})"
+    clear = lead > chance
+    why = f"{last} {'leads' if clear else 'does not lead'} {rival} by more than chance explains"
+    return last if clear else rival, f"{told}; {why} ({100 * chance:.1f})"
 
 
 def _standard_error(one: Judged, other: Judged) -> float:
