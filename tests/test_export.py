@@ -223,6 +223,26 @@ def test_the_runtime_takes_pictures_as_large_as_training_did(
         runtime.decode(tmp_path / "large.png", 1, max_pixels=1599)
 
 
+def test_a_cpu_computes_eight_pictures_at_a_time(small: tuple[Path, Path, Path]) -> None:
+    extractor = runtime.Extractor(small[2], device="cpu")
+    shape = (19, extractor.size, extractor.size, extractor.channels)
+    shown = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    session, sizes = extractor.session.session, []
+
+    class Counting:
+        def run(self, names: list[str], fed: dict[str, Any]) -> Any:
+            sizes.extend(len(pictures) for pictures in fed.values())
+            return session.run(names, fed)
+
+    extractor.session.session = Counting()
+    found = extractor.run(shown)
+    assert sizes == [8, 8, 3]
+    extractor.session.session = session
+    one_by_one = np.concatenate([extractor.run(shown[i : i + 1]) for i in range(len(shown))])
+    np.testing.assert_allclose(found, one_by_one, atol=1e-5)
+    assert extractor.run(shown[:0]).shape == (0, extractor.width)
+
+
 def run_program(bundle: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     """The bundle's own copy, where torch, timm and tinyssl cannot be imported."""
     block = (

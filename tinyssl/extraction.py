@@ -141,13 +141,9 @@ def _of_bundle(bundle: Path, raw: bool, device: str) -> Extractor:
             "or export with --raw-features"
         )
 
-    on_cpu = opened.provider == "CPUExecutionProvider"
-
     def features(pictures: NDArray[Any]) -> NDArray[np.float32]:
-        at_once = runtime.BATCH if on_cpu else len(pictures)
-        starts = range(0, len(pictures), at_once)
         try:
-            found = np.concatenate([opened.run(pictures[i : i + at_once]) for i in starts])
+            found: NDArray[np.float32] = opened.run(pictures)
         except runtime.BundleError as error:
             raise JobError(f"{bundle}: {error}") from None
         return found if raw else unit_rows(found)

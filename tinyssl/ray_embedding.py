@@ -50,7 +50,7 @@ def embed_with_ray(
     out: str | Path,
     *,
     dtype: str = "float32",
-    batch_size: int = 16,
+    batch_size: int = 64,
     workers: int = 0,
     device: str = "cpu",
     overwrite: bool = False,
