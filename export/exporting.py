@@ -32,7 +32,7 @@ from .mobile import MODEL as PTE
 from .mobile import need_executorch
 from .parity import Parity
 from .samples import Reader, draw_samples, labeled_pictures
-from .variants import HALF, TARGETS, TOLERANCES, Variant, Workshop
+from .variants import HALF, ONE_SIZE, TARGETS, TOLERANCES, Variant, Workshop
 
 _GOLDEN = 8
 
@@ -83,7 +83,7 @@ def export(
         calibration: what int8 is calibrated on; others of the same pictures when None.
         labels: CSV or class folders: int8 may not lose more than a point of k-NN accuracy there.
         raw_features: leave features as the encoder gives them instead of at unit length.
-        any_size: leave height and width of the input open too.
+        any_size: leave height and width of the input open too; of the ONNX targets only.
         force: write int8 even if it changes the features too much.
         workspace: MB of scratch memory for the engine's layers.
         overwrite: replace an earlier bundle in `out`.
@@ -178,8 +178,8 @@ def _refuse_target(target: str, any_size: bool) -> None:
         raise UsageError(f"target: got {target!r}, allowed are {', '.join(TARGETS)}")
     if PTE in TARGETS[target]:
         need_executorch()
-        if any_size:
-            raise UsageError(f"target {target} has one picture size; leave --any-size out")
+    if any_size and target in ONE_SIZE:
+        raise UsageError(f"target {target} has one picture size; leave --any-size out")
 
 
 def _manifest(

@@ -41,6 +41,7 @@ TARGETS: Mapping[str, tuple[str, ...]] = {
     "jetson": (FLOAT, HALF, INT8_TRT),
     "mobile": (FLOAT, PTE),
 }
+ONE_SIZE = ("tensorrt", "jetson", "mobile")  # targets: engines and programs are built for one
 ENGINE_BATCH = 8
 MAX_KNN_LOSS = 0.01
 _INSTEAD = "half as large as float32 and keeps them (--target onnx-fp16)"

@@ -1,14 +1,20 @@
 """Shared by all tests: small threads, a cache of their own, and a folder of pictures."""
 
 import io
+import os
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
+
+# Before torch is loaded: beside other work its threads would else wait for each other by holding
+# a core, and a test take ten times as long.
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+
+import torch
 
 from tests.making import FinishedDemo, make_hostile_run
 

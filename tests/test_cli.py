@@ -274,3 +274,7 @@ def test_setting_and_path_are_told_apart(
     data = picture_folder("a.b=c")
     status, _, _ = run(capsys, "checks", data)
     assert status == 0
+    told = "wrong" * 100  # longer than a file's name may be
+    status, _, error = run(capsys, "pretrain", data, f"augment.preset={told}")
+    assert status == 2
+    assert "augment.preset" in error

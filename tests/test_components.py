@@ -23,6 +23,25 @@ def test_without_whitening_distances_are_those_of_pca() -> None:
     np.testing.assert_allclose(found / found.max(), expected / expected.max(), atol=1e-5)
 
 
+@pytest.mark.parametrize("n", [12, 24, 90])
+def test_fewer_pictures_than_features_are_no_other_case(n: int) -> None:
+    """Other pictures too land where PCA has them, whichever matrix is decomposed."""
+    given = features(n, 40)
+    kept = min(n - 1, 6)
+    found = pairwise_distances(features(60, 40) @ principal(given, kept, 0.0))
+    expected = pairwise_distances(PCA(kept).fit(given).transform(features(60, 40)))
+    np.testing.assert_allclose(found / found.max(), expected / expected.max(), atol=1e-4)
+
+
+def test_copies_add_no_axes() -> None:
+    given = np.repeat(features(4, 40), 5, axis=0)
+    given -= given.mean(axis=0)
+    found = principal(given, 10, 0.5)
+    assert found.shape == (40, 10)
+    assert np.isfinite(found).all()
+    assert np.linalg.matrix_rank(found, tol=1e-3) == 3
+
+
 def test_all_components_without_whitening_are_a_rotation() -> None:
     given = features()
     found = given @ principal(given, 24, 0.0)

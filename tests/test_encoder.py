@@ -17,6 +17,7 @@ from tinyssl.encoder import (
     embed_pictures,
     freeze_batch_norm,
     resolve_name,
+    timm_weights,
     widen,
 )
 from tinyssl.errors import JobError, UsageError
@@ -279,3 +280,12 @@ def test_blocks_with_other_norms_stay_as_they_are() -> None:
     plain = create_encoder("efficientnet_b0_gn", seed=0).state_dict()
     same = create_encoder("efficientnet_b0_gn", seed=0, residuals="zero").state_dict()
     assert all(torch.equal(plain[key], same[key]) for key in plain)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_timms_weights_are_told_with_their_licence(name: str) -> None:
+    """The README says so of all of them."""
+    told = timm_weights(name)
+    assert told.startswith(f"timm's {BACKBONES[name]}.")
+    assert "licence apache-2.0; trained on ImageNet-1k" in told
+    assert timm_weights("resnet18d").endswith("whose own terms allow research only")

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from tinyssl.encoder import create_encoder, widen
 from tinyssl.errors import UsageError
-from tinyssl.evaluation import evaluate, table
+from tinyssl.evaluation import _some, evaluate, table
 from tinyssl.recipe_files import recipe_text
 from tinyssl.weights import save_encoder
 
@@ -248,3 +248,9 @@ def test_wrong_input_is_told_and_nothing_written(
     with pytest.raises(UsageError, match=told):
         evaluate(run, labels=labels, **more)
     assert not (run / "eval.json").exists()
+
+
+def test_some_pictures_are_those_of_all_that_are_wanted() -> None:
+    pictures, wanted = np.arange(40).reshape(10, 2, 2), np.arange(10) % 3 == 0
+    assert np.array_equal(_some(pictures, wanted, 9), pictures[wanted])
+    assert np.array_equal(_some(pictures, wanted, 2), pictures[[0, 9]])

@@ -170,6 +170,14 @@ def test_any_size_takes_other_sizes(small: tuple[Path, Path, Path], tmp_path: Pa
     np.testing.assert_allclose(extractor.run(wide), wanted, atol=1e-4)
 
 
+@pytest.mark.parametrize("target", ["jetson", "tensorrt"])
+def test_engines_have_one_size(target: str, small: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    run, pictures, _ = small
+    with pytest.raises(UsageError, match=f"target {target} has one picture size"):
+        export(run, target, out=tmp_path / "b", pictures=pictures, any_size=True)
+    assert not (tmp_path / "b").exists()
+
+
 def test_sixteen_bit_encoders_take_sixteen_bits(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", "resnet18", channels=1)
     described = json.loads((run / "encoder.json").read_text()) | {"dtype": "uint16"}

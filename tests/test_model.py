@@ -51,6 +51,18 @@ def test_paths_images_and_arrays_give_the_same(run: Path, picture_folder: Folder
     np.testing.assert_allclose(direct, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_alpha_is_kept_where_the_encoder_has_a_channel_for_it(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    encoder = create_encoder("mobilenetv3-small", channels=4, seed=0)
+    save_encoder(encoder, tmp_path / "run", image_size=32, resize="crop")
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 4), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    image.save(tmp_path / "a.png")
+    by_path, by_image, by_array = load(tmp_path / "run").embed([tmp_path / "a.png", image, pixels])
+    np.testing.assert_array_equal(by_path, by_image)
+    np.testing.assert_array_equal(by_path, by_array)
+
+
 def test_order_is_kept_with_mixed_depths(run: Path) -> None:
     gray = np.random.default_rng(0).integers(0, 256, (6, 40, 40), dtype=np.uint8)
     mixed: list[Any] = [g if i % 2 else g.astype(np.uint16) * 257 for i, g in enumerate(gray)]

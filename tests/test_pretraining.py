@@ -168,6 +168,20 @@ def test_resumed_run_equals_uninterrupted(
     assert "was stopped before its end" not in caplog.text
 
 
+def test_a_signal_at_an_epochs_end_is_saved_though_it_would_not_be(
+    picture_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, settings = picture_folder(), [*QUICK, "run.save_every=3"]
+    with monkeypatch.context() as patch:
+        stop_at(3, patch)
+        with pytest.raises(Interrupted, match="stopped after step 3, saved"):
+            pretrain(data, out=tmp_path / "cut", overrides=settings)
+    state = load_checkpoint(tmp_path / "cut" / "checkpoints" / "last.pt")
+    assert state["progress"]["step"] == 3
+    whole = pretrain(data, out=tmp_path / "whole", overrides=settings)
+    assert_same_run(whole, pretrain(out=tmp_path / "cut", resume=True))
+
+
 def test_resume_after_a_crash_between_checkpoints(
     picture_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,6 +218,35 @@ def test_resume_of_a_finished_run_changes_nothing(picture_folder: Folder, tmp_pa
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name != "train.log"}
     pretrain(out=run, resume=True)
     assert before == {p: p.read_bytes() for p in before}
+
+
+def test_resume_without_a_checkpoint_harms_no_encoder(
+    picture_folder: Folder, tmp_path: Path
+) -> None:
+    run = pretrain(picture_folder(), out=tmp_path / "run", overrides=QUICK)
+    (run / "checkpoints" / "last.pt").unlink()
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name != "train.log"}
+    with pytest.raises(UsageError, match=r"an encoder but no last\.pt to go on from; put .* back"):
+        pretrain(out=run, resume=True)
+    assert before == {p: p.read_bytes() for p in before}
+
+
+def test_resume_needs_the_starts_weights_no_more(
+    picture_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = picture_folder()
+    monkeypatch.chdir(tmp_path)
+    pretrain(data, out="first", overrides=QUICK)
+    settings = [*QUICK, "encoder.init=first"]
+    whole = pretrain(data, out="whole", overrides=settings)
+    with monkeypatch.context() as patch:
+        stop_at(4, patch)
+        with pytest.raises(Interrupted):
+            pretrain(data, out="cut", overrides=settings)
+    (tmp_path / "first").rename(tmp_path / "moved")
+    assert_same_run(tmp_path / whole, pretrain(out="cut", resume=True))
+    saved = read_description("cut")["init"]
+    assert saved == str(tmp_path / "first")  # for whoever works in another folder
 
 
 def test_checkpoint_of_another_version(picture_folder: Folder, tmp_path: Path) -> None:
@@ -247,9 +290,8 @@ def test_one_picture_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_a_gradient_that_is_not_finite_stops_before_any_harm(
-    picture_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def poison_gradient(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes one weight's gradient infinite in a step."""
     original = module.build_method
 
     def poisoned(*arguments: Any) -> Any:
@@ -258,13 +300,31 @@ def test_a_gradient_that_is_not_finite_stops_before_any_harm(
 
         def spoil(gradient: torch.Tensor) -> torch.Tensor:
             calls[0] += 1
-            return gradient * float("inf") if calls[0] == 4 else gradient
+            return gradient * float("inf") if calls[0] == step else gradient
 
         weight.register_hook(spoil)
         return method
 
     monkeypatch.setattr(module, "build_method", poisoned)
+
+
+def test_a_gradient_that_is_not_finite_stops_before_any_harm(
+    picture_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison_gradient(4, monkeypatch)
     with pytest.raises(JobError, match=r"gradient's norm is (nan|inf) at step 4; .*the batch is"):
+        pretrain(picture_folder(), out=tmp_path / "run", overrides=QUICK)
+    state = weights(tmp_path / "run")
+    assert all(torch.isfinite(v).all() for v in state.values() if v.is_floating_point())
+
+
+def test_a_gradient_that_is_seen_late_is_not_saved(
+    picture_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU nobody waits for the norm: the last step before a save is the one to be missed."""
+    monkeypatch.setattr("tinyssl.train._refuse_non_finite", lambda *given: None)
+    poison_gradient(6, monkeypatch)
+    with pytest.raises(JobError, match=r"gradient's norm is (nan|inf) at step 6; .*the batch is"):
         pretrain(picture_folder(), out=tmp_path / "run", overrides=QUICK)
     state = weights(tmp_path / "run")
     assert all(torch.isfinite(v).all() for v in state.values() if v.is_floating_point())
@@ -283,15 +343,21 @@ def test_pictures_that_are_all_the_same_are_refused(files: str, tmp_path: Path) 
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("count", [2, 3, 7])
-def test_very_few_pictures_and_a_larger_batch(count: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("count", "batch"), [(2, 128), (3, 128), (7, 128), (5, 2)])
+def test_very_few_pictures(count: int, batch: int, tmp_path: Path) -> None:
     data = tmp_path / "few"
     data.mkdir()
     for number in range(count):
         Image.new("L", (40, 40), 50 * number).save(data / f"{number}.png")
-    settings = last_wins([*QUICK, "optim.batch_size=128"])
+    settings = last_wins([*QUICK, f"optim.batch_size={batch}"])
     run = pretrain(data, out=tmp_path / "run", overrides=settings)
     assert json.loads((run / "encoder.json").read_text())["channels"] == 1
+
+
+def test_what_cannot_be_compiled_leaves_no_folder(picture_folder: Folder, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"run\.compile=graphs"):
+        pretrain(picture_folder(), out=tmp_path / "run", overrides=[*QUICK, "run.compile=graphs"])
+    assert not (tmp_path / "run").exists()
 
 
 def test_collapse_is_told_in_words(
@@ -403,3 +469,24 @@ def test_a_run_starts_as_its_recipe_says(
     scales = [value for key, value in start.items() if key.endswith("bn3.weight")]
     assert scales
     assert any(not scale.any() for scale in scales) == quiet
+
+
+def test_peak_memory_is_this_processs_own() -> None:
+    """A process that a larger one started is not as large for that."""
+    own = "from tinyssl.machine import peak_memory; print(peak_memory())"
+    code = f"import subprocess, sys; x = bytearray(700_000_000); x[::4096] = x[::4096]; {own}"
+    child = f"; subprocess.run([sys.executable, '-c', {own!r}])"
+    done = subprocess.run([sys.executable, "-c", code + child], capture_output=True, text=True)
+    large, small = map(int, done.stdout.split())
+    assert small + 600_000_000 < large
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="two GPUs")
+def test_another_gpu_than_the_first(picture_folder: Folder, tmp_path: Path) -> None:
+    runs = [
+        pretrain(picture_folder(), out=tmp_path / name, overrides=[*QUICK, f"run.device=cuda:{n}"])
+        for n, name in enumerate(("first", "second"))
+    ]
+    assert torch.cuda.current_device() == 1
+    for first, second in zip(*(weights(run).values() for run in runs), strict=True):
+        torch.testing.assert_close(first.cpu(), second.cpu())

@@ -1,6 +1,7 @@
 """Features by Ray: those of the plain path, whatever happens to a worker, and no torch."""
 
 import csv
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -111,6 +112,18 @@ def in_this_process(chunks: Any, worker: Any, workers: int) -> None:
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_run", in_this_process)
+
+
+@pytest.mark.usefixtures("alone")
+def test_the_bundles_limit_of_pixels_holds(prepared: tuple[Path, Path], tmp_path: Path) -> None:
+    bundle = shutil.copytree(prepared[0], tmp_path / "bundle")
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["input"]["max_pixels"] = 3100  # the pictures have 3,000 to 3,550
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    out = embed_with_ray(bundle, prepared[1], tmp_path / "out")
+    plain = embed(bundle, prepared[1], tmp_path / "plain.npz")
+    assert 0 < out.pictures == plain.pictures < 12
+    assert_same(tmp_path / "out", bundle, prepared[1], tmp_path / "again.npz")
 
 
 @pytest.mark.usefixtures("alone")

@@ -188,6 +188,7 @@ def test_labels_are_not_overwritten(run: Path, picture_folder: Folder, tmp_path:
         (3, {"method": "best"}, "allowed are kmeans, typiclust, kcenter, random"),
         (3, {"labeled": "nope.csv"}, "cannot read labels"),
         (3, {"features": "f.txt"}, "must end in"),
+        (3, {"features": "f.csv"}, r"a csv cannot say .* name a \.parquet or \.npz"),
     ],
 )
 def test_wrong_use_leaves_nothing(

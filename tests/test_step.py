@@ -232,6 +232,9 @@ def test_what_is_recorded() -> None:
     assert not settle_recording("auto", CPU, 1, "run")
     assert not settle_recording("auto", CUDA, 2, "run")
     assert not settle_recording("auto", CUDA, 1, "host")
+    for processes, bank in ((2, "run"), (1, "host")):
+        with pytest.raises(UsageError, match=r"graphs records .* take auto or off"):
+            settle_recording("graphs", CUDA, processes, bank)
 
 
 @pytest.mark.parametrize("word", ["on", "off", "auto", "graphs"])

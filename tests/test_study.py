@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.benchmarks.quality.methods import Cost
 from tests.benchmarks.quality.study import Cell, Study, _run
 from tests.benchmarks.quality.tables import rows_of
 from tests.making import TINY
@@ -39,7 +40,7 @@ def study(place: Path, file: str = "study.yaml", out: str = "out", **more: Path)
     (place / out).mkdir(exist_ok=True)
     made = Study(place / file, place / "sets", place / out, more.get("kept"))
     for name, method in made.uncosted():
-        made.keep_cost(name, method, 0.01)
+        made.keep_cost(name, method, Cost(0.01, 700))
     return made
 
 
@@ -55,12 +56,16 @@ def test_what_is_missing_runs_and_what_is_there_does_not(place: Path) -> None:
     cells = [json.loads(file.read_text()) for file in (place / "out").glob("one-*.json")]
     seen = {cell["cell"]["method"]: cell["pictures_seen"] for cell in cells}
     assert seen == {"random": 0, "tinyssl": 60 * 5}
-    rows = {row["method"]: row for row in rows_of(cells)}
+    rows = {row["method"]: row for row in rows_of(cells, study(place).memory)}
+    assert {name: row["MB"] for name, row in rows.items()} == {"random": "", "tinyssl": 700}
     assert set(rows) == {"random", "tinyssl"}
     assert all(0 <= row["linear, comp."] <= 100 for row in rows.values())
 
 
-def test_kept_encoders_are_judged_again_and_those_of_other_settings_refused(place: Path) -> None:
+@pytest.mark.parametrize("change", ["method", "study"])
+def test_kept_encoders_are_judged_again_and_those_of_other_settings_refused(
+    change: str, place: Path
+) -> None:
     cell = Cell("one", "supervised", 0, 1)
     study(place, "base.yaml", kept=place / "kept").run(cell)
     trained = json.loads(cell.file(place / "out").read_text())
@@ -72,7 +77,10 @@ def test_kept_encoders_are_judged_again_and_those_of_other_settings_refused(plac
     assert again["seconds_beside_others"] == trained["seconds_beside_others"]
 
     values = yaml.safe_load((place / "base.yaml").read_text())
-    values["methods"]["supervised"]["lr"] = 0.2
+    if change == "method":
+        values["methods"]["supervised"]["lr"] = 0.2
+    else:
+        values["settings"].append("encoder.residuals=timm")
     (place / "other.yaml").write_text(yaml.safe_dump(values))
     other = study(place, "other.yaml", out="other", kept=place / "kept")
     with pytest.raises(JobError, match="give another --encoders"):

@@ -19,7 +19,7 @@ from tinyssl.config import Recipe, Views, load_recipe
 from tinyssl.console import log
 from tinyssl.data import Pictures
 from tinyssl.device import use_bf16
-from tinyssl.encoder import Encoder, create_encoder
+from tinyssl.encoder import Encoder, create_encoder, timm_weights
 from tinyssl.errors import UsageError
 from tinyssl.heads import projection_head
 from tinyssl.method import Method
@@ -44,13 +44,21 @@ def settle(recipe: Recipe, pictures: int, channels: int) -> Recipe:
     )
 
 
-def build_encoder(recipe: Recipe, pictures: Pictures) -> Encoder:
-    """The encoder that a recipe starts from, with its input normalization."""
+def build_encoder(recipe: Recipe, pictures: Pictures, *, filled: bool = True) -> Encoder:
+    """The encoder that a recipe starts from, with its input normalization.
+
+    Not `filled` it is one for a checkpoint to fill, for which the start's weights need not be
+    there any more.
+    """
     section = recipe.encoder
     channels = pictures.array.shape[3]
     common: dict[str, Any] = {"channels": channels, "stem": section.stem, "seed": recipe.run.seed}
+    if not filled:
+        return create_encoder(section.name, **common)
     if section.init == "pretrained":
-        return create_encoder(section.name, pretrained=True, **common)
+        encoder = create_encoder(section.name, pretrained=True, **common)
+        log.info(f"weights: {timm_weights(section.name)}")
+        return encoder
     if section.init == "random":
         mean, std = pictures.statistics()
         start = section.residuals

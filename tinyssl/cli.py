@@ -133,7 +133,7 @@ def _recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def _split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Tells `section.key=value` settings from pictures' paths."""
-    overrides = [a for a in arguments if _OVERRIDE.match(a) and not Path(a).exists()]
+    overrides = [a for a in arguments if _OVERRIDE.match(a) and not os.path.exists(a)]
     return [a for a in arguments if a not in overrides], overrides
 
 
@@ -486,7 +486,7 @@ def predict(run: str, pictures: tuple[str, ...], out: str, device: str, overwrit
 @click.option("--calibration", help="Calibrate int8 on these.  [default: as --pictures]")
 @click.option("--labels", help="Class folders or CSV: int8 may lose 1 point of k-NN there.")
 @click.option("--raw-features", is_flag=True, help="Do not scale features to unit length.")
-@click.option("--any-size", is_flag=True, help="Leave height and width of the input open.")
+@click.option("--any-size", is_flag=True, help="Leave height and width of the input open (onnx-*).")
 @click.option("--workspace", default=1024, show_default=True, help="MB, of --target tensorrt.")
 @click.option("--force", is_flag=True, help="Write int8 even if it changes features too much.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier bundle in --out.")

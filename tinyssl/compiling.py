@@ -53,8 +53,16 @@ def settle_recording(setting: str, device: torch.device, processes: int, bank_de
         device: where the network computes.
         processes: of the run; several send each other what they made within a step.
         bank_device: `bank.device`; a bank on the host is waited for within a step.
+
+    Raises:
+        UsageError: `run.compile` is graphs, and these steps cannot be recorded.
     """
     alone = processes == 1 and bank_device == "run"
+    if setting == "graphs" and not alone:
+        raise UsageError(
+            "run.compile=graphs records the steps of one process with its bank on the GPU; take "
+            "auto or off, or bank.device=run in one process"
+        )
     return setting != "off" and device.type == "cuda" and alone
 
 

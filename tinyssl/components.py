@@ -6,13 +6,16 @@ n = pictures, w = features of all levels of a network, k = components.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import eigh
 
 Floats = NDArray[np.float32]
 # Of the largest variance: what is smaller is noise of the pictures that were seen.
 _FLOOR = 1e-3
+_NONE = 1e-12
 
 
 def standard(features: Floats, widths: Sequence[int]) -> tuple[Floats, Floats]:
@@ -56,15 +59,32 @@ def principal(features: Floats, components: int, whitening: float) -> Floats:
     """
     count, width = features.shape
     rows = features.astype(np.float64)
-    variances, axes = np.linalg.eigh(rows.T @ rows / count)
-    kept = max(1, min(components, count - 1, width))
-    variances, axes = np.maximum(variances[::-1][:kept], 0), axes[:, ::-1][:, :kept]
+    variances, axes = _leading(rows, max(1, min(components, count - 1, width)))
     weights = (variances + _FLOOR * variances[0] + 1e-12) ** -whitening
     weighted = variances * weights**2
     total = float(np.square(rows).mean(axis=0).sum())
     scale = np.sqrt(total / weighted.sum()) if weighted.sum() > 0 else 1.0
     turned: NDArray[np.float64] = (axes * weights * scale) @ evening(weighted)
     return turned.astype(np.float32)
+
+
+def _leading(rows: NDArray[np.float64], kept: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The largest variances, (k,), and their axes, (w, k); those without any variance are 0.
+
+    By the smaller of the covariance and the pictures' products, whose eigenvalues are the same:
+    2,000 pictures have fewer products than several levels have features.
+    """
+    count, width = rows.shape
+    few = count < width
+    products = (rows @ rows.T if few else rows.T @ rows) / count
+    wanted = (len(products) - kept, len(products) - 1)
+    variances, vectors = eigh(products, subset_by_index=wanted, overwrite_a=True)
+    variances, vectors = np.maximum(variances[::-1], 0), vectors[:, ::-1]
+    if few:
+        seen = variances > _NONE * variances[0]
+        lengths = np.sqrt(count * np.where(seen, variances, 1))
+        vectors = np.where(seen, rows.T @ vectors / lengths, 0)
+    return variances, vectors
 
 
 def evening(variances: NDArray[np.float64]) -> NDArray[np.float64]:

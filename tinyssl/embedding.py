@@ -71,9 +71,9 @@ def embed(
     """Writes the features of pictures, the same ones from a run and from its bundle.
 
     Pictures that cannot be read are listed in `<out>.skipped.csv`. Finished chunks are kept in
-    `<out>.parts/` until the file is whole; the same call goes on with them. A file that holds
-    just what is asked for is left as it is. Where a run has left these pictures decoded in the
-    user's cache they are taken from there.
+    `<out>.parts/` until the file is whole; the same call goes on with them. A .parquet or .npz
+    that holds just what is asked for is left as it is; a .csv cannot say what it holds. Where a
+    run has left these pictures decoded in the user's cache they are taken from there.
 
     Args:
         run: a run folder or a bundle.

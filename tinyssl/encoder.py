@@ -37,7 +37,7 @@ BACKBONES: Mapping[str, str] = {
 Pooling = Literal["mean", "statistics"]
 
 _PIXELS_AT_ONCE = 2**20  # that a CPU takes through the network
-_LOOKED_AT = 2000  # pictures, for statistics of features
+LOOKED_AT = 2000  # pictures, for statistics of features
 _LEAST_VARIANCE = 1e-5  # of a map: the square root has no slope at 0
 
 
@@ -215,7 +215,7 @@ def widen(
 ) -> Encoder:
     """The same network with the features of several levels, or a projection of them.
 
-    Means, deviations and components are those of at most `_LOOKED_AT` of the pictures; see
+    Means, deviations and components are those of at most `LOOKED_AT` of the pictures; see
     `components.py` for how features are standardized and projected.
 
     Args:
@@ -235,7 +235,7 @@ def widen(
         return encoder
     wide = _with(encoder, count, pooling)
     features = embed_pictures(
-        wide, pictures[spaced_rows(len(pictures), _LOOKED_AT)], device=encoder.mean.device
+        wide, pictures[spaced_rows(len(pictures), LOOKED_AT)], device=encoder.mean.device
     )
     centre, scale = standard(features, wide.part_widths)
     if components:
@@ -403,6 +403,17 @@ def _create_backbone(
                 f"({_first(error)}); give encoder.init=PATH or encoder.init=random"
             ) from error
     return backbone
+
+
+def timm_weights(name: str) -> str:
+    """The weights that timm's hub has for a backbone, with the licence that timm gives for them."""
+    found = timm.models.get_pretrained_cfg(resolve_name(name))
+    if found is None:
+        return "timm's weights"
+    told = f"timm's {found.architecture}.{found.tag}, licence {found.license or 'not stated'}"
+    if "in1k" in (found.tag or ""):
+        told += "; trained on ImageNet-1k, whose own terms allow research only"
+    return told
 
 
 def _first(error: Exception) -> str:

@@ -22,15 +22,17 @@ from tinyssl.console import log, progress
 from tinyssl.curve_lines import Points
 from tinyssl.curve_plot import plot_curve
 from tinyssl.device import keep_freed_memory, pick_device
-from tinyssl.encoder import Encoder, create_encoder, embed_pictures
+from tinyssl.encoder import LOOKED_AT, Encoder, create_encoder, embed_pictures
 from tinyssl.errors import JobError, UsageError
 from tinyssl.files import writable, write_text
 from tinyssl.intervals import half_of_draws
 from tinyssl.label_curve import CurveWishes, label_curve
 from tinyssl.labeled import used_digests
 from tinyssl.labeled_split import LabeledSplit, read_split, split_pictures, warn_of
+from tinyssl.rows import spaced_rows
 from tinyssl.scoring import evaluate_features, pixel_features, retrieval, scores
 from tinyssl.views import two_views
+from tinyssl.watch import VIEWED
 from tinyssl.weights import (
     WEIGHTS,
     load_encoder,
@@ -94,7 +96,7 @@ def evaluate(
         for name, embed, pictures in _embedders(encoders, split, description, device):
             features = embed(pictures)
             found = _judge(features, split, draws, seed)
-            result["encoders"][name] = found | _viewed(embed, pictures[split.test], augment, seed)
+            result["encoders"][name] = found | _viewed(embed, pictures, split, augment, seed)
             advance(1)
     result |= _own_classifier(run, split, description, features)
     if curve is not None:
@@ -145,12 +147,19 @@ def _judge(features: NDArray[Any], split: LabeledSplit, draws: int, seed: int) -
 
 
 def _viewed(
-    embed: Embed, pictures: NDArray[Any], augment: Augment | None, seed: int
+    embed: Embed, pictures: NDArray[Any], split: LabeledSplit, augment: Augment | None, seed: int
 ) -> dict[str, float]:
-    """The score of two views of each of some pictures, where it is known how to make them."""
+    """The score of two views of some test pictures, where it is known how to make them."""
     if augment is None:
         return {}
-    return {"retrieval": retrieval(*map(embed, two_views(pictures, augment, seed)))}
+    shown = _some(pictures, split.test, VIEWED)
+    return {"retrieval": retrieval(*map(embed, two_views(shown, augment, seed)))}
+
+
+def _some(pictures: NDArray[Any], wanted: NDArray[np.bool_], most: int) -> NDArray[Any]:
+    """Evenly spaced ones of those wanted: all of them would be read from the cache and copied."""
+    rows = np.flatnonzero(wanted)
+    return pictures[rows[spaced_rows(len(rows), most)]]
 
 
 def table(result: dict[str, Any], title: str = "Balanced accuracy, %") -> Table:
@@ -265,7 +274,7 @@ def _embedders(
         levels, components = own.get("levels", 1), own.get("components", 0)
         if (encoder.levels, encoder.components) != (levels, components):
             # A network made for this table has one level and no components: it gets as many.
-            encoder = widen_like(encoder, own, array[~split.test])
+            encoder = widen_like(encoder, own, _some(array, ~split.test, LOOKED_AT))
         yield name, partial(embed_pictures, encoder, device=chosen), array
 
 

@@ -22,7 +22,7 @@ def machine_facts(device: torch.device, seconds: float) -> dict[str, Any]:
         device: that was trained on.
         seconds: of training.
     """
-    gpu = device.type == "cuda"
+    gpu, peak = device.type == "cuda", peak_memory()
     return {
         "tinyssl": __version__,
         "torch": str(torch.__version__),
@@ -32,7 +32,7 @@ def machine_facts(device: torch.device, seconds: float) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "device": torch.cuda.get_device_name(device) if gpu else str(device),
         "seconds": round(seconds, 1),
-        "peak_memory_mb": _peak_memory_mb(),
+        "peak_memory_mb": peak and round(peak / 1e6),
         "peak_gpu_memory_mb": round(torch.cuda.max_memory_allocated(device) / 1e6) if gpu else None,
     }
 
@@ -46,10 +46,17 @@ def _processor(info: Path = Path("/proc/cpuinfo")) -> str:
     return next(names, platform.processor() or platform.machine())
 
 
-def _peak_memory_mb() -> int | None:
+def peak_memory(status: Path = Path("/proc/self/status")) -> int | None:
+    """The most memory that this process has held, in bytes; None where no system tells it."""
+    try:
+        # getrusage's peak begins at that of the process which started this one.
+        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        return int(lines["VmHWM"].split()[0]) * 1024
+    except (OSError, KeyError):
+        pass
     try:
         import resource
     except ImportError:  # not on Windows
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / 1e6 if sys.platform == "darwin" else peak / 1e3)
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -85,8 +85,10 @@ class Model:
         try:
             if isinstance(picture, str | os.PathLike):
                 array = decode(Path(picture), self.encoder.channels)
+            elif isinstance(picture, Image.Image):
+                array = decode(picture, self.encoder.channels)
             else:
-                array = decode(picture) if isinstance(picture, Image.Image) else _checked(picture)
+                array = _checked(picture)
             array = to_channels(array, self.encoder.channels)
             return resize(array, self.image_size, self.description["resize"])
         except Unreadable as error:

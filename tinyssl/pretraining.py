@@ -42,7 +42,7 @@ from tinyssl.encoder import (
 )
 from tinyssl.errors import Interrupted, JobError, NonFinite, TinysslError, UsageError
 from tinyssl.files import write_text
-from tinyssl.loader import ResidentPictures, generator_for, pipeline_batches
+from tinyssl.loader import ResidentPictures, generator_for, pipeline_batches, steps_in_epoch
 from tinyssl.loggers import Log, check_loggers, open_loggers
 from tinyssl.machine import MACHINE, machine_facts
 from tinyssl.pipeline import apply_pipeline, load_pipeline
@@ -56,7 +56,7 @@ from tinyssl.sources import duplicates_csv, read_pictures, with_sources
 from tinyssl.train import Batches, Hooks, Progress, TakeStep, fit, start_bank, train_step
 from tinyssl.views import two_views
 from tinyssl.watch import WATCHED, collapse_warning, watch
-from tinyssl.weights import save_encoder
+from tinyssl.weights import WEIGHTS, save_encoder
 
 RESULT_COLUMNS = [
     "epoch", "time", "loss", "instance", "distillation", "lr", "pictures_per_s",
@@ -149,6 +149,11 @@ def _read_saved(folder: RunFolder, held: ExitStack) -> tuple[dict[str, Any] | No
             distributed.on_main(lambda: held.enter_context(folder.hold()))
         state = load_checkpoint(folder.checkpoint)
         return state, read_recipe(str(state.get("recipe")), str(folder.checkpoint))
+    if (folder.path / WEIGHTS).exists():
+        raise UsageError(
+            f"{folder.path} has an encoder but no {folder.checkpoint.name} to go on from; put "
+            f"{folder.checkpoint} back, or start anew in another --out"
+        )
     log.info(f"{folder.path} has no checkpoint yet: beginning again with its recipe")
     return None, load_recipe(folder.recipe)
 
@@ -176,7 +181,7 @@ class Run:
         self.plan = make_plan(recipe, len(pictures.paths), self.device)
         self.batches = self._batches()
         self.labels = _watch_labels(recipe.run.watch_labels, pictures)
-        encoder = build_encoder(recipe, pictures)
+        encoder = build_encoder(recipe, pictures, filled=state is None)
         levels_of(encoder.backbone, encoder.name, recipe.encoder.levels)  # before hours of work
         self.start = {key: value.clone() for key, value in encoder.state_dict().items()}
         self.method = build_method(recipe, encoder, len(pictures.paths), self.device)
@@ -188,6 +193,11 @@ class Run:
         self.progress = Progress()
         if state is not None:
             self._restore(state)
+        left = self.plan.steps - self.progress.step
+        self.compiling = settle_compile(recipe.run.compile, self.device, left)
+        self.recording = settle_recording(
+            recipe.run.compile, self.device, distributed.world_size(), recipe.bank.device
+        )
 
     def create_folder(self, held: ExitStack, overwrite: bool) -> None:
         """Holds the folder and writes what is known before training."""
@@ -216,7 +226,7 @@ class Run:
         self._tell_start(done)
         if done == 0:
             self._start_bank()
-        self._compile(total - done)
+        self._compile()
         with (
             self._loggers(done) as log_too,
             progress("training", total * plan.step_size, "pictures") as advance,
@@ -243,15 +253,14 @@ class Run:
             write_text(self.folder.path / MACHINE, json.dumps(facts, indent=1) + "\n")
         log.info(f"done: {self.folder.path / 'encoder.safetensors'}")
 
-    def _compile(self, steps: int) -> None:
+    def _compile(self) -> None:
         """After the start of the bank, whose last batches may be of other sizes."""
         setting = self.recipe.run.compile
-        wanted, reason = settle_compile(setting, self.device, steps)
+        wanted, reason = self.compiling
         log.info(f"{'compiling network and loss' if wanted else 'not compiling'} ({reason})")
         if wanted:
             self.method.compute_by(*compiled(self.network, self.method.losses, setting))
-        processes, bank = distributed.world_size(), self.recipe.bank.device
-        if settle_recording(setting, self.device, processes, bank):
+        if self.recording:
             log.info("steps are replayed as CUDA graphs")
             self.take_step = RecordedStep(self.method, self.optimizer, self.plan)
             if self.augment is not None:
@@ -283,7 +292,7 @@ class Run:
             self.method.bank.fill_random(generator_for(self.plan.seed, 0, stream=3))
             return
         count, batch = len(self.pictures.paths), self.plan.batch_size
-        order = torch.tensor_split(torch.arange(count), -(-count // batch))
+        order = torch.tensor_split(torch.arange(count), steps_in_epoch(count, batch))
         raw = self.resident.batches(order, distributed.share)
         whole = ((index, to_unit(pictures)) for index, pictures in raw)
         start_bank(self.method, whole, self.plan.frozen_batch_norm)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from tinyssl.errors import JobError, TinysslError, UsageError
 from tinyssl.feature_file import Features, parquet_bytes, parquet_facts
 from tinyssl.files import csv_text
 from tinyssl.neighbours import unit_rows
-from tinyssl.opening import IMAGE_EXTENSIONS, quiet
+from tinyssl.opening import IMAGE_EXTENSIONS, allow_pixels, quiet
 from tinyssl.picture import decode, resize, to_channels, to_depth
 from tinyssl.scanning import scan
 
@@ -142,7 +143,7 @@ class Worker:
         taken = self.extractor
         try:
             data = remote_files.read(url)
-            with quiet():
+            with quiet(), allow_pixels(taken.max_pixels):
                 picture = to_channels(decode(data, taken.channels), taken.channels)
                 square = resize(to_depth(picture, taken.dtype), taken.size, taken.rule)
         except OSError as error:
@@ -228,7 +229,9 @@ def _run(chunks: Mapping[str, list[str]], worker: Mapping[str, Any], workers: in
     import ray.data
 
     if not ray.is_initialized():
-        ray.init(num_cpus=workers or None, include_dashboard=False, log_to_driver=False)
+        # A cluster has the CPUs that it has, and refuses to be told.
+        cpus = None if "RAY_ADDRESS" in os.environ else workers or None
+        ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     rows = [{"name": name, "urls": urls} for name, urls in chunks.items()]

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from tinyssl.method import Method
-from tinyssl.train import Progress
+from tinyssl.train import GRADIENT_NORM, Progress
 
 _ODD = (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError)
 
@@ -78,7 +78,8 @@ def restore(
 def _refuse_other_course(progress: Progress, method: Method, steps: int) -> None:
     if progress.step > steps:
         raise ValueError(f"progress.step: {progress.step:,} of {steps:,} steps")
-    terms = {"instance", "loss"} | ({"distillation"} if method.distill_weight else set())
+    terms = {"instance", "loss", GRADIENT_NORM}
+    terms |= {"distillation"} if method.distill_weight else set()
     if any(set(row) - terms for row in [*progress.window, progress.epoch_sums]):
         raise ValueError(f"progress: other terms of the loss than {', '.join(sorted(terms))}")
 

@@ -62,8 +62,8 @@ def select(
         out: the CSV.
         method: kmeans, typiclust, kcenter or random; see `tinyssl.choosing`.
         labeled: a CSV path,label of earlier rounds; rows without a label may be chosen again.
-        features: a file that keeps the features for the next round (.parquet, .npz or .csv); used
-            if it is there and fits.
+        features: a file that keeps the features for the next round (.parquet or .npz); used if it
+            is there and fits.
         seed: of everything random; the same choice for the same seed.
         workers: threads that decode; 0 is one a CPU core.
         device: auto, cpu, cuda or cuda:N.
@@ -71,12 +71,17 @@ def select(
 
     Raises:
         UsageError: fewer pictures than the budget or none without a label, an unknown method, no
-            encoder, no pictures, or `out` is in use.
+            encoder, no pictures, another kind of `features`, or `out` is in use.
         Interrupted: SIGINT or SIGTERM; the same call goes on.
     """
     target = Path(out)
     sheet = _sheet_of(target)
     _refuse(target, sheet, method, budget, overwrite)
+    if features is not None and Path(features).suffix == ".csv":
+        raise UsageError(
+            f"--features: got {features}; a csv cannot say what it was made of: name a .parquet "
+            "or .npz"
+        )
     earlier = None if labeled is None else from_csv(labeled)
     known = set() if earlier is None else {str(path) for path in earlier.paths}
     found = {str(path) for path in scan([data] if isinstance(data, str | Path) else data)}

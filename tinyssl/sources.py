@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,12 +17,24 @@ from tinyssl.scanning import scan
 
 
 def with_sources(recipe: Recipe, data: str | Path | Sequence[str | Path]) -> Recipe:
-    """The recipe with its sources replaced by `data`, if any is given, as absolute paths."""
+    """The recipe with its sources replaced by `data`, if any is given.
+
+    All its paths become absolute, so that what a run saves means the same files from any folder.
+    """
     given = [data] if isinstance(data, str | Path) else list(data)
-    if not given:
-        return recipe
-    sources = [str(Path(source).absolute()) for source in given]
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"sources": sources})})
+    sources = [_absolute(source) for source in given or recipe.data.sources]
+    cache, init, labels = recipe.data.cache_dir, recipe.encoder.init, recipe.run.watch_labels
+    changes: dict[str, dict[str, Any]] = {
+        "data": {"sources": sources, "cache_dir": cache and _absolute(cache)},
+        "encoder": {"init": init if init in ("random", "pretrained") else _absolute(init)},
+        "run": {"watch_labels": labels and _absolute(labels)},
+    }
+    sections = {name: getattr(recipe, name).model_copy(update=u) for name, u in changes.items()}
+    return recipe.model_copy(update=sections)
+
+
+def _absolute(path: str | Path) -> str:
+    return str(Path(path).absolute())
 
 
 def read_pictures(recipe: Recipe) -> Pictures:

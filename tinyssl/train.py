@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -20,8 +20,9 @@ from tinyssl.errors import Interrupted, NonFinite
 from tinyssl.loader import epoch_order, generator_for, steps_in_epoch
 from tinyssl.method import Method, Mix
 
+GRADIENT_NORM = "gradient_norm"  # among the terms of a step, before clipping
 Batches = Callable[[Tensor, int], Iterator[tuple[Tensor, Tensor]]]
-Unread = list[tuple[Tensor, dict[str, Tensor]]]  # picture numbers and loss terms of steps
+Unread = list[tuple[Tensor, dict[str, Tensor]]]  # picture numbers and terms of steps
 Watch = Callable[[], dict[str, float]]
 TakeStep = Callable[[Method, torch.optim.Optimizer, Tensor, Tensor, "Plan", int], dict[str, Tensor]]
 
@@ -156,17 +157,14 @@ def fit(
                 _read(unread, progress)
                 _log(progress, plan, hooks, time.monotonic() - start)
             hooks.advance(len(index))
-            if progress.step % steps and _stop_wished(progress, plan, hooks) is not None:
+            if progress.step % steps and (signum := _stop_wished(progress, plan, hooks)):
                 progress.seconds += time.monotonic() - start
                 _read(unread, progress)
-                hooks.save(progress)
-                _stop(progress, hooks)
+                _save_and_stop(progress, hooks, signum)
         _read(unread, progress)
         progress.seconds += time.monotonic() - start
         offset = 0
         _end_epoch(epoch + 1, progress, plan, hooks)
-        if epoch + 1 < plan.epochs:
-            _stop(progress, hooks)
 
 
 def train_step(
@@ -188,11 +186,12 @@ def train_step(
         step: number of this step; with the plan's seed it decides every random draw.
 
     Returns:
-        The detached loss terms; their mean over processes is that of the batch.
+        The detached loss terms, whose mean over processes is that of the batch, and
+        `gradient_norm`, the norm of all gradients before clipping.
 
     Raises:
         NonFinite: the loss or a gradient is not finite; nothing was changed by it. On a GPU, which
-            this would have to wait for, `fit` finds it when it reads the losses.
+            this would have to wait for, `fit` finds it when it reads the terms.
     """
     mix, views, candidates = draw_for_step(method, index, views, plan, step)
     set_rate(optimizer, float(plan.lrs[step]))
@@ -245,7 +244,7 @@ def optimize(
     optimizer.zero_grad(set_to_none=True)
     weight = None if mix is None else distributed.gather(mix.weight, count)
     method.update_bank(index, distributed.gather(z.detach(), count), candidates, weight)
-    return {name: term.detach() for name, term in terms.items()}
+    return {name: term.detach() for name, term in terms.items()} | {GRADIENT_NORM: norm}
 
 
 def _mix(views: Tensor, plan: Plan, step: int) -> tuple[Mix, Tensor]:
@@ -274,10 +273,9 @@ def _refuse_non_finite(loss: Tensor, norm: Tensor, index: Tensor, step: int) -> 
             raise NonFinite(f"the {name} is {value} at step {step + 1}", index.tolist())
 
 
-def _stop(progress: Progress, hooks: Hooks) -> None:
-    signum = distributed.agree(hooks.stop_signal())
-    if signum is not None:
-        raise Interrupted(f"stopped after step {progress.step:,}", signum)
+def _save_and_stop(progress: Progress, hooks: Hooks, signum: int) -> NoReturn:
+    hooks.save(progress)
+    raise Interrupted(f"stopped after step {progress.step:,}", signum)
 
 
 def _set_train(method: Method, frozen_batch_norm: bool) -> None:
@@ -287,7 +285,7 @@ def _set_train(method: Method, frozen_batch_norm: bool) -> None:
 
 
 def _read(unread: Unread, progress: Progress) -> None:
-    """Takes the losses of the last steps from the device, all at once: this waits for it."""
+    """Takes the terms of the last steps from the device, all at once: this waits for it."""
     if not unread:
         return
     stacked = torch.stack([torch.stack(list(terms.values())) for _, terms in unread])
@@ -295,12 +293,14 @@ def _read(unread: Unread, progress: Progress) -> None:
     rows = distributed.mean(stacked).tolist()
     for step, ((index, terms), row) in enumerate(zip(unread, rows, strict=True), first):
         values = dict(zip(terms, row, strict=True))
-        values["loss"] = sum(row)
-        if not np.isfinite(values["loss"]):
-            raise NonFinite(f"the loss is {values['loss']} at step {step}", index.tolist())
+        values["loss"] = sum(value for name, value in values.items() if name != GRADIENT_NORM)
+        for name, value in (("loss", values["loss"]), ("gradient's norm", values[GRADIENT_NORM])):
+            if not np.isfinite(value):
+                raise NonFinite(f"the {name} is {value} at step {step}", index.tolist())
         progress.window.append(values)
         for name, value in values.items():
-            progress.epoch_sums[name] = progress.epoch_sums.get(name, 0.0) + value
+            if name != GRADIENT_NORM:
+                progress.epoch_sums[name] = progress.epoch_sums.get(name, 0.0) + value
     unread.clear()
 
 
@@ -335,5 +335,7 @@ def _end_epoch(epoch: int, progress: Progress, plan: Plan, hooks: Hooks) -> None
         told = ", ".join(f"{name} {value:.4g}" for name, value in watched.items())
         log.info(f"epoch {epoch}/{plan.epochs}: loss {row['loss']:.4f}, {told}")
     hooks.log_epoch(row)
+    if not last and (signum := distributed.agree(hooks.stop_signal())):
+        _save_and_stop(progress, hooks, signum)
     if last or epoch % plan.save_every == 0:
         hooks.save(progress)

@@ -9,7 +9,6 @@ grows with n. A kind of bank that would need more than `--memory` GB is left out
 import argparse
 import json
 import multiprocessing
-import resource
 import statistics
 import time
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from tests.benchmarks.machine import machine
 from tinyssl.bank import MemoryBank
 from tinyssl.budget import negatives_for
 from tinyssl.losses import instance_discrimination
+from tinyssl.machine import peak_memory
 
 SIZES = (3_000, 30_000, 300_000, 1_000_000)
 KINDS = (
@@ -89,7 +89,7 @@ def measure(
 def _peak(device: str) -> float:
     if device != "cpu":
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    return (peak_memory() or 0) / 2**20
 
 
 def needed_gb(n: int, scored: str, dtype: str, batch: int, width: int) -> float:

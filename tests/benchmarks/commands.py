@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.epochs import sample, spread
+from tests.benchmarks.step import cached_size
 from tinyssl.config import load_recipe
 from tinyssl.encoder import resolve_name
 
@@ -72,7 +73,8 @@ def _tinyssl(
             sys.executable, "-m", "tinyssl", "pretrain", str(pictures), "--recipe", recipe,
             "--out", str(out), f"run.epochs={epochs}", "run.watch_every=0", f"run.device={device}",
             f"optim.batch_size={batch}", f"augment.view_size={size}", "data.channels=3",
-            "encoder.init=random", f"data.cache_dir={cache}",
+            "encoder.init=random", f"data.image_size={cached_size(size)}",
+            f"data.cache_dir={cache}",
         ]  # fmt: skip
 
     return command

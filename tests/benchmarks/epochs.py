@@ -26,7 +26,7 @@ def tinyssl_run(pictures: Path, folder: Path, recipe: str, settings: list[str]) 
     found = read_pictures(loaded)
     settled = settle(loaded, len(found.paths), found.array.shape[3])
     run = Run(settled, found, RunFolder(folder / "run"), None)
-    run._compile(steps=0)
+    run._compile()
     return run
 
 

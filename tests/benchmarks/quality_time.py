@@ -15,6 +15,7 @@ import torch
 
 from tests.benchmarks.epochs import sample
 from tests.benchmarks.peers import Peer, quiet
+from tests.benchmarks.step import cached_size
 from tinyssl import pretrain
 from tinyssl.config import load_recipe
 from tinyssl.data import load_pictures
@@ -84,7 +85,7 @@ def _simclr(
     seconds = sum(peer.epoch()[0] for _ in range(epochs))
     encoder = create_encoder(backbone)
     encoder.backbone.load_state_dict(peer.model[0].state_dict())
-    array = load_pictures(pictures, size=128, rule="crop", channels=3).array
+    array = load_pictures(pictures, size=cached_size(size), rule="crop", channels=3).array
     score = knn_loo_score(embed_pictures(encoder, array), _numbers(names), k=K)
     return {"knn": score, "seconds": seconds}
 
@@ -107,6 +108,7 @@ def _curve(
         f"augment.view_size={size}", "data.channels=3", f"data.cache_dir={folder / 'cache'}",
         f"run.watch_labels={folder / 'labels.csv'}", "run.watch_every=1",
         f"run.epochs={epochs}", "encoder.levels=1", "encoder.components=0",
+        f"data.image_size={cached_size(size)}",
     ]  # fmt: skip
     loaded = load_recipe(recipe, settings)
     loaded.data.sources = [str(folder / "pictures")]

@@ -101,7 +101,7 @@ def measure(
 ) -> dict[str, Any]:  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         run = make_run(recipe, pictures, channels, Path(folder), device, settings)
-        run._compile(steps=0)  # only where run.compile asks for it
+        run._compile()  # only where run.compile asks for it
         order = torch.arange(run.plan.step_size).unsqueeze(0)
         views = next(iter(run.batches(order, 0)))[1].clone()
         bare = bare_step(run)

@@ -4,7 +4,6 @@ n = pictures of both parts, s = picture size, c = channels, d = feature width.
 """
 
 import json
-import resource
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -32,6 +31,7 @@ from tinyssl.errors import JobError
 from tinyssl.files import atomic
 from tinyssl.labeled_split import LabeledSplit
 from tinyssl.loader import epoch_order, generator_for, steps_in_epoch
+from tinyssl.machine import peak_memory
 from tinyssl.schedule import warmup_cosine
 from tinyssl.scoring import pixel_features
 from tinyssl.train import parameter_groups
@@ -128,8 +128,26 @@ class Job:
         return load_pictures(self.split.paths, size=data.image_size, rule=data.resize)
 
 
-def seconds_a_step(job: Job) -> float:
-    """Of a method's training, the start of tinyssl's bank spread over its steps.
+class Cost(NamedTuple):
+    """Seconds of a step, and the most memory in MB of a process that trains and does no more."""
+
+    seconds: float
+    memory: int
+
+
+def cost(job: Job) -> Cost:
+    """Of a method's training, in a process of its own.
+
+    Of a GPU's memory what torch took of it, else all that the process held.
+    """
+    seconds = _seconds_a_step(job)
+    gpu = job.device.type == "cuda"
+    peak = torch.cuda.max_memory_allocated() if gpu else peak_memory() or 0
+    return Cost(seconds, round(peak / 1e6))
+
+
+def _seconds_a_step(job: Job) -> float:
+    """With the start of tinyssl's bank spread over its steps.
 
     The least of some rounds: what else the machine does can only add to it.
     """
@@ -141,7 +159,7 @@ def seconds_a_step(job: Job) -> float:
         run = make_run(
             job.study["recipe"], job.count, channels, Path(folder), str(job.device), job.overrides()
         )
-        run._compile(job.steps())
+        run._compile()
         epoch = _least(job.device, lambda: loop_epoch(run))
         start = _least(job.device, run._start_bank)
         return epoch / run.plan.steps_per_epoch + start / job.steps()
@@ -225,7 +243,9 @@ class Trained(NamedTuple):
 
 def _trained_by(job: Job) -> str:
     """What a file's name, set, method, budget and seed, does not tell of its training."""
-    return json.dumps(dict(job.settings) | {"views": job.study["views"]}, sort_keys=True)
+    shared = {name: job.study[name] for name in ("recipe", "settings")}
+    told = dict(job.settings) | shared | {"share": round(job.share, 6)}
+    return json.dumps(told, sort_keys=True)
 
 
 def _trained_or_kept(
@@ -392,13 +412,6 @@ def _encoder(job: Job, pictures: Pictures) -> Encoder:
         seed=job.seed,
         residuals=section.residuals,
     )
-
-
-def peak_memory_mb(device: torch.device) -> float:
-    """Of this process since it began; on a GPU what torch took of its memory."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 KINDS: Mapping[str, Callable[[Job], Made]] = {

@@ -7,11 +7,11 @@ The YAML, or the one that it names as its `base`, names sets (folders with train
 test/CLASS/), methods, seeds and budgets. Every cell is a JSON file; those that are there are not
 run again, so a study can stop and go on. A budget is a share of the study's views. Before anything
 else, and with nothing beside it, the seconds of a step are measured for every method on every set
-(costs.json); other methods then take as many steps as fill the time that the method `like` takes.
-`--tune` tries each method's grid, judged on the training pictures of the sets in `tune_sets` only,
-and writes every try to tuned.json; cells take the best. `--encoders` keeps what cells trained in a
-folder: to judge them anew, with other features say, give it with another --out; the peak of memory
-is then that of judging alone.
+(costs.json; memory.json has the peak of a process that trains); other methods then take as many
+steps as fill the time that the method `like` takes. `--tune` tries each method's grid, judged on
+the training pictures of the sets in `tune_sets` only, and writes every try to tuned.json; cells
+take the best. `--encoders` keeps what cells trained in a folder: to judge them anew, with other
+features say, give it with another --out.
 """
 
 import argparse
@@ -29,8 +29,8 @@ import torch
 import yaml
 
 from tests.benchmarks.machine import machine
-from tests.benchmarks.quality.methods import KINDS, Job, Made, peak_memory_mb, seconds_a_step
-from tinyssl.device import pick_device
+from tests.benchmarks.quality.methods import KINDS, Cost, Job, Made, cost
+from tests.benchmarks.quality.tables import MEMORY
 from tinyssl.errors import TinysslError
 from tinyssl.files import write_text
 from tinyssl.labeled_split import LabeledSplit, read_split
@@ -68,6 +68,7 @@ class Study:
         self.seeds: Sequence[int] = seeds or self.values["seeds"]
         self.tuned = _read(out / TUNED) or {}
         self.costs = _read(out / COSTS) or {}
+        self.memory = _read(out / MEMORY) or {}
 
     def missing(self) -> list[Cell]:
         """Cells without a result, by seed, method and set; one budget where nothing trains."""
@@ -92,8 +93,6 @@ class Study:
         """Runs a cell and writes its result; returns a line about it."""
         split = self.split(cell.set)
         settings = self._settings(cell.method) | self._best(cell.method)
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
         made = self._make(cell, split, settings, self.encoders)
         scores, wide, narrow = (
             None if features is None else self._scores(features, split, cell.seed)
@@ -104,7 +103,6 @@ class Study:
             "cell": vars(cell), "settings": settings, "shared": self._shared(cell.budget),
             "steps": made.steps, "pictures_seen": made.seen,
             "seconds": round(made.steps * cost, 2), "seconds_beside_others": round(made.seconds, 2),
-            "peak_memory_mb": round(peak_memory_mb(self._job(cell, split, settings).device)),
             "scores": scores, "scores_of_all_levels": wide, "scores_of_components": narrow,
             "label_free": made.label_free, "machine": machine() | {"command": self.command()},
         }  # fmt: skip
@@ -117,25 +115,27 @@ class Study:
         return f"python -m tests.benchmarks.quality.study {self.file}"
 
     def uncosted(self) -> list[tuple[str, str]]:
-        """Sets and methods whose steps were not timed; ablations cost what they change."""
+        """Sets and methods whose training was not measured; ablations cost what they change."""
         return [
             (name, method)
             for name, (method, values) in itertools.product(
                 self.values["sets"], self.methods.items()
             )
             if values["kind"] in TRAINED and "as" not in values
-            and method not in self.costs.get(name, {})
+            and not (method in self.costs.get(name, {}) and method in self.memory.get(name, {}))
         ]  # fmt: skip
 
-    def cost(self, name: str, method: str) -> float:
-        """Seconds of a step of a method on a set, with nothing beside it."""
+    def cost(self, name: str, method: str) -> Cost:
+        """What a method's training costs on a set, with nothing beside it."""
         cell = Cell(name, method, self.values["seeds"][0], 1)
-        return seconds_a_step(self._job(cell, self.split(name), self._settings(method)))
+        return cost(self._job(cell, self.split(name), self._settings(method)))
 
-    def keep_cost(self, name: str, method: str, seconds: float) -> None:
-        """Writes what a step costs."""
-        self.costs.setdefault(name, {})[method] = seconds
+    def keep_cost(self, name: str, method: str, found: Cost) -> None:
+        """Writes what training costs; seconds that are known already stay."""
+        self.costs.setdefault(name, {}).setdefault(method, found.seconds)
+        self.memory.setdefault(name, {})[method] = found.memory
         write_text(self.out / COSTS, json.dumps(self.costs, indent=1) + "\n")
+        write_text(self.out / MEMORY, json.dumps(self.memory, indent=1) + "\n")
 
     def _scores(self, features: Any, split: LabeledSplit, seed: int) -> dict[str, Any]:
         train, test = ~split.test, split.test
@@ -155,7 +155,7 @@ class Study:
             cell = Cell(name, method, self.values["seeds"][0], self.values["tune_budget"])
             try:
                 made = self._make(cell, split, self._settings(method) | values)
-            except FloatingPointError:
+            except (FloatingPointError, TinysslError):
                 return None
             features, labels = made.features[~split.test], split.labels[~split.test]
             scores.append(knn_loo_score(features, labels, k=choose_k(features, labels)))
@@ -238,13 +238,13 @@ def _tune(given: Given, method: str, values: dict[str, Any]) -> float | None:
     return Study(*given).tune(method, values)
 
 
-def _cost(given: Given, name: str, method: str) -> float:
+def _cost(given: Given, name: str, method: str) -> Cost:
     torch.set_num_threads(1)
     return Study(*given).cost(name, method)
 
 
 def _cost_all(study: Study, given: Given) -> None:
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
         for name, method in study.uncosted():
             study.keep_cost(name, method, pool.submit(_cost, given, name, method).result())
 
@@ -272,10 +272,7 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
     study = Study(*given, seeds=parsed.seeds)
     _cost_all(study, given)
-    # On a CPU a process a cell: what it reports as its peak of memory is that of its life.
-    tasks = 1 if pick_device(study.values.get("device", "cpu")).type == "cpu" else None
-    context = get_context("spawn")
-    with ProcessPoolExecutor(parsed.jobs, context, max_tasks_per_child=tasks) as pool:
+    with ProcessPoolExecutor(parsed.jobs, get_context("spawn")) as pool:
         if parsed.tune:
             _tune_all(study, pool, given)
         cells = study.missing()

@@ -9,6 +9,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ COLUMNS = ("k-NN", "linear", "10-shot", "k-NN, all levels", "linear, all", "10-s
 COMPONENTS = ("k-NN, components", "linear, comp.", "10-shot, comp.")
 Key = tuple[str, str, float]
 Row = dict[str, Any]
+Memory = Mapping[str, Mapping[str, int]]
+MEMORY = "memory.json"
 
 
 def scores_of(cell: Mapping[str, Any]) -> dict[str, float]:
@@ -44,8 +47,11 @@ def columns_of(cells: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     return (*COLUMNS, *COMPONENTS) if narrow else COLUMNS
 
 
-def rows_of(cells: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """A row for each set, method and budget: means over the seeds with 95 % half-widths."""
+def rows_of(cells: Sequence[Mapping[str, Any]], memory: Memory = MappingProxyType({})) -> list[Row]:
+    """A row for each set, method and budget: means over the seeds with 95 % half-widths.
+
+    `memory` has the peak of training of each set's methods, in MB.
+    """
     grouped: dict[Key, list[Mapping[str, Any]]] = {}
     for cell in cells:
         grouped.setdefault(_key(cell), []).append(cell)
@@ -56,7 +62,7 @@ def rows_of(cells: Sequence[Mapping[str, Any]]) -> list[Row]:
             found = interval([scores_of(cell)[column] for cell in group])
             row[column], row[f"{column} ±"] = found.mean, found.half_width
         row["seconds"] = float(np.mean([cell["seconds"] for cell in group]))
-        row["MB"] = max(cell["peak_memory_mb"] for cell in group)
+        row["MB"] = memory.get(name, {}).get(method, "")
         rows.append(row)
     return sorted(rows, key=lambda row: (row["set"], -row["10-shot, all"]))
 
@@ -177,7 +183,8 @@ def main() -> None:
     parser.add_argument("results", type=Path, help="folder of a study's cells")
     folder = parser.parse_args().results
     cells = [json.loads(path.read_text()) for path in sorted(folder.glob("*-s*.json"))]
-    rows = rows_of(cells)
+    memory = folder / MEMORY
+    rows = rows_of(cells, json.loads(memory.read_text()) if memory.exists() else {})
     told = markdown([*means_of(cells), *changes_of(cells), *rows])
     write_text(folder / "table.md", told)
     write_text(folder / "table.csv", as_csv(rows))
