@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tinyssl.budget import epochs_for, negatives_for
+from tinyssl.budget import epochs_for, negatives_for, views_for
 from tinyssl.schedule import warmup_cosine
 
 
@@ -32,6 +32,11 @@ def test_epochs_spend_the_views(pictures: int, views: int, epochs: int) -> None:
     assert chosen == epochs
     assert f"{views:,}" in reason
     assert ("kept within" in reason) == (chosen != round(views / pictures))
+
+
+def test_a_gpu_sees_more_views_unless_told_how_many() -> None:
+    assert views_for("auto", "cuda") > views_for("auto", "cpu")
+    assert views_for(1000, "cuda") == views_for(1000, "cpu") == 1000
 
 
 @pytest.mark.parametrize(

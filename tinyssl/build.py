@@ -14,11 +14,11 @@ from torch import nn
 from tinyssl import distributed
 from tinyssl.augment import PRESETS, Augment
 from tinyssl.bank import MemoryBank
-from tinyssl.budget import epochs_for, negatives_for
+from tinyssl.budget import epochs_for, negatives_for, views_for
 from tinyssl.config import Recipe, Views, load_recipe
 from tinyssl.console import log
 from tinyssl.data import Pictures
-from tinyssl.device import use_bf16
+from tinyssl.device import pick_device, use_bf16
 from tinyssl.encoder import Encoder, create_encoder, timm_weights
 from tinyssl.errors import UsageError
 from tinyssl.heads import projection_head
@@ -33,13 +33,14 @@ _MOST_STEPS = 100_000_000  # their learning rates are made beforehand
 def settle(recipe: Recipe, pictures: int, channels: int) -> Recipe:
     """Replaces every `auto` that depends on the pictures, so that the saved recipe repeats."""
     epochs = recipe.run.epochs
+    views = views_for(recipe.run.views, pick_device(recipe.run.device).type)
     if epochs == "auto":
-        epochs, reason = epochs_for(pictures, recipe.run.views)
+        epochs, reason = epochs_for(pictures, views)
         log.info(f"epochs: {epochs} ({reason})")
     return recipe.model_copy(
         update={
             "data": recipe.data.model_copy(update={"channels": channels}),
-            "run": recipe.run.model_copy(update={"epochs": epochs}),
+            "run": recipe.run.model_copy(update={"epochs": epochs, "views": views}),
         }
     )
 

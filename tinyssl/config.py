@@ -193,7 +193,9 @@ class Run(Section):
     """How long, where, and what is watched on the way."""
 
     epochs: Literal["auto"] | Count = "auto"
-    views: Count = Field(80_000, description="epochs: auto trains on about so many views")
+    views: Literal["auto"] | Count = Field(
+        "auto", description="epochs: auto trains on so many; auto: 160,000 on CPUs, 640,000 on GPUs"
+    )
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     precision: Literal["auto", "fp32", "bf16"] = "auto"

@@ -275,6 +275,7 @@ def _refuse_non_finite(loss: Tensor, norm: Tensor, index: Tensor, step: int) -> 
 
 def _save_and_stop(progress: Progress, hooks: Hooks, signum: int) -> NoReturn:
     hooks.save(progress)
+    distributed.agree(signum)  # of several processes none ends before the main one has saved
     raise Interrupted(f"stopped after step {progress.step:,}", signum)
 
 

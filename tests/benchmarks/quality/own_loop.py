@@ -26,6 +26,7 @@ from tests.benchmarks.machine import machine
 from tests.benchmarks.peers import loader, quiet
 from tests.benchmarks.quality.peers import PEERS
 from tinyssl import pretrain
+from tinyssl.budget import views_for
 from tinyssl.build import build_encoder
 from tinyssl.config import Recipe, load_recipe
 from tinyssl.data import Pictures, load_pictures
@@ -137,7 +138,7 @@ def judge(encoder: Encoder, split: LabeledSplit, recipe: Recipe, array: Any) -> 
 def compare(name: str, given: argparse.Namespace) -> None:
     """All methods on one set; a file each, those that are there are left alone."""
     folder = given.data / name
-    views = round(load_recipe(_RECIPE).run.views * given.budget)
+    views = round(views_for(load_recipe(_RECIPE).run.views, "cpu") * given.budget)
     settings = [f"run.seed={given.seed}", f"run.views={views}"]
     recipe = load_recipe(_RECIPE, settings)
     split, _ = read_split(folder / "train", folder / "test", None, 0, given.out)
