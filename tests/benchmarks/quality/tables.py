@@ -125,16 +125,16 @@ def markdown(rows: Sequence[Row]) -> str:
     """One table a set, the best 10-shot accuracy first."""
     lines = []
     columns = [name for name in (*COLUMNS, *COMPONENTS) if name in rows[0]]
+    costs = ["seconds", "MB"] if any(row.get("MB") for row in rows) else ["seconds"]
     for name in dict.fromkeys(row["set"] for row in rows):
         lines += ["", f"**{name}**, balanced accuracy in %", ""]
-        lines += [f"| method | budget | {' | '.join(columns)} | seconds | MB | seeds |"]
-        lines += ["|---" * (len(columns) + 5) + "|"]
+        lines += [f"| method | budget | {' | '.join([*columns, *costs])} | seeds |"]
+        lines += ["|---" * (len(columns) + len(costs) + 3) + "|"]
         for row in (row for row in rows if row["set"] == name):
             told = " | ".join(_with_half_width(row[c], row[f"{c} ±"]) for c in columns)
-            seconds = f"{row['seconds']:.0f}" if "seconds" in row else ""
+            spent = " | ".join(f"{row[c]:.0f}" if row.get(c, "") != "" else "" for c in costs)
             lines.append(
-                f"| {row['method']} | {row['budget']:g} | {told} | {seconds} | "
-                f"{row.get('MB', '')} | {row['seeds']} |"
+                f"| {row['method']} | {row['budget']:g} | {told} | {spent} | {row['seeds']} |"
             )
     return "\n".join(lines[1:]) + "\n"
 
