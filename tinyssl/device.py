@@ -14,8 +14,6 @@ _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # parameters of glibc's mallopt
 def pick_device(name: str) -> torch.device:
     """`auto` is the first CUDA device, or else the CPU.
 
-    A GPU becomes the current one: Triton's kernels, streams and CUDA graphs go to that.
-
     Where `torchrun` started several processes, `auto` and `cuda` are another device for each.
 
     Raises:
@@ -38,6 +36,15 @@ def pick_device(name: str) -> torch.device:
         raise UsageError(
             f"device {name!r} cannot be used here ({reason}); allowed: auto, cpu, cuda, cuda:N"
         ) from None
+    return device
+
+
+def training_device(name: str) -> torch.device:
+    """As `pick_device`; a GPU becomes the process's current one.
+
+    Triton's kernels, streams and CUDA graphs go to that, wherever their tensors are.
+    """
+    device = pick_device(name)
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     return device

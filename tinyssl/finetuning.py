@@ -26,7 +26,7 @@ from tinyssl.classifier import Classifier, save_classifier
 from tinyssl.config import shortcuts, sources_of
 from tinyssl.console import log, progress
 from tinyssl.data import load_pictures
-from tinyssl.device import keep_freed_memory, pick_device
+from tinyssl.device import keep_freed_memory, training_device
 from tinyssl.encoder import Encoder, embed_pictures
 from tinyssl.errors import UsageError
 from tinyssl.files import write_text
@@ -136,7 +136,7 @@ class _Job:
         self.run = Path(run)
         self.recipes = dict(recipes)
         first = next(iter(recipes.values()))
-        self.device = pick_device(first.run.device)
+        self.device = training_device(first.run.device)
         self.seed = first.run.seed
         torch.manual_seed(self.seed)
         # Or convolutions on a GPU would differ from run to run; the CPU's never do.

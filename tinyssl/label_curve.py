@@ -19,7 +19,7 @@ from tinyssl.choosing import METHODS as SELECTIONS
 from tinyssl.choosing import choose
 from tinyssl.console import Advance, log, progress
 from tinyssl.curve_lines import METHODS
-from tinyssl.device import pick_device
+from tinyssl.device import training_device
 from tinyssl.encoder import Encoder, embed_pictures
 from tinyssl.errors import UsageError
 from tinyssl.finetune_build import build_network
@@ -120,7 +120,7 @@ class _Bench:
         seed: int,
         device: str,
     ) -> None:
-        self.device, self.seed, self.split = pick_device(device), seed, split
+        self.device, self.seed, self.split = training_device(device), seed, split
         self.encoder, self.description = load_encoder(run)
         pictures = split_pictures(split, self.description)
         self.array, self.paths, self.digests = pictures.array, pictures.paths, pictures.hashes

@@ -31,7 +31,7 @@ from tinyssl.compiling import compiled, settle_compile, settle_recording
 from tinyssl.config import Recipe, load_recipe, read_recipe, shortcuts
 from tinyssl.console import Advance, log, progress, silence
 from tinyssl.data import Pictures, write_skipped
-from tinyssl.device import keep_freed_memory, pick_device
+from tinyssl.device import keep_freed_memory, pick_device, training_device
 from tinyssl.encoder import (
     Encoder,
     create_encoder,
@@ -175,7 +175,7 @@ class Run:
         self.recipe = recipe
         self.pictures = pictures
         self.folder = folder
-        self.device = pick_device(recipe.run.device)
+        self.device = training_device(recipe.run.device)
         self.resident = ResidentPictures(pictures.array, self.device, recipe.run.gpu_share)
         self.augment: Augment | None = None
         self.plan = make_plan(recipe, len(pictures.paths), self.device)
