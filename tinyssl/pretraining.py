@@ -38,6 +38,7 @@ from tinyssl.encoder import (
     embed_pictures,
     levels_of,
     resolve_name,
+    timm_weights,
     widen,
 )
 from tinyssl.errors import Interrupted, JobError, NonFinite, TinysslError, UsageError
@@ -401,6 +402,7 @@ class Run:
             resize=self.recipe.data.resize,
             extra={
                 "init": self.recipe.encoder.init,
+                "weights": self._weights(),
                 "whitening": self.recipe.encoder.whitening,
                 "seed": self.recipe.run.seed,
                 "dtype": self.pictures.array.dtype.name,
@@ -408,6 +410,11 @@ class Run:
                 "finished": finished,
             },
         )
+
+    def _weights(self) -> str | None:
+        """What a run that started from timm's weights has to say of them."""
+        section = self.recipe.encoder
+        return timm_weights(section.name) if section.init == "pretrained" else None
 
     def _blended(self) -> Encoder:
         """The encoder, or the blend of its start and its end that the recipe asks for."""

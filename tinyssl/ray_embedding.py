@@ -230,7 +230,7 @@ def _run(chunks: Mapping[str, list[str]], worker: Mapping[str, Any], workers: in
 
     if not ray.is_initialized():
         # A cluster has the CPUs that it has, and refuses to be told.
-        cpus = None if "RAY_ADDRESS" in os.environ else workers or None
+        cpus = None if os.environ.get("RAY_ADDRESS") else workers or None
         ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False

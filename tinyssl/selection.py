@@ -77,11 +77,6 @@ def select(
     target = Path(out)
     sheet = _sheet_of(target)
     _refuse(target, sheet, method, budget, overwrite)
-    if features is not None and Path(features).suffix == ".csv":
-        raise UsageError(
-            f"--features: got {features}; a csv cannot say what it was made of: name a .parquet "
-            "or .npz"
-        )
     earlier = None if labeled is None else from_csv(labeled)
     known = set() if earlier is None else {str(path) for path in earlier.paths}
     found = {str(path) for path in scan([data] if isinstance(data, str | Path) else data)}
@@ -138,6 +133,10 @@ def _features(
     overwrite: bool,
 ) -> Features:
     file = target.with_name(f".{target.name}.features.npz") if kept is None else Path(kept)
+    if file.suffix == ".csv":
+        raise UsageError(
+            f"--features: got {file}; a csv cannot say what it was made of: name a .parquet or .npz"
+        )
     embedded = embed_paths(
         extractor,
         paths,

@@ -217,6 +217,7 @@ def _refuse_nonsense(description: Mapping[str, Any], path: Path) -> None:
         "std": lambda value: _numbers(value, description.get("channels"), 0),
         "seed": lambda value: _whole(value, 0, 2**31 - 1),
         "init": lambda value: isinstance(value, str),
+        "weights": lambda value: value is None or isinstance(value, str),
         "resize": lambda value: value in ("crop", "pad", "squash"),
         "width": lambda value: _whole(value, 1, 1 << 20),
         "dtype": lambda value: value in ("uint8", "uint16"),

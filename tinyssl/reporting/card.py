@@ -9,7 +9,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from tinyssl.encoder import timm_weights
 from tinyssl.errors import UsageError
 from tinyssl.plain_yaml import read_yaml
 from tinyssl.reporting.names import shown
@@ -94,7 +93,8 @@ def start_of(facts: RunFacts) -> str:
     if init == "random":
         return "random weights: nothing of other people's pictures is in them"
     if init == "pretrained":
-        return f"{timm_weights(facts.encoder['name'])}; both apply to what was made of them"
+        told = shown(facts.encoder.get("weights") or "timm's weights for this network")
+        return f"{told}; their licence and their data's apply too"
     return f"{shown(init)}; its licence and that of its data apply too"
 
 

@@ -9,7 +9,6 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -47,7 +46,7 @@ def columns_of(cells: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     return (*COLUMNS, *COMPONENTS) if narrow else COLUMNS
 
 
-def rows_of(cells: Sequence[Mapping[str, Any]], memory: Memory = MappingProxyType({})) -> list[Row]:
+def rows_of(cells: Sequence[Mapping[str, Any]], memory: Memory) -> list[Row]:
     """A row for each set, method and budget: means over the seeds with 95 % half-widths.
 
     `memory` has the peak of training of each set's methods, in MB.
