@@ -26,6 +26,7 @@ from tinyssl.loader import generator_for
 from tinyssl.logistic import balanced_weights, fit_logistic, rotate
 from tinyssl.probing import Plane, Scaling, fit_plane, scaling_of, unscaled
 from tinyssl.schedule import warmup_cosine
+from tinyssl.small_maps import quicken_small_maps
 from tinyssl.spreading import Spread, neighbour_graph, spread_labels
 from tinyssl.tuning import Course, tune
 
@@ -244,6 +245,7 @@ class Network:
         head = ScaledHead(start.plane, scaling_of(self.linear.features[inside])).to(self.device)
         encoder = copy.deepcopy(start.encoder).to(self.device)
         encoder = encoder.to(memory_format=torch.channels_last)
+        quicken_small_maps(encoder)
         pictures = torch.from_numpy(self.labeled.array[inside]).to(self.device)
         labels = self.labeled.labels[inside]
         tune(

@@ -24,6 +24,7 @@ from tinyssl.errors import UsageError
 from tinyssl.heads import projection_head
 from tinyssl.method import Method
 from tinyssl.schedule import warmup_cosine
+from tinyssl.small_maps import quicken_small_maps
 from tinyssl.train import Plan, parameter_groups
 from tinyssl.weights import load_weights
 
@@ -174,6 +175,7 @@ def build_method(
         bank_lr=recipe.bank.lr,
     )
     encoder.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    quicken_small_maps(encoder)
     method.head.to(device)
     method.bank.to("cpu" if recipe.bank.device == "host" else device)
     return method

@@ -1,0 +1,118 @@
+"""Convolutions on small maps against torch's own: the same outputs and gradients, another way."""
+
+import copy
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tinyssl.encoder import BACKBONES, create_encoder
+from tinyssl.small_maps import SmallMapConv2d, quicken_small_maps
+
+CHANNELS = 8
+
+
+def depthwise(kernel: int, stride: int, **options: Any) -> nn.Conv2d:
+    given = {"padding": kernel // 2, "groups": CHANNELS, "bias": False, **options}
+    return nn.Conv2d(CHANNELS, CHANNELS, kernel, stride, **given)
+
+
+def quickened(network: nn.Module) -> nn.Module:
+    made = copy.deepcopy(network)
+    quicken_small_maps(made)
+    return made
+
+
+def gradients(network: nn.Module, maps: Tensor) -> list[Tensor]:
+    """The output, the gradient of the maps and those of all weights, of one uneven sum."""
+    maps = maps.detach().clone(memory_format=torch.channels_last).requires_grad_()
+    out = network(maps)
+    network.zero_grad()
+    (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).sum().backward()
+    assert maps.grad is not None
+    return [out.detach(), maps.grad, *(p.grad for p in network.parameters() if p.grad is not None)]
+
+
+def same(one: nn.Module, other: nn.Module, maps: Tensor) -> None:
+    for a, b in zip(gradients(one, maps), gradients(other, maps), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def way(network: nn.Module, maps: Tensor) -> str:
+    return str(network(maps).grad_fn.name())
+
+
+SIZES = [*product(range(1, 7), range(1, 7))]
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, 1), (5, 2)])
+def test_depthwise_convolutions_are_torchs_at_every_size(kernel: int, stride: int) -> None:
+    plain = depthwise(kernel, stride)
+    for height, width in SIZES:
+        maps = torch.randn(3, CHANNELS, height, width)
+        same(plain, quickened(plain), maps)
+        small = "SmallDepthwise" in way(quickened(plain), maps)
+        assert small == (max(height, width) < kernel)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_one_pixel_is_a_matrix_product(bias: bool) -> None:
+    plain = nn.Conv2d(CHANNELS, 5, 1, bias=bias)
+    same(plain, quickened(plain), torch.randn(3, CHANNELS, 1, 1))
+    assert "Convolution" in way(quickened(plain), torch.randn(3, CHANNELS, 1, 2))
+    assert "Convolution" not in way(quickened(plain), torch.randn(3, CHANNELS, 1, 1))
+
+
+@pytest.mark.parametrize(
+    "plain",
+    [
+        depthwise(5, 1, bias=True),
+        depthwise(5, 1, padding=1),
+        depthwise(5, 1, padding="same"),
+        depthwise(5, 1, padding_mode="reflect"),
+        depthwise(3, 1, dilation=2, padding=1),
+        depthwise(7, 1),
+        depthwise(5, 1, groups=2),
+        nn.Conv2d(CHANNELS, 2 * CHANNELS, 5, padding=2, groups=CHANNELS, bias=False),
+        nn.Conv2d(CHANNELS, CHANNELS, (3, 5), padding=(1, 2), groups=CHANNELS, bias=False),
+        nn.Conv2d(CHANNELS, 4, 1, padding=1),
+        nn.Conv2d(CHANNELS, 4, 1, groups=4),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_others_go_torchs_way(plain: nn.Module) -> None:
+    maps = torch.randn(2, CHANNELS, 3, 3)
+    same(plain, quickened(plain), maps)
+    assert "SmallDepthwise" not in way(quickened(plain), maps)
+
+
+def test_frozen_weights_and_autocast() -> None:
+    plain = depthwise(5, 1).requires_grad_(False)
+    maps = torch.randn(2, CHANNELS, 3, 3)
+    same(plain, quickened(plain), maps)
+    plain.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert quickened(plain)(maps).dtype == torch.bfloat16
+
+
+def test_without_gradients_nothing_differs() -> None:
+    for plain in (depthwise(5, 1), nn.Conv2d(CHANNELS, 5, 1)):
+        maps = torch.randn(2, CHANNELS, 1, 1)
+        with torch.no_grad():
+            assert torch.equal(plain(maps), quickened(plain)(maps))
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_backbone_has_the_same_gradients(name: str) -> None:
+    """In float64, since batch norm of few pixels blows roundings up."""
+    torch.manual_seed(0)
+    plain = create_encoder(name).backbone.double().train()
+    fast = quickened(plain)
+    assert fast.state_dict().keys() == plain.state_dict().keys()
+    convolutions = [m for m in fast.modules() if isinstance(m, nn.Conv2d)]
+    assert any(isinstance(m, SmallMapConv2d) for m in convolutions)
+    maps = torch.rand(4, 3, 64, 64, dtype=torch.float64)
+    for a, b in zip(gradients(plain, maps), gradients(fast, maps), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
