@@ -33,13 +33,15 @@ class SmallMapConv2d(nn.Conv2d):
     """torch's convolution, which takes a faster way to the same where there is one."""
 
     def _conv_forward(self, maps: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if torch.is_grad_enabled():
-            if self._is_linear(maps):
-                return F.linear(maps.flatten(1), weight.flatten(1), bias)[:, :, None, None]
-            if bias is None and self._is_small_depthwise(maps):
-                made: Tensor = _SmallDepthwise.apply(maps, weight, self.stride)
-                return made
-        return super()._conv_forward(maps, weight, bias)
+        trained = torch.is_grad_enabled()
+        made: Tensor
+        if trained and self._is_linear(maps):
+            made = F.linear(maps.flatten(1), weight.flatten(1), bias)[:, :, None, None]
+        elif trained and bias is None and self._is_small_depthwise(maps):
+            made = _SmallDepthwise.apply(maps, weight, self.stride)
+        else:
+            made = super()._conv_forward(maps, weight, bias)
+        return made
 
     def _is_linear(self, maps: Tensor) -> bool:
         """Pictures of one pixel: a matrix product, without oneDNN's copies of the weights."""
