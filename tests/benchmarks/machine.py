@@ -18,7 +18,7 @@ def machine() -> dict[str, Any]:
     return {
         "command": " ".join([Path(sys.executable).name, *sys.orig_argv[1:]]),
         "processor": _processor(),
-        "cores": os.cpu_count(),
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
         "python": platform.python_version(),
@@ -26,6 +26,13 @@ def machine() -> dict[str, Any]:
             module.__name__: module.__version__ for module in (tinyssl, torch, timm, numpy)
         },
     }
+
+
+def cores() -> int:
+    """That this process may use: fewer than the machine has under `taskset`."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _processor() -> str:

@@ -6,7 +6,6 @@ both sides share here: the backbone (timm's, 3 channels), view size, batch and p
 """
 
 import copy
-import os
 import time
 import warnings
 from collections.abc import Callable
@@ -67,7 +66,7 @@ def loader(pictures: Path, transform: Any, batch: int) -> Any:
 
     return torch.utils.data.DataLoader(
         LightlyDataset(str(pictures), transform=transform),
-        batch_size=batch, shuffle=True, drop_last=True, num_workers=os.cpu_count() or 1,
+        batch_size=batch, shuffle=True, drop_last=True, num_workers=cores(),
     )  # fmt: skip
 
 
