@@ -16,6 +16,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from tests.benchmarks.machine import cores
+
 METHODS = ("simclr", "moco", "simsiam")
 
 
