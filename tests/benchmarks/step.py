@@ -2,10 +2,11 @@
 
     python -m tests.benchmarks.step --out tests/benchmarks/results/step-cpu.json
 
-Pairs, in one process and in turn: an epoch of the real loop (gather from the cache, augment,
-forward, losses, backward, step, bank, bookkeeping) against as many bare steps (forward, backward,
-optimizer) of the same encoder and head on one batch that lies ready. The ratio is the loop's
-pictures/s over the bare one's.
+In one process and in turn: an epoch of the real loop (gather from the cache, augment, forward,
+losses, backward, step, bank, bookkeeping) against as many bare steps (forward, backward,
+optimizer) of the same encoder and head on one batch that lies ready, and against as many with
+torch's own convolutions, as a loop without tinyssl has them. Ratios are the loop's pictures/s over
+the others'.
 """
 
 import argparse
@@ -13,13 +14,14 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.benchmarks.machine import machine
 from tinyssl.build import settle
@@ -28,6 +30,7 @@ from tinyssl.data import Pictures
 from tinyssl.pretraining import Run
 from tinyssl.recording import Recorded
 from tinyssl.run_folder import RunFolder
+from tinyssl.small_maps import SmallMapConv2d
 from tinyssl.train import Hooks, Progress, fit, train_step
 
 
@@ -90,6 +93,19 @@ def bare_steps(run: Run, step: Callable[[Tensor], Any], views: Tensor) -> float:
     return time.perf_counter() - start
 
 
+@contextmanager
+def torchs_convolutions(network: nn.Module) -> Iterator[None]:
+    """Without `tinyssl.small_maps`, for as long."""
+    quick = [module for module in network.modules() if type(module) is SmallMapConv2d]
+    for module in quick:
+        module.__class__ = nn.Conv2d
+    try:
+        yield
+    finally:
+        for module in quick:
+            module.__class__ = SmallMapConv2d
+
+
 def _wait(run: Run) -> None:
     if run.device.type == "cuda":
         torch.cuda.synchronize(run.device)
@@ -105,11 +121,19 @@ def measure(
         order = torch.arange(run.plan.step_size).unsqueeze(0)
         views = next(iter(run.batches(order, 0)))[1].clone()
         bare = bare_step(run)
+
+        def round_of() -> tuple[float, float, float]:
+            loop, same = loop_epoch(run), bare_steps(run, bare, views)
+            with torchs_convolutions(run.method.network):
+                return loop, same, bare_steps(run, bare, views)
+
         for _ in range(3):  # compiles, records
-            loop_epoch(run), bare_steps(run, bare, views)
-        pairs = [(loop_epoch(run), bare_steps(run, bare, views)) for _ in range(rounds)]
+            round_of()
+        found = [round_of() for _ in range(rounds)]
     count = run.plan.steps_per_epoch * run.plan.step_size
-    ratios = [bare / loop for loop, bare in pairs]
+    loops, bares, plains = (
+        [count / seconds for seconds in part] for part in zip(*found, strict=True)
+    )
     return {
         "recipe": recipe,
         "channels": channels,
@@ -118,12 +142,21 @@ def measure(
         "device": str(run.device),
         "bf16": run.plan.bf16,
         "compile": run.recipe.run.compile,
-        "loop_pictures_per_s": [count / loop for loop, _ in pairs],
-        "bare_pictures_per_s": [count / bare for _, bare in pairs],
-        "ratio_median": statistics.median(ratios),
-        "ratio_min": min(ratios),
-        "ratio_max": max(ratios),
+        "loop_pictures_per_s": loops,
+        "bare_pictures_per_s": bares,
+        "bare_of_torch_pictures_per_s": plains,
+        **_ratios("ratio", loops, bares),
+        **_ratios("ratio_to_torch", loops, plains),
         "n": rounds,
+    }
+
+
+def _ratios(name: str, loops: list[float], others: list[float]) -> dict[str, float]:
+    found = [loop / other for loop, other in zip(loops, others, strict=True)]
+    return {
+        f"{name}_median": statistics.median(found),
+        f"{name}_min": min(found),
+        f"{name}_max": max(found),
     }
 
 
