@@ -34,6 +34,7 @@ from tinyssl.loader import epoch_order, generator_for, steps_in_epoch
 from tinyssl.machine import peak_memory
 from tinyssl.schedule import warmup_cosine
 from tinyssl.scoring import pixel_features
+from tinyssl.small_maps import quicken_small_maps
 from tinyssl.train import parameter_groups
 from tinyssl.weights import load_encoder, load_weights
 
@@ -318,6 +319,7 @@ class _Course:
     ) -> None:  # fmt: skip
         # Weights too: views of one channel do not tell a network in which order to compute.
         model = model.train().to(device, memory_format=torch.channels_last)
+        quicken_small_maps(model)  # as tinyssl's own runs
         self.model, self.seed, self.device = model, seed, device
         self.pictures = torch.from_numpy(array).to(device)
         self.bf16 = use_bf16(recipe.run.precision, device)
