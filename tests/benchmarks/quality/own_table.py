@@ -1,0 +1,97 @@
+"""What `own_loop` found as a table: means of seeds with 95 % intervals, and differences of methods.
+
+python -m tests.benchmarks.quality.own_table tests/benchmarks/results/quality-own-core
+"""
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinyssl.files import write_text
+from tinyssl.intervals import interval
+
+SCORES = ("knn", "linear", "10-shot")
+FILE = re.compile(r"(?P<set>.+)-(?P<method>[a-z0-9]+)-(?P<budget>[0-9.]+)-s(?P<seed>\d+)\.json")
+Found = dict[str, dict[str, dict[int, dict[str, Any]]]]  # by way, set and seed
+LEVELS = {"components": "components of all levels, as the recipe", "last_level": "last level alone"}
+
+
+def read(folder: Path) -> Found:
+    """Results by way (a method, with its share of the time), set and seed."""
+    found: Found = {}
+    for file in sorted(folder.glob("*-s*.json")):
+        if (parts := FILE.fullmatch(file.name)) is None:
+            continue
+        way = parts["method"] + (
+            "" if parts["budget"] == "1" else f", {parts['budget']} of the time"
+        )
+        seeds = found.setdefault(way, {}).setdefault(parts["set"], {})
+        seeds[int(parts["seed"])] = json.loads(file.read_text())
+    return found
+
+
+def means_over(sets: list[str], results: dict[str, dict[int, dict[str, Any]]], level: str) -> Any:
+    """(seeds that have all sets, scores): means of the sets in %."""
+    seeds = sorted(set.intersection(*(set(results.get(name, {})) for name in sets)))
+    values = [
+        [np.mean([results[name][seed]["scores"][level][key] for name in sets]) for key in SCORES]
+        for seed in seeds
+    ]
+    return seeds, 100 * np.array(values).reshape(-1, len(SCORES))
+
+
+def told(values: Any) -> str:
+    """Mean and half-width of each column."""
+    found = [interval([float(value) for value in column]) for column in np.transpose(values)]
+    return " / ".join(
+        f"{one.mean:.1f}" + (f" ± {one.half_width:.1f}" if len(values) > 1 else "") for one in found
+    )
+
+
+def markdown(found: Found, level: str) -> str:
+    """Sets as columns, ways as rows, then what the first way has over the others."""
+    sets = sorted({name for results in found.values() for name in results})
+    lines = [f"k-NN / linear probe / 10-shot, balanced accuracy in %; {LEVELS[level]}", ""]
+    lines += [f"| | {' | '.join(sets)} | mean |", "|---" * (len(sets) + 2) + "|"]
+    for way, results in found.items():
+        cells = [told(means_over([name], results, level)[1]) for name in sets if name in results]
+        lines.append(
+            f"| {way} | {' | '.join(cells)} | {told(means_over(sets, results, level)[1])} |"
+        )
+    ours = dict(zip(*means_over(sets, found["tinyssl"], level), strict=True))
+    for way, results in found.items():
+        theirs = dict(zip(*means_over(sets, results, level), strict=True))
+        shared = [seed for seed in ours if seed in theirs]
+        if way != "tinyssl" and shared:
+            change = told([ours[seed] - theirs[seed] for seed in shared])
+            lines += ["", f"tinyssl minus {way}, means of the sets, {len(shared)} seeds: {change}"]
+    return "\n".join([*lines, ""])
+
+
+def costs(found: Found) -> str:
+    """Seconds and epochs of each way on each set, means of its seeds."""
+    lines = ["| | set | seeds | seconds | epochs |", "|---|---|---|---|---|"]
+    for way, results in found.items():
+        for name, seeds in results.items():
+            seconds, epochs = (
+                np.mean([one[key] for one in seeds.values()]) for key in ("seconds", "epochs")
+            )
+            lines.append(f"| {way} | {name} | {len(seeds)} | {seconds:.0f} | {epochs:.1f} |")
+    return "\n".join([*lines, ""])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path)
+    given = parser.parse_args()
+    found = read(given.folder)
+    tables = [*(markdown(found, level) for level in LEVELS), costs(found)]
+    write_text(given.folder / "table.md", "\n".join(tables))
+
+
+if __name__ == "__main__":
+    main()
