@@ -5,7 +5,7 @@ from __future__ import annotations
 _ALL_ROWS_UP_TO = 65_536
 _SAMPLED_ROWS = 16_384
 _EPOCHS = (5, 400)
-# Some five minutes of two cores, or half a minute of a large GPU: scores go on rising with views.
+# Some four minutes of a core, or half a minute of a large GPU: scores go on rising with views.
 _VIEWS, _GPU_VIEWS = 160_000, 640_000
 
 

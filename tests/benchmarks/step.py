@@ -124,7 +124,7 @@ def measure(
 
         def round_of() -> tuple[float, float, float]:
             loop, same = loop_epoch(run), bare_steps(run, bare, views)
-            with torchs_convolutions(run.method.network):
+            with torchs_convolutions(run.method.encoder):
                 return loop, same, bare_steps(run, bare, views)
 
         for _ in range(3):  # compiles, records

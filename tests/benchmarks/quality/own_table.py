@@ -31,7 +31,7 @@ def read(folder: Path) -> Found:
         )
         seeds = found.setdefault(way, {}).setdefault(parts["set"], {})
         seeds[int(parts["seed"])] = json.loads(file.read_text())
-    return found
+    return dict(sorted(found.items(), key=lambda one: (not one[0].startswith("tinyssl"), one[0])))
 
 
 def means_over(sets: list[str], results: dict[str, dict[int, dict[str, Any]]], level: str) -> Any:
