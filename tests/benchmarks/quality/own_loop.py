@@ -8,7 +8,7 @@ nothing but the method. Here the others read, decode and augment as lightly's do
 (`LightlyDataset`, its SimCLR transform with a worker a core), for as long as `tinyssl pretrain`
 takes from files with an empty cache. They still have the recipe's start, features, views of the
 same size and crops, and the rates that the study chose for them (tuned.json). Nothing else may run
-on the machine.
+on its cores; `own_table` makes a table of what --out holds.
 """
 
 import argparse

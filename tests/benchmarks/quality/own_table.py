@@ -45,7 +45,9 @@ def means_over(sets: list[str], results: dict[str, dict[int, dict[str, Any]]], l
 
 
 def told(values: Any) -> str:
-    """Mean and half-width of each column."""
+    """Mean and half-width of each column; nothing of no values."""
+    if len(values) == 0:
+        return ""
     found = [interval([float(value) for value in column]) for column in np.transpose(values)]
     return " / ".join(
         f"{one.mean:.1f}" + (f" ± {one.half_width:.1f}" if len(values) > 1 else "") for one in found
@@ -58,7 +60,7 @@ def markdown(found: Found, level: str) -> str:
     lines = [f"k-NN / linear probe / 10-shot, balanced accuracy in %; {LEVELS[level]}", ""]
     lines += [f"| | {' | '.join(sets)} | mean |", "|---" * (len(sets) + 2) + "|"]
     for way, results in found.items():
-        cells = [told(means_over([name], results, level)[1]) for name in sets if name in results]
+        cells = [told(means_over([name], results, level)[1]) for name in sets]
         lines.append(
             f"| {way} | {' | '.join(cells)} | {told(means_over(sets, results, level)[1])} |"
         )
