@@ -34,7 +34,7 @@ CASES = [
 
 
 def measure(name: str, size: int, rounds: int) -> dict[str, Any]:
-    """Milliseconds of a step, round by round, and the ratio of the medians."""
+    """Milliseconds of a step, round by round, and the median, least and most of the ratios."""
     torch.manual_seed(0)
     plain = create_encoder(name).backbone.train().to(memory_format=torch.channels_last)
     quick = copy.deepcopy(plain)

@@ -1,6 +1,6 @@
 """What `own_loop` found as a table: means of seeds with 95 % intervals, and differences of methods.
 
-python -m tests.benchmarks.quality.own_table tests/benchmarks/results/quality-own-core
+python -m tests.benchmarks.quality.own_table tests/benchmarks/results/quality-own-loop
 """
 
 import argparse
