@@ -39,7 +39,6 @@ from tinyssl.train import clip_gradients, parameter_groups
 from tinyssl.weights import load_encoder
 
 _RATES = 1000  # learning rates over a run, a tenth of them a warm-up as in the study
-_RECIPE = "mobilenetv3-small"
 
 
 def ours(folder: Path, recipe: str, settings: list[str]) -> tuple[Encoder, dict[str, float]]:
@@ -138,15 +137,15 @@ def judge(encoder: Encoder, split: LabeledSplit, recipe: Recipe, array: Any) -> 
 def compare(name: str, given: argparse.Namespace) -> None:
     """All methods on one set; a file each, those that are there are left alone."""
     folder = given.data / name
-    views = round(views_for(load_recipe(_RECIPE).run.views, "cpu") * given.budget)
+    views = round(views_for(load_recipe(given.recipe).run.views, "cpu") * given.budget)
     settings = [f"run.seed={given.seed}", f"run.views={views}"]
-    recipe = load_recipe(_RECIPE, settings)
+    recipe = load_recipe(given.recipe, settings)
     split, _ = read_split(folder / "train", folder / "test", None, 0, given.out)
     pictures = load_pictures(split.paths, size=recipe.data.image_size, rule=recipe.data.resize)
     tuned = json.loads((given.costs / "tuned.json").read_text())
     target = given.out / f"{name}-tinyssl-{given.budget:g}-s{given.seed}.json"
     if not target.exists():
-        encoder, took = ours(folder / "train", _RECIPE, settings)
+        encoder, took = ours(folder / "train", given.recipe, settings)
         _keep(target, took, judge(encoder, split, recipe, pictures.array), settings)
     seconds = json.loads(target.read_text())["seconds"]
     for method in given.methods:
@@ -180,6 +179,7 @@ def main() -> None:
     parser.add_argument("--costs", type=Path, required=True, help="a study's folder: tuned.json")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--methods", nargs="*", default=["simclr"], choices=list(PEERS))
+    parser.add_argument("--recipe", default="mobilenetv3-small", help="a folder --out for each")
     parser.add_argument("--budget", type=float, default=1, help="of the recipe's views")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
