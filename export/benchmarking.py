@@ -145,6 +145,7 @@ def _time_torch(
         levels=manifest["encoder"].get("levels", 1),
         components=manifest["encoder"].get("components", 0),
         pooling=manifest["encoder"].get("pooling", "mean"),
+        descriptors=manifest["encoder"].get("descriptors", False),
     )  # fmt: skip
     deployed = Deployed(encoder, getattr(torch, taken["dtype"]), unit=True).eval()
     shape = (batch, taken["size"], taken["size"], taken["channels"])

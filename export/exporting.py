@@ -197,7 +197,8 @@ def _manifest(
         "tinyssl": __version__,
         "encoder": {key: description[key] for key in ("name", "stem", "mean", "std")}
         | {"levels": description.get("levels", 1), "components": description.get("components", 0)}
-        | {"pooling": description.get("pooling", "mean")},
+        | {"pooling": description.get("pooling", "mean")}
+        | {"descriptors": description.get("descriptors", False)},
         "input": {
             "size": description["image_size"],
             "resize": description["resize"],

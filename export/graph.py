@@ -20,6 +20,7 @@ from tinyssl.classifier import Classifier
 from tinyssl.encoder import Encoder
 
 INPUT, FEATURES, PROBABILITIES = "pictures", "features", "probabilities"
+IN_FLOAT = ("encoder.descriptors", "encoder.pool")  # modules that stay in float32 in every variant
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _SCALE = {torch.uint8: 255.0, torch.uint16: 65535.0}
 

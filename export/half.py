@@ -7,21 +7,21 @@ import warnings
 import onnx
 import onnx_ir
 
-from .graph import within
+from .graph import IN_FLOAT, within
 
 
 def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
     """The encoder in float16; the type of the input and of the features stays as it is.
 
-    Scaling the pictures, pooling and the features' length stay in float32: 65,535 and sums of
-    squares are beyond what float16 holds.
+    Scaling the pictures, descriptors, pooling and the features' length stay in float32: 65,535 and
+    sums of squares are beyond what float16 holds, shares of few pixels below it.
     """
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     outside = [
         node.name
         for node in model.graph.node
-        if not within(node, "encoder") or within(node, "encoder.pool")
+        if not within(node, "encoder") or any(within(node, module) for module in IN_FLOAT)
     ]
     copy = onnx.ModelProto()
     copy.CopyFrom(model)

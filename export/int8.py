@@ -28,7 +28,7 @@ from onnxruntime.quantization import (
 )
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
-from .graph import within
+from .graph import IN_FLOAT, within
 
 PERCENTILES = (100.0, 99.99, 99.9)  # shares of the activations that must not be clipped
 MIN_CENTRED = 0.95
@@ -102,8 +102,8 @@ class Calibration:
             onnx.save(model, str(plain))
             quant_pre_process(str(plain), str(prepared), skip_symbolic_shape=True)
             self.model = onnx.load(str(prepared))
-            pooling = [n.name for n in model.graph.node if within(n, "encoder.pool")]
-            self.finish = pooling + _finish(self.model)
+            beside = [n.name for n in model.graph.node if any(within(n, m) for m in IN_FLOAT)]
+            self.finish = beside + _finish(self.model)
             self.calibrator = create_calibrator(
                 prepared,
                 augmented_model_path=str(Path(folder, "augmented.onnx")),
@@ -133,8 +133,8 @@ class Calibration:
     ) -> bytes:
         """The model in int8: all layers, only those named, or all without those named.
 
-        What follows the network, pooling, features and their components, is computed in float32: it
-        costs next to nothing, and features of all levels share no scale. The projection, larger
+        What is beside or after the network, descriptors, pooling, features and their components, is
+        computed in float32: it costs little, and features of all levels share no scale. The projection, larger
         than a small network in int8, is kept in float16.
         """
         with _quiet():

@@ -256,6 +256,7 @@ def _named(encoder: Any) -> bool:
         and all(isinstance(encoder.get(key), str) for key in ("name", "stem"))
         and _whole(encoder.get("levels", 1), 64)
         and encoder.get("pooling", "mean") in ("mean", "statistics")
+        and isinstance(encoder.get("descriptors", False), bool)
         and (encoder.get("components") in (None, 0) or _whole(encoder["components"], 1 << 16))
     )
 

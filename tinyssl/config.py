@@ -129,6 +129,9 @@ class Encoder(Section):
     pooling: Literal["statistics", "mean"] = Field(
         "mean", description="of stages before the last; statistics: deviations and maxima too"
     )
+    descriptors: bool = Field(
+        False, description="adds gradients in cells, colours and binary patterns of the picture"
+    )
     components: Annotated[int, Field(ge=0, le=1 << 16)] = Field(
         0, description="principal components that the saved encoder gives; 0: all features"
     )

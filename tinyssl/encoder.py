@@ -4,7 +4,8 @@ b = batch, c = channels, h, w = height and width, n = pictures.
 
 A level is what a network makes of a picture up to some depth, pooled over the picture. The last
 level is timm's own features; those before it are the outputs of the stages. Small networks that
-saw few pictures keep much in early levels that the last one has lost, textures above all.
+saw few pictures keep much in early levels that the last one has lost, textures above all. What
+`descriptors.py` makes of the picture itself can be added to them.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_max_pool2d
 
 from tinyssl.components import principal, standard
+from tinyssl.descriptors import Descriptors
 from tinyssl.errors import JobError, UsageError
 from tinyssl.rows import spaced_rows
 
@@ -89,6 +91,7 @@ class Encoder(nn.Module):
         levels: how many, from the last one back; several are standardized, see `widen`.
         components: width of a projection of them, see `widen`; 0: none.
         pooling: of the stages' maps; the last level is pooled as timm does.
+        descriptors: adds those of the picture, see `Descriptors`, and standardizes all.
 
     Attributes:
         channels: c.
@@ -107,7 +110,7 @@ class Encoder(nn.Module):
 
     def __init__(
         self, backbone: nn.Module, *, name: str, stem: str, mean: Tensor, std: Tensor,
-        levels: int = 1, components: int = 0, pooling: Pooling = "mean",
+        levels: int = 1, components: int = 0, pooling: Pooling = "mean", descriptors: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         self.name = name
@@ -116,13 +119,16 @@ class Encoder(nn.Module):
         self.backbone = backbone
         self.levels, self.components = levels, components
         self.pool = StatisticsPooling(pooling)
+        self.descriptors = Descriptors(self.channels) if descriptors else None
         *stages, last = _level_widths(backbone, name, levels)
         self.part_widths = [part for width in stages for part in self.pool.widths(width)] + [last]
+        if self.descriptors is not None:
+            self.part_widths += self.descriptors.widths
         whole = sum(self.part_widths)
         self.width = components or whole
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
-        if levels > 1 or components:
+        if self.standardized:
             self.register_buffer("centre", torch.zeros(whole))
             self.register_buffer("scale", torch.ones(whole))
         if components:
@@ -133,12 +139,20 @@ class Encoder(nn.Module):
         """Of the stages' maps."""
         return self.pool.pooling
 
+    @property
+    def standardized(self) -> bool:
+        """Whether features are, as those of different kinds must be."""
+        return self.levels > 1 or self.components > 0 or self.descriptors is not None
+
     def forward(self, pictures: Tensor) -> Tensor:
         """(b, c, h, w) floats in [0, 1] to (b, width)."""
         mean, std = self.mean.view(-1, 1, 1), self.std.view(-1, 1, 1)
         normalized = (pictures - mean) / std
         features = self._pooled(normalized)
-        if self.levels > 1 or self.components:
+        if self.descriptors is not None:
+            described = self.descriptors(pictures, normalized)
+            features = torch.cat([features.float(), described], dim=1)
+        if self.standardized:
             features = (features.float() - self.centre) * self.scale
         return features @ self.projection if self.components else features
 
@@ -166,6 +180,7 @@ def create_encoder(
     levels: int = 1,
     components: int = 0,
     pooling: Pooling = "mean",
+    descriptors: bool = False,
     residuals: Literal["timm", "zero"] = "timm",
 ) -> Encoder:
     """Builds an encoder from a short name of `BACKBONES` or any timm model name.
@@ -182,6 +197,7 @@ def create_encoder(
         levels: of features, see `Encoder`.
         components: of their projection, see `Encoder`.
         pooling: of the levels before the last, see `StatisticsPooling`.
+        descriptors: adds those of the picture, see `Descriptors`.
         residuals: `zero` starts blocks with a skip as the identity, see `quiet_residuals`; not
             those of pretrained weights.
 
@@ -210,6 +226,7 @@ def create_encoder(
         levels=levels,
         components=components,
         pooling=pooling,
+        descriptors=descriptors,
     )
 
 
@@ -220,6 +237,7 @@ def widen(
     components: int = 0,
     whitening: float = 0.0,
     pooling: Pooling = "mean",
+    descriptors: bool = False,
 ) -> Encoder:
     """The same network with the features of several levels, or a projection of them.
 
@@ -228,40 +246,44 @@ def widen(
 
     Args:
         encoder: of one level, in the mode that it will have; it shares its weights.
-        levels: how many from the last one back; 1 without components gives the encoder itself.
+        levels: how many from the last one back; 1 with nothing else gives the encoder itself.
         pictures: (n, h, w, c) uint8 or uint16.
         components: how many to keep, at most one less than pictures looked at; 0: all features
             as they are.
         whitening: of the components, 0 to 1/2.
         pooling: of the levels before the last, see `StatisticsPooling`.
+        descriptors: adds those of the picture, see `Descriptors`.
 
     Raises:
         UsageError: fewer levels are there.
     """
     count = levels_of(encoder.backbone, encoder.name, levels)
-    if count == 1 and not components:
+    if count == 1 and not components and not descriptors:
         return encoder
-    wide = _with(encoder, count, pooling)
+    wide = _with(encoder, count, pooling, 0, descriptors)
     features = embed_pictures(
         wide, pictures[spaced_rows(len(pictures), LOOKED_AT)], device=encoder.mean.device
     )
     centre, scale = standard(features, wide.part_widths)
     if components:
         projection = principal((features - centre) * scale, components, whitening)
-        wide = _with(encoder, count, pooling, projection.shape[1])
+        wide = _with(encoder, count, pooling, projection.shape[1], descriptors)
         wide.projection.copy_(torch.from_numpy(projection))
     wide.centre.copy_(torch.from_numpy(centre))
     wide.scale.copy_(torch.from_numpy(scale))
     return wide
 
 
-def _with(encoder: Encoder, levels: int, pooling: Pooling, components: int = 0) -> Encoder:
+def _with(
+    encoder: Encoder, levels: int, pooling: Pooling, components: int, descriptors: bool
+) -> Encoder:
     """The same network with other features, nothing being known of their statistics."""
-    if levels == 1 and not components:
+    if levels == 1 and not components and not descriptors:
         return encoder
     return Encoder(
         encoder.backbone, name=encoder.name, stem=encoder.stem,
         mean=encoder.mean, std=encoder.std, levels=levels, components=components, pooling=pooling,
+        descriptors=descriptors,
     ).to(encoder.mean.device)  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from tinyssl.classifier import load_classifier
 from tinyssl.console import log, progress
 from tinyssl.curve_lines import Points
 from tinyssl.curve_plot import plot_curve
+from tinyssl.describing import DescriptorFeatures
 from tinyssl.device import keep_freed_memory, pick_device
 from tinyssl.encoder import LOOKED_AT, Encoder, create_encoder, embed_pictures
 from tinyssl.errors import JobError, UsageError
@@ -59,7 +60,7 @@ def evaluate(
     out: str | Path | None = None,
     curve: CurveWishes | None = None,
 ) -> dict[str, Any]:
-    """Judges a run's encoder beside raw pixels, random weights, its start and any baselines.
+    """Judges a run's encoder beside raw pixels, descriptors, random weights, its start and others.
 
     Args:
         run: a run folder.
@@ -92,7 +93,7 @@ def evaluate(
     encoders = _encoders(run, description, baselines, seed)
     result = _header(run, split, recorded, seed)
     augment = augment_of_run(run)
-    with progress("judging", 1 + len(encoders), "encoders") as advance:
+    with progress("judging", 2 + len(encoders), "encoders") as advance:
         for name, embed, pictures in _embedders(encoders, split, description, device):
             features = embed(pictures)
             found = _judge(features, split, draws, seed)
@@ -229,7 +230,8 @@ def _encoders(
     for path in map(Path, baselines):
         taken = path.name in encoders or path.name == own
         # Weights from elsewhere keep all features: components cost ImageNet's in 10-shot.
-        build = partial(_start, description | {"components": 0}, str(path))
+        theirs = description | {"components": 0, "descriptors": False}
+        build = partial(_start, theirs, str(path))
         encoders[str(path) if taken else path.name] = build
     encoders[own] = lambda: load_encoder(run)
     return encoders
@@ -264,6 +266,9 @@ def _embedders(
     pictures = split_pictures(split, description)
     warn_of(split, pictures.hashes)
     yield "raw pixels", pixel_features, pictures.array
+    shown = _some(pictures.array, ~split.test, LOOKED_AT)
+    described = DescriptorFeatures(shown, description["mean"], description["std"], chosen)
+    yield "descriptors", described, pictures.array
     for name, build in encoders.items():
         try:
             encoder, own = build()
@@ -271,9 +276,8 @@ def _embedders(
             log.warning(f"the table has no row for {name!r}: {error}")
             continue
         array = split_pictures(split, own).array
-        levels, components = own.get("levels", 1), own.get("components", 0)
-        if (encoder.levels, encoder.components) != (levels, components):
-            # A network made for this table has one level and no components: it gets as many.
+        if not encoder.standardized:
+            # A network made for this table has one level and nothing else: it gets as many.
             encoder = widen_like(encoder, own, _some(array, ~split.test, LOOKED_AT))
         yield name, partial(embed_pictures, encoder, device=chosen), array
 

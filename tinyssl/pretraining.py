@@ -388,7 +388,7 @@ class Run:
         if finished:
             encoder = widen(
                 encoder, wanted.levels, self.pictures.array,
-                wanted.components, wanted.whitening, wanted.pooling,
+                wanted.components, wanted.whitening, wanted.pooling, wanted.descriptors,
             )  # fmt: skip
             if encoder.components < wanted.components:
                 log.info(

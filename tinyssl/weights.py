@@ -118,6 +118,7 @@ def save_encoder(
         "stem": encoder.stem,
         "levels": encoder.levels,
         "pooling": encoder.pooling,
+        "descriptors": encoder.descriptors is not None,
         "components": encoder.components,
         "width": encoder.width,
         "image_size": image_size,
@@ -142,6 +143,7 @@ def load_encoder(folder: str | Path) -> tuple[Encoder, dict[str, Any]]:
         description["name"], channels=description["channels"], stem=description["stem"],
         levels=description.get("levels", 1), components=description.get("components", 0),
         pooling=description.get("pooling", "mean"),
+        descriptors=description.get("descriptors", False),
     )  # fmt: skip
     state = _read(Path(folder) / WEIGHTS)
     _refuse_misfit(state, encoder.state_dict(), f"{folder} does not fit {encoder.name}")
@@ -181,6 +183,7 @@ def widen_like(encoder: Encoder, description: Mapping[str, Any], pictures: NDArr
         description.get("components", 0),
         description.get("whitening", 0.0),
         description.get("pooling", "mean"),
+        description.get("descriptors", False),
     )
 
 
@@ -210,6 +213,7 @@ def _refuse_nonsense(description: Mapping[str, Any], path: Path) -> None:
         "stem": lambda value: value in ("standard", "small"),
         "levels": lambda value: _whole(value, 1, 64),
         "pooling": lambda value: value in ("mean", "statistics"),
+        "descriptors": lambda value: isinstance(value, bool),
         "components": lambda value: _whole(value, 0, 1 << 16),
         "whitening": lambda value: type(value) in (int, float) and 0 <= value <= 0.5,
         "image_size": lambda value: _whole(value, 1, 8192),

@@ -63,7 +63,7 @@ JOBS = (
 def about(run: Path) -> dict[str, Any]:
     """The network of a run and where its weights began."""
     found = read_description(run)
-    told = ("name", "channels", "image_size", "levels", "pooling", "components")
+    told = ("name", "channels", "image_size", "levels", "pooling", "descriptors", "components")
     kept = {key: found.get(key) for key in told}
     return kept | {"init": Path(str(found.get("init", "random"))).name}
 

@@ -1,0 +1,59 @@
+"""Descriptors alone as features: what a trained network must beat."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tinyssl.components import principal, standard
+from tinyssl.descriptors import Descriptors
+
+_COMPONENTS, _WHITENING = 256, 0.25  # as in the recipes
+_PICTURES_AT_ONCE = 64
+
+
+class DescriptorFeatures:
+    """`Descriptors` standardized and projected as the recipes' features are.
+
+    Args:
+        shown: (n, h, w, c) uint8 or uint16, whose means and components are taken.
+        mean: (c,) of pictures in [0, 1].
+        std: (c,) of them.
+        device: where to compute.
+    """
+
+    def __init__(
+        self, shown: NDArray[Any], mean: Sequence[float], std: Sequence[float],
+        device: torch.device | str = "cpu",
+    ) -> None:  # fmt: skip
+        self.descriptors = Descriptors(len(mean))
+        self.device = torch.device(device)
+        self.mean, self.std = (
+            torch.tensor(values, dtype=torch.float32, device=self.device).view(-1, 1, 1)
+            for values in (mean, std)
+        )
+        described = self._describe(shown)
+        self.centre, self.scale = standard(described, self.descriptors.widths)
+        rows = (described - self.centre) * self.scale
+        self.projection = principal(rows, _COMPONENTS, _WHITENING)
+
+    def __call__(self, pictures: NDArray[Any]) -> NDArray[np.float32]:
+        """(n, h, w, c) to (n, k) float32, k at most 256."""
+        features: NDArray[np.float32] = (
+            (self._describe(pictures) - self.centre) * self.scale
+        ) @ self.projection
+        return features
+
+    @torch.inference_mode()
+    def _describe(self, pictures: NDArray[Any]) -> NDArray[np.float32]:
+        most = float(np.iinfo(pictures.dtype).max)
+        rows = []
+        for start in range(0, len(pictures), _PICTURES_AT_ONCE):
+            chunk = np.asarray(pictures[start : start + _PICTURES_AT_ONCE], np.float32)
+            unit = torch.from_numpy(chunk).to(self.device).permute(0, 3, 1, 2) / most
+            rows.append(self.descriptors(unit, (unit - self.mean) / self.std).cpu().numpy())
+        return np.concatenate(rows)

@@ -1,0 +1,187 @@
+"""Descriptors of a picture that nothing has to learn: its shapes, its textures, its colours.
+
+A network that saw two thousand pictures knows little of where in a picture edges run which way, and
+of fine patterns; these histograms do. They are made of the plainest operations, which every
+converter knows, and from pictures of one size, so that they mean the same for all.
+
+b = batch, c = channels, h, w = height and width, n = pixels.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, interpolate
+
+_SIDE = 128  # pixels; gradients and half of the patterns are those of 64
+_GRIDS = (8, 4)  # cells a side
+_ANGLES = 9
+_PATTERNS = 256
+_HUES, _SATURATIONS, _VALUES, _LEVELS = 8, 4, 4, 16
+_LUMA = (0.2989, 0.587, 0.114)  # as in colour.py
+# In deviations of all pictures' pixels: what is weaker is noise, or too even to have a direction.
+_NOISE, _EVEN = 0.02, 0.1
+_AROUND = ((0, 0), (0, 1), (0, 2), (1, 2), (2, 2), (2, 1), (2, 0), (1, 0))
+
+
+class Descriptors(nn.Module):
+    """Oriented gradients in cells, colours, and binary patterns of two sizes; in this order.
+
+    Args:
+        channels: c; three are red, green and blue.
+
+    Attributes:
+        widths: of the parts.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        colours = _HUES * _SATURATIONS * _VALUES if channels == 3 else channels * _LEVELS
+        shapes = [cells * cells * _ANGLES for cells in _GRIDS]
+        self.widths = [*shapes, colours, _PATTERNS, _PATTERNS]
+
+    def forward(self, pictures: Tensor, normalized: Tensor) -> Tensor:
+        """Pictures (b, c, h, w) in [0, 1], and with mean 0 and deviation 1, to (b, sum of widths).
+
+        Float32, 0 to 1.
+        """
+        coloured = pictures.shape[1] == 3
+        whole = _sized(_gray(normalized.float()))
+        half = avg_pool2d(whole, 2)
+        shades = avg_pool2d(_sized((pictures if coloured else normalized).float()), 4).flatten(2)
+        directions = oriented(half)
+        parts = [shapes(directions, cells) for cells in _GRIDS]
+        parts.append(colours(shades) if coloured else levels(shades))
+        parts += [patterns(whole, 2), patterns(half, 1)]
+        return torch.cat(parts, dim=1)
+
+
+def oriented(gray: Tensor) -> Tensor:
+    """Gradients' strengths by direction: (b, 1, h, w) to (b, 9, h - 2, w - 2).
+
+    As in histograms of oriented gradients (Dalal & Triggs, CVPR 2005, section 6.2), directions that
+    differ by half a turn being one. Each of the nine takes what lies within 20 degrees of it, the
+    less the further: `|g| * max(|cos(a - a_k)| - cos 20, 0) / (1 - cos 20)`, which needs no arc
+    tangent.
+    """
+    right = gray[:, :, 1:-1, 2:] - gray[:, :, 1:-1, :-2]
+    down = gray[:, :, 2:, 1:-1] - gray[:, :, :-2, 1:-1]
+    length = (right * right + down * down).sqrt()
+    angles = torch.arange(_ANGLES, device=gray.device) * (math.pi / _ANGLES)
+    along = right * angles.cos().view(1, -1, 1, 1) + down * angles.sin().view(1, -1, 1, 1)
+    least = math.cos(math.pi / _ANGLES)
+    return (along.abs() - least * length).relu() / (1 - least)
+
+
+def shapes(directions: Tensor, cells: int) -> Tensor:
+    """Means in cells, each cell over the strength around it: (b, 9, h, w) to (b, cells^2 * 9).
+
+    The strength is the length of the cell's nine and those of the cells beside it, by the mean of
+    their squares (Dalal & Triggs, section 6.4).
+    """
+    across = _shares(directions.shape[3], cells, directions)
+    down = _shares(directions.shape[2], cells, directions)
+    means = down @ directions @ across.mT
+    beside = _beside(cells, directions)
+    strength = beside @ means.square().sum(dim=1, keepdim=True) @ beside
+    return (means / (strength + _EVEN**2).sqrt()).clamp(max=1).flatten(1)
+
+
+def patterns(gray: Tensor, step: int) -> Tensor:
+    """Square roots of the shares of the 256 local binary patterns: (b, 1, h, w) to (b, 256).
+
+    Ojala et al., "Multiresolution gray-scale and rotation invariant texture classification with
+    local binary patterns" (PAMI 2002), section 2: which of a pixel's eight neighbours are at least
+    as bright. A neighbour that is darker by less than the noise counts in part, so that rounding
+    changes little. The shares of 256 patterns are one product of those of the first four
+    neighbours, 16 patterns, and of the last four.
+
+    Args:
+        gray: in deviations.
+        step: 2 looks at every second pixel of every second line.
+    """
+    height, width = gray.shape[2] - 2, gray.shape[3] - 2
+    centre = gray[:, :, 1:-1:step, 1:-1:step]
+    bright = [
+        ((gray[:, :, y : y + height : step, x : x + width : step] - centre) / _NOISE + 1)
+        .clamp(0, 1)
+        .flatten(2)
+        for y, x in _AROUND
+    ]
+    sides = [torch.cat([1 - one, one], dim=1) for one in bright]
+    pairs = [_outer(*two) for two in zip(sides[::2], sides[1::2], strict=True)]
+    fours = _outer(pairs[0], pairs[1]), _outer(pairs[2], pairs[3])
+    return _roots(fours[0] @ fours[1].mT / centre[0].numel())
+
+
+def colours(pixels: Tensor) -> Tensor:
+    """Square roots of the shares of hues, saturations and values: (b, 3, n) to (b, 128).
+
+    HSV as in `colour.adjust_hue`. A pixel between two bins is shared by them.
+    """
+    red, green, blue = pixels.unbind(dim=1)
+    high = torch.maximum(torch.maximum(red, green), blue)
+    chroma = high - torch.minimum(torch.minimum(red, green), blue)
+    some = chroma.clamp(min=1e-6)
+    beyond = torch.where(green == high, 2 + (blue - red) / some, 4 + (red - green) / some)
+    turns = torch.where(red == high, (green - blue) / some, beyond) / 6
+    hues = _binned(turns - turns.floor(), _HUES, around=True)
+    rest = _outer(_binned(chroma / (high + 1e-3), _SATURATIONS), _binned(high, _VALUES))
+    return _roots(hues @ rest.mT / pixels.shape[2])
+
+
+def levels(pixels: Tensor) -> Tensor:
+    """Square roots of the shares of 16 levels in each channel: (b, c, n) to (b, 16 c).
+
+    Levels of normalized pixels, from 2.5 deviations below the mean to as many above it.
+    """
+    flat = (pixels / 5 + 0.5).clamp(0, 1).flatten(0, 1)
+    shares = _binned(flat, _LEVELS).mean(dim=2)
+    return _roots(shares.unflatten(0, pixels.shape[:2]))
+
+
+def _gray(pictures: Tensor) -> Tensor:
+    """The luma of three channels, the mean of others: (b, 1, h, w)."""
+    if pictures.shape[1] != 3:
+        return pictures.mean(dim=1, keepdim=True)
+    weights = torch.tensor(_LUMA, device=pictures.device).view(1, 3, 1, 1)
+    return (pictures * weights).sum(dim=1, keepdim=True)
+
+
+def _sized(pictures: Tensor) -> Tensor:
+    return interpolate(pictures, (_SIDE, _SIDE), mode="bilinear", align_corners=False)
+
+
+def _roots(shares: Tensor) -> Tensor:
+    return (shares.flatten(1) + 1e-7).sqrt()
+
+
+def _binned(values: Tensor, count: int, around: bool = False) -> Tensor:
+    """Shares of values in [0, 1] in bins, (b, n) to (b, count, n); `around`: 1 is 0 again."""
+    bins = torch.arange(count, device=values.device).view(1, -1, 1)
+    apart = (values[:, None] * (count if around else count - 1) - bins).abs()
+    if around:
+        apart = torch.minimum(apart, count - apart)
+    return (1 - apart).relu()
+
+
+def _outer(first: Tensor, second: Tensor) -> Tensor:
+    """(b, i, n) and (b, j, n) to (b, i * j, n)."""
+    return (first[:, :, None] * second[:, None]).flatten(1, 2)
+
+
+def _shares(length: int, cells: int, like: Tensor) -> Tensor:
+    """Of each of `length` pixels of a line in the mean of each cell: (cells, length)."""
+    edges = torch.arange(length + 1, device=like.device) * (cells / length)
+    numbers = torch.arange(cells, device=like.device)[:, None]
+    inside = (edges - numbers).clamp(0, 1)
+    return inside.diff(dim=1)
+
+
+def _beside(cells: int, like: Tensor) -> Tensor:
+    """Means over a cell and those before and after it: (cells, cells)."""
+    numbers = torch.arange(cells, device=like.device)
+    near = ((numbers[:, None] - numbers).abs() <= 1).to(like.dtype)
+    return near / near.sum(dim=1, keepdim=True)
