@@ -27,7 +27,7 @@ class FinishedDemo:
 def make_run(
     folder: Path, name: str, rule: str = "crop", components: int = 16, **changes: Any
 ) -> Path:
-    """A run of an encoder of components of all levels whose batch norms have seen some data."""
+    """A run of an encoder of components of all that there is; its batch norms have seen data."""
     folder.mkdir(parents=True)
     encoder = create_encoder(name, seed=0, **changes)
     seen = torch.rand(32, encoder.channels, 48, 48, generator=torch.Generator().manual_seed(0)) / 2
@@ -36,7 +36,7 @@ def make_run(
         for _ in range(20):
             encoder.train()(seen)
     pictures = (seen * 255).byte().permute(0, 2, 3, 1).numpy()
-    wide = widen(encoder.eval(), "all", pictures, components, 0.25, "statistics")
+    wide = widen(encoder.eval(), "all", pictures, components, 0.25, "statistics", True)
     save_encoder(wide, folder, image_size=48, resize=rule)
     return folder
 

@@ -51,7 +51,7 @@ def test_whole_way_from_pictures_to_table(
     (tmp_path / "labels.csv").write_text("path,label\n" + "\n".join(rows))
     status, table, _ = run(capsys, "eval", out, "--labels", tmp_path / "labels.csv")
     assert status == 0
-    for row in ("raw pixels", "random weights", "pretrained"):
+    for row in ("raw pixels", "descriptors", "random weights", "pretrained"):
         assert row in table
     assert max(map(len, table.splitlines())) <= 80
     assert json.loads((out / "eval.json").read_text())["classes"] == ["bright", "dark"]

@@ -22,7 +22,7 @@ def test_pictures_and_classes_of_the_package() -> None:
 def test_demo_goes_the_whole_way(finished_demo: FinishedDemo) -> None:
     run, result = finished_demo.run, finished_demo.result
     work = run.with_name("demo-data")
-    assert list(result["encoders"]) == ["raw pixels", "random weights", "pretrained"]
+    assert list(result["encoders"]) == ["raw pixels", "descriptors", "random weights", "pretrained"]
     assert (result["train"], result["test"]) == (1969, 655)
     with (work / "labels.csv").open() as file:
         held_out = {row["path"] for row in csv.DictReader(file) if row["split"] == "test"}

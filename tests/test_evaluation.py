@@ -54,7 +54,7 @@ def test_what_is_written(run: Path, picture_folder: Folder, tmp_path: Path) -> N
     data = picture_folder(per_class=12)
     result = evaluate(run, labels=labels_csv(tmp_path / "labels.csv", data))
     assert json.loads((run / "eval.json").read_text()) == json.loads(json.dumps(result))
-    assert list(result["encoders"]) == ["raw pixels", "random weights", "pretrained"]
+    assert list(result["encoders"]) == ["raw pixels", "descriptors", "random weights", "pretrained"]
     assert (result["train"], result["test"]) == (18, 6)
     for scores in result["encoders"].values():
         for classifier in ("knn", "linear"):
@@ -164,7 +164,7 @@ def test_start_of_an_adapted_run_is_judged_too(
     adapted = make_run(tmp_path / "adapted", "resnet18", init=str(run))
     labels = labels_csv(tmp_path / "labels.csv", picture_folder(per_class=12))
     result = evaluate(adapted, labels=labels)
-    rows = ["raw pixels", "random weights", "start, frozen", "adapted"]
+    rows = ["raw pixels", "descriptors", "random weights", "start, frozen", "adapted"]
     assert list(result["encoders"]) == rows
     itself = evaluate(run, labels=labels)["encoders"]["pretrained"]
     assert result["encoders"]["start, frozen"]["knn"] == itself["knn"]
@@ -205,7 +205,7 @@ def test_a_start_out_of_reach_costs_its_row_only(
     adapted = make_run(tmp_path / "adapted", init=init)
     labels = labels_csv(tmp_path / "labels.csv", picture_folder(per_class=12))
     result = evaluate(adapted, labels=labels)
-    assert list(result["encoders"]) == ["raw pixels", "random weights", "adapted"]
+    assert list(result["encoders"]) == ["raw pixels", "descriptors", "random weights", "adapted"]
     assert "the table has no row for" in caplog.text
 
 

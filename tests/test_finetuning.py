@@ -215,7 +215,13 @@ def test_a_tuned_run_is_judged_like_any(
     data, other = picture_folder(per_class=6), picture_folder("other", per_class=5)
     out = finetune(run, data, "few-label", tmp_path / "out", overrides=SHORT)
     result = evaluate(out, train=data, test=other)
-    assert list(result["encoders"]) == ["raw pixels", "random weights", "start, frozen", "adapted"]
+    assert list(result["encoders"]) == [
+        "raw pixels",
+        "descriptors",
+        "random weights",
+        "start, frozen",
+        "adapted",
+    ]
     assert np.sum(result["classifier"]["confusion"]) == 10
     assert result["classifier"]["balanced_accuracy"] > 0.8
     assert result["classifier"]["seen_in_finetuning"] == 0

@@ -42,18 +42,21 @@ def test_saved_encoder_comes_back_to_the_bit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("levels", "components", "pooling"),
-    [(3, 0, "mean"), (3, 0, "statistics"), (3, 2, "statistics"), (1, 2, "mean")],
-)
+    ("levels", "components", "pooling", "descriptors"),
+    [
+        (3, 0, "mean", False), (3, 0, "statistics", False), (3, 2, "statistics", True),
+        (1, 2, "mean", False), (1, 0, "mean", True),
+    ],
+)  # fmt: skip
 def test_levels_are_saved_and_do_not_hinder_a_start(
-    tmp_path: Path, levels: int, components: int, pooling: Any
+    tmp_path: Path, levels: int, components: int, pooling: Any, descriptors: bool
 ) -> None:
     shown = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
-    wide = widen(donor().eval(), levels, shown, components, 0.25, pooling)
+    wide = widen(donor().eval(), levels, shown, components, 0.25, pooling, descriptors)
     save_encoder(wide, tmp_path, image_size=32, resize="crop")
     loaded, description = load_encoder(tmp_path)
     assert (description["levels"], description["components"]) == (levels, components)
-    assert description["pooling"] == pooling
+    assert (description["pooling"], description["descriptors"]) == (pooling, descriptors)
     assert description["width"] == wide.width == (components or sum(wide.part_widths))
     np.testing.assert_array_equal(embed_pictures(loaded, shown), embed_pictures(wide, shown))
     other = create_encoder(description["name"])

@@ -85,7 +85,7 @@ def shapes(directions: Tensor, cells: int) -> Tensor:
     down = _shares(directions.shape[2], cells, directions)
     means = down @ directions @ across.mT
     beside = _beside(cells, directions)
-    strength = beside @ means.square().sum(dim=1, keepdim=True) @ beside
+    strength = beside @ means.square().sum(dim=1, keepdim=True) @ beside.mT
     return (means / (strength + _EVEN**2).sqrt()).clamp(max=1).flatten(1)
 
 

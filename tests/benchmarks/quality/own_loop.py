@@ -45,11 +45,10 @@ def ours(folder: Path, recipe: str, settings: list[str]) -> tuple[Encoder, dict[
     """A run from files with an empty cache: its encoder of one level, and what it took."""
     with TemporaryDirectory() as name:
         out = Path(name)
-        plain = ["encoder.levels=1", "encoder.components=0", "run.watch_every=0"]
+        plain = ["encoder.levels=1", "encoder.components=0", "encoder.descriptors=false"]
+        given = [*settings, *plain, "run.watch_every=0", f"data.cache_dir={out}"]
         start = time.perf_counter()
-        run = pretrain(
-            folder, recipe, out / "run", overrides=[*settings, *plain, f"data.cache_dir={out}"]
-        )
+        run = pretrain(folder, recipe, out / "run", overrides=given)
         seconds = time.perf_counter() - start
         encoder, _ = load_encoder(run)
         epochs = load_recipe(run).run.epochs
