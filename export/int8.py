@@ -134,8 +134,8 @@ class Calibration:
         """The model in int8: all layers, only those named, or all without those named.
 
         What is beside or after the network, descriptors, pooling, features and their components, is
-        computed in float32: it costs little, and features of all levels share no scale. The projection, larger
-        than a small network in int8, is kept in float16.
+        computed in float32: it costs little, and features of all levels share no scale. The
+        projection, larger than a small network in int8, is kept in float16.
         """
         with _quiet():
             self.calibrator.collector.percentile = percentile

@@ -38,15 +38,17 @@ class DescriptorFeatures:
         )
         described = self._describe(shown)
         self.centre, self.scale = standard(described, self.descriptors.widths)
-        rows = (described - self.centre) * self.scale
-        self.projection = principal(rows, _COMPONENTS, _WHITENING)
+        self.projection = principal(self._standardized(described), _COMPONENTS, _WHITENING)
 
     def __call__(self, pictures: NDArray[Any]) -> NDArray[np.float32]:
         """(n, h, w, c) to (n, k) float32, k at most 256."""
-        features: NDArray[np.float32] = (
-            (self._describe(pictures) - self.centre) * self.scale
-        ) @ self.projection
+        features: NDArray[np.float32] = self._standardized(self._describe(pictures)) @ (
+            self.projection
+        )
         return features
+
+    def _standardized(self, described: NDArray[np.float32]) -> NDArray[np.float32]:
+        return ((described - self.centre) * self.scale).astype(np.float32)
 
     @torch.inference_mode()
     def _describe(self, pictures: NDArray[Any]) -> NDArray[np.float32]:

@@ -137,9 +137,8 @@ def levels(pixels: Tensor) -> Tensor:
 
     Levels of normalized pixels, from 2.5 deviations below the mean to as many above it.
     """
-    flat = (pixels / 5 + 0.5).clamp(0, 1).flatten(0, 1)
-    shares = _binned(flat, _LEVELS).mean(dim=2)
-    return _roots(shares.unflatten(0, pixels.shape[:2]))
+    shares = [_binned(one, _LEVELS).mean(dim=2) for one in (pixels / 5 + 0.5).clamp(0, 1).unbind(1)]
+    return _roots(torch.stack(shares, dim=1))
 
 
 def _gray(pictures: Tensor) -> Tensor:
