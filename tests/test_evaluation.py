@@ -132,7 +132,7 @@ def test_baselines_of_equal_names_all_have_a_row(
     labels = labels_csv(tmp_path / "labels.csv", picture_folder(per_class=12))
     result = evaluate(run, labels=labels, baselines=[*others, others[1] / "encoder.safetensors"])
     names = ["best", str(others[1]), "encoder.safetensors"]
-    assert list(result["encoders"])[2:] == [*names, "pretrained"]
+    assert list(result["encoders"])[3:] == [*names, "pretrained"]
     assert result["encoders"]["best"]["width"] == 512
     twins = [result["encoders"][name]["knn"] for name in names[1:]]
     assert twins[0] == twins[1]

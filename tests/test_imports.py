@@ -19,7 +19,7 @@ MODULES = sorted(
 GROUND = {"errors", "files", "intervals", "locks", "plain_yaml", "rows", "tensor_file"}
 LEAVES = {
     "bank", "budget", "calibration", "checkpoint", "colour", "compiling", "components",
-    "curve_lines", "device", "distributed", "feature_file", "folds", "fused", "heads", "loader",
+    "curve_lines", "descriptors", "device", "distributed", "feature_file", "folds", "fused", "heads", "loader",
     "logistic", "losses", "machine", "neighbours", "opening", "pipeline", "recipe_files",
     "remote_files", "reporting.names", "reporting.run_schema", "reporting.verdict", "run_folder",
     "schedule", "tiff",
@@ -28,7 +28,8 @@ LEAVES = {
 PAIRS = {
     "augment": {"colour", "fused"},
     "choosing": {"neighbours"},
-    "encoder": {"components"},
+    "describing": {"components", "descriptors"},
+    "encoder": {"components", "descriptors"},
     "data": {"headers", "opening", "picture"},
     "grid": {"picture"},
     "headers": {"opening", "picture", "tiff"},

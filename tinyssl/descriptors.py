@@ -13,7 +13,7 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, interpolate
+from torch.nn.functional import avg_pool2d, conv2d, interpolate
 
 _SIDE = 128  # pixels; gradients and half of the patterns are those of 64
 _GRIDS = (8, 4)  # cells a side
@@ -66,13 +66,14 @@ def oriented(gray: Tensor) -> Tensor:
     less the further: `|g| * max(|cos(a - a_k)| - cos 20, 0) / (1 - cos 20)`, which needs no arc
     tangent.
     """
-    right = gray[:, :, 1:-1, 2:] - gray[:, :, 1:-1, :-2]
-    down = gray[:, :, 2:, 1:-1] - gray[:, :, :-2, 1:-1]
-    length = (right * right + down * down).sqrt()
     angles = torch.arange(_ANGLES, device=gray.device) * (math.pi / _ANGLES)
-    along = right * angles.cos().view(1, -1, 1, 1) + down * angles.sin().view(1, -1, 1, 1)
+    filters = torch.zeros(_ANGLES + 2, 1, 3, 3, device=gray.device)
+    filters[:, 0, 1, 2] = torch.cat([angles.cos(), angles.new_tensor([1, 0])])
+    filters[:, 0, 2, 1] = torch.cat([angles.sin(), angles.new_tensor([0, 1])])
+    along = conv2d(gray, filters - filters.flip(2, 3))
+    length = along[:, _ANGLES:].square().sum(dim=1, keepdim=True).sqrt()
     least = math.cos(math.pi / _ANGLES)
-    return (along.abs() - least * length).relu() / (1 - least)
+    return (along[:, :_ANGLES].abs() - least * length).relu() / (1 - least)
 
 
 def shapes(directions: Tensor, cells: int) -> Tensor:
@@ -102,18 +103,15 @@ def patterns(gray: Tensor, step: int) -> Tensor:
         gray: in deviations.
         step: 2 looks at every second pixel of every second line.
     """
-    height, width = gray.shape[2] - 2, gray.shape[3] - 2
-    centre = gray[:, :, 1:-1:step, 1:-1:step]
-    bright = [
-        ((gray[:, :, y : y + height : step, x : x + width : step] - centre) / _NOISE + 1)
-        .clamp(0, 1)
-        .flatten(2)
-        for y, x in _AROUND
-    ]
-    sides = [torch.cat([1 - one, one], dim=1) for one in bright]
-    pairs = [_outer(*two) for two in zip(sides[::2], sides[1::2], strict=True)]
-    fours = _outer(pairs[0], pairs[1]), _outer(pairs[2], pairs[3])
-    return _roots(fours[0] @ fours[1].mT / centre[0].numel())
+    filters = torch.zeros(8, 1, 3, 3, device=gray.device)
+    filters[:, 0, 1, 1] = -1
+    for number, (y, x) in enumerate(_AROUND):
+        filters[number, 0, y, x] = 1
+    bright = (conv2d(gray, filters / _NOISE, stride=step) + 1).clamp(0, 1).flatten(2)
+    sides = torch.stack([1 - bright, bright], dim=2)  # b, 8, 2, n
+    pairs = (sides[:, ::2, :, None] * sides[:, 1::2, None]).flatten(2, 3)  # b, 4, 4, n
+    fours = (pairs[:, ::2, :, None] * pairs[:, 1::2, None]).flatten(2, 3)  # b, 2, 16, n
+    return _roots(fours[:, 0] @ fours[:, 1].mT / bright.shape[2])
 
 
 def colours(pixels: Tensor) -> Tensor:
