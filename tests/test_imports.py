@@ -19,8 +19,8 @@ MODULES = sorted(
 GROUND = {"errors", "files", "intervals", "locks", "plain_yaml", "rows", "tensor_file"}
 LEAVES = {
     "bank", "budget", "calibration", "checkpoint", "colour", "compiling", "components",
-    "curve_lines", "descriptors", "device", "distributed", "feature_file", "folds", "fused", "heads", "loader",
-    "logistic", "losses", "machine", "neighbours", "opening", "pipeline", "recipe_files",
+    "curve_lines", "descriptors", "device", "distributed", "feature_file", "folds", "fused",
+    "heads", "loader", "logistic", "losses", "machine", "neighbours", "opening", "pipeline", "recipe_files",
     "remote_files", "reporting.names", "reporting.run_schema", "reporting.verdict", "run_folder",
     "schedule", "tiff",
 }  # fmt: skip
