@@ -20,8 +20,8 @@ GROUND = {"errors", "files", "intervals", "locks", "plain_yaml", "rows", "tensor
 LEAVES = {
     "bank", "budget", "calibration", "checkpoint", "colour", "compiling", "components",
     "curve_lines", "descriptors", "device", "distributed", "feature_file", "folds", "fused",
-    "heads", "loader", "logistic", "losses", "machine", "neighbours", "opening", "pipeline", "recipe_files",
-    "remote_files", "reporting.names", "reporting.run_schema", "reporting.verdict", "run_folder",
+    "heads", "loader", "logistic", "losses", "machine", "neighbours", "opening", "pipeline",
+    "recipe_files", "remote_files", "reporting.names", "reporting.run_schema", "reporting.verdict", "run_folder",
     "schedule", "tiff",
 }  # fmt: skip
 # One room that is several files: what belongs together and grew too long for one.

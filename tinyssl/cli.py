@@ -216,7 +216,7 @@ def evaluate(
     **options: Any,
 ) -> None:
     """Judge the encoder in RUN: k-NN, linear probe and few-shot accuracy on held-out pictures,
-    beside raw pixels and the same network with random weights.
+    beside raw pixels, descriptors of pictures, and the same network with random weights.
 
     Hyper-parameters of the classifiers are chosen on the training pictures only.
 
