@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, conv2d, interpolate
 
+from tinyssl.colour import luma
+
 _SIDE = 128  # pixels; gradients and half of the patterns are those of 64
 _GRIDS = (8, 4)  # cells a side
 _ANGLES = 9
 _PATTERNS = 256
 _HUES, _SATURATIONS, _VALUES, _LEVELS = 8, 4, 4, 16
-_LUMA = (0.2989, 0.587, 0.114)  # as in colour.py
 # In deviations of all pictures' pixels: what is weaker is noise, or too even to have a direction.
 _NOISE, _EVEN = 0.02, 0.1
 _AROUND = ((0, 0), (0, 1), (0, 2), (1, 2), (2, 2), (2, 1), (2, 0), (1, 0))
@@ -66,10 +67,11 @@ def oriented(gray: Tensor) -> Tensor:
     less the further: `|g| * max(|cos(a - a_k)| - cos 20, 0) / (1 - cos 20)`, which needs no arc
     tangent.
     """
-    angles = torch.arange(_ANGLES, device=gray.device) * (math.pi / _ANGLES)
+    numbers = torch.arange(_ANGLES + 2, device=gray.device)
+    right_and_down = (numbers - _ANGLES) * (math.pi / 2)  # the last two
+    angles = torch.where(numbers < _ANGLES, numbers * (math.pi / _ANGLES), right_and_down)
     filters = torch.zeros(_ANGLES + 2, 1, 3, 3, device=gray.device)
-    filters[:, 0, 1, 2] = torch.cat([angles.cos(), angles.new_tensor([1, 0])])
-    filters[:, 0, 2, 1] = torch.cat([angles.sin(), angles.new_tensor([0, 1])])
+    filters[:, 0, 1, 2], filters[:, 0, 2, 1] = angles.cos(), angles.sin()
     along = conv2d(gray, filters - filters.flip(2, 3))
     length = along[:, _ANGLES:].square().sum(dim=1, keepdim=True).sqrt()
     least = math.cos(math.pi / _ANGLES)
@@ -141,10 +143,7 @@ def levels(pixels: Tensor) -> Tensor:
 
 def _gray(pictures: Tensor) -> Tensor:
     """The luma of three channels, the mean of others: (b, 1, h, w)."""
-    if pictures.shape[1] != 3:
-        return pictures.mean(dim=1, keepdim=True)
-    weights = torch.tensor(_LUMA, device=pictures.device).view(1, 3, 1, 1)
-    return (pictures * weights).sum(dim=1, keepdim=True)
+    return luma(pictures) if pictures.shape[1] == 3 else pictures.mean(dim=1, keepdim=True)
 
 
 def _sized(pictures: Tensor) -> Tensor:
