@@ -120,6 +120,15 @@ def test_every_picture_has_them(channels: int, size: int, fill: float | None) ->
     assert 0 <= float(found.min()) <= float(found.max()) <= 1.001
 
 
+def test_autocast_changes_nothing() -> None:
+    pictures = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(4))
+    descriptors = Descriptors(3)
+    expected = descriptors(pictures, (pictures - 0.5) / 0.25)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = descriptors(pictures, (pictures - 0.5) / 0.25)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
 def test_shape_is_told_from_its_mirror_image_and_textures_are_not_moved() -> None:
     pictures = torch.rand(1, 1, 128, 128, generator=torch.Generator().manual_seed(5))
     pictures[:, :, 64:] *= 0.2

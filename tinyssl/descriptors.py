@@ -46,8 +46,15 @@ class Descriptors(nn.Module):
     def forward(self, pictures: Tensor, normalized: Tensor) -> Tensor:
         """Pictures (b, c, h, w) in [0, 1], and with mean 0 and deviation 1, to (b, sum of widths).
 
-        Float32, 0 to 1.
+        Float32, 0 to 1; also where autocast would compute in less, which is as coarse as the noise.
         """
+        kind = pictures.device.type
+        if torch.is_autocast_enabled(kind):
+            with torch.autocast(kind, enabled=False):
+                return self._described(pictures, normalized)
+        return self._described(pictures, normalized)
+
+    def _described(self, pictures: Tensor, normalized: Tensor) -> Tensor:
         coloured = pictures.shape[1] == 3
         whole = _sized(_gray(normalized.float()))
         half = avg_pool2d(whole, 2)
