@@ -1,5 +1,6 @@
 """Descriptors against naive versions of the same, pixel by pixel."""
 
+import cmath
 import colorsys
 import math
 
@@ -83,15 +84,18 @@ def test_colours_are_shares_of_hue_saturation_and_value() -> None:
     pixels[0, :, 0] = 0.5  # without a hue
     counts = np.zeros((8, 4, 4))
     for red, green, blue in pixels[0].T.tolist():
-        hue, saturation, value = colorsys.rgb_to_hsv(red, green, blue)
+        _, saturation, value = colorsys.rgb_to_hsv(red, green, blue)
         saturation *= value / (value + 1e-3)
+        plane = sum(
+            x * cmath.rect(1, k * 2 * math.pi / 3) for k, x in enumerate((red, green, blue))
+        )
+        near = [math.cos(cmath.phase(plane) - k * math.pi / 4) for k in range(8)]
+        hues = [abs(plane) * max(one - math.sqrt(0.5), 0) + 1e-4 for one in near]
         for i in range(8):
-            apart = abs(8 * hue - i)
-            around = max(1 - min(apart, 8 - apart), 0)
             for j in range(4):
                 for k in range(4):
                     rest = max(1 - abs(3 * saturation - j), 0) * max(1 - abs(3 * value - k), 0)
-                    counts[i, j, k] += around * rest / 40
+                    counts[i, j, k] += hues[i] / sum(hues) * rest / 40
     np.testing.assert_allclose(colours(pixels)[0].square(), counts.ravel(), atol=1e-5)
     assert float(colours(pixels).square().sum()) == pytest.approx(1, abs=1e-3)
 

@@ -13,11 +13,12 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, conv2d, interpolate
+from torch.nn.functional import avg_pool2d, conv2d
 
 from tinyssl.colour import luma
 
 _SIDE = 128  # pixels; gradients and half of the patterns are those of 64
+_SHADES = 32  # pixels a side, for colours
 _GRIDS = (8, 4)  # cells a side
 _ANGLES = 9
 _PATTERNS = 256
@@ -56,9 +57,9 @@ class Descriptors(nn.Module):
 
     def _described(self, pictures: Tensor, normalized: Tensor) -> Tensor:
         coloured = pictures.shape[1] == 3
-        whole = _sized(_gray(normalized.float()))
+        whole = _sized(_gray(normalized.float()), _SIDE)
         half = avg_pool2d(whole, 2)
-        shades = avg_pool2d(_sized((pictures if coloured else normalized).float()), 4).flatten(2)
+        shades = _sized((pictures if coloured else normalized).float(), _SHADES).flatten(2)
         directions = oriented(half)
         parts = [shapes(directions, cells) for cells in _GRIDS]
         parts.append(colours(shades) if coloured else levels(shades))
@@ -82,7 +83,7 @@ def oriented(gray: Tensor) -> Tensor:
     along = conv2d(gray, filters - filters.flip(2, 3))
     length = along[:, _ANGLES:].square().sum(dim=1, keepdim=True).sqrt()
     least = math.cos(math.pi / _ANGLES)
-    return (along[:, :_ANGLES].abs() - least * length).relu() / (1 - least)
+    return (_absolute(along[:, :_ANGLES]) - least * length).relu() / (1 - least)
 
 
 def shapes(directions: Tensor, cells: int) -> Tensor:
@@ -96,7 +97,7 @@ def shapes(directions: Tensor, cells: int) -> Tensor:
     means = down @ directions @ across.mT
     beside = _beside(cells, directions)
     strength = beside @ means.square().sum(dim=1, keepdim=True) @ beside.mT
-    return (means / (strength + _EVEN**2).sqrt()).clamp(max=1).flatten(1)
+    return (means / (strength + _EVEN**2).sqrt()).clamp(0, 1).flatten(1)
 
 
 def patterns(gray: Tensor, step: int) -> Tensor:
@@ -120,21 +121,28 @@ def patterns(gray: Tensor, step: int) -> Tensor:
     sides = torch.stack([1 - bright, bright], dim=2)  # b, 8, 2, n
     pairs = (sides[:, ::2, :, None] * sides[:, 1::2, None]).flatten(2, 3)  # b, 4, 4, n
     fours = (pairs[:, ::2, :, None] * pairs[:, 1::2, None]).flatten(2, 3)  # b, 2, 16, n
-    return _roots(fours[:, 0] @ fours[:, 1].mT / bright.shape[2])
+    first, last = fours.unbind(dim=1)
+    return _roots(first @ last.mT / bright.shape[2])
 
 
 def colours(pixels: Tensor) -> Tensor:
     """Square roots of the shares of hues, saturations and values: (b, 3, n) to (b, 128).
 
-    HSV as in `colour.adjust_hue`. A pixel between two bins is shared by them.
+    Saturation and value as in HSV. The hue is the direction in the plane of equal brightness, red
+    at 0 and green at a third of a turn; it counts for what lies within 45 degrees of it, the less
+    the further, and a pixel without any counts for all alike. One between two saturations or
+    values is shared by them.
     """
     red, green, blue = pixels.unbind(dim=1)
     high = torch.maximum(torch.maximum(red, green), blue)
-    chroma = high - torch.minimum(torch.minimum(red, green), blue)
-    some = chroma.clamp(min=1e-6)
-    beyond = torch.where(green == high, 2 + (blue - red) / some, 4 + (red - green) / some)
-    turns = torch.where(red == high, (green - blue) / some, beyond) / 6
-    hues = _binned(turns - turns.floor(), _HUES, around=True)
+    least = red - (red - green).relu()
+    chroma = high - (least - (least - blue).relu())
+    across, up = red - (green + blue) / 2, (green - blue) * (math.sqrt(3) / 2)
+    angles = torch.arange(_HUES, device=pixels.device).view(1, -1, 1) * (2 * math.pi / _HUES)
+    along = across[:, None] * angles.cos() + up[:, None] * angles.sin()
+    length = (across * across + up * up).sqrt()[:, None]
+    hues = (along - math.cos(2 * math.pi / _HUES) * length).relu() + 1e-4
+    hues = hues / hues.sum(dim=1, keepdim=True)
     rest = _outer(_binned(chroma / (high + 1e-3), _SATURATIONS), _binned(high, _VALUES))
     return _roots(hues @ rest.mT / pixels.shape[2])
 
@@ -153,21 +161,37 @@ def _gray(pictures: Tensor) -> Tensor:
     return luma(pictures) if pictures.shape[1] == 3 else pictures.mean(dim=1, keepdim=True)
 
 
-def _sized(pictures: Tensor) -> Tensor:
-    return interpolate(pictures, (_SIDE, _SIDE), mode="bilinear", align_corners=False)
+def _sized(pictures: Tensor, side: int) -> Tensor:
+    """Pictures of `side` pixels, by the triangle filter, as in `augment.resize_matrix`."""
+    down, across = (_resampling(length, side, pictures) for length in pictures.shape[2:])
+    tall = pictures if down is None else down @ pictures
+    return tall if across is None else tall @ across.mT
+
+
+def _resampling(length: int, side: int, like: Tensor) -> Tensor | None:
+    """Of each of `length` pixels of a line in each of `side`, (side, length); None: as it is."""
+    if isinstance(length, int) and length == side:
+        return None
+    scale = length / side
+    centres = (torch.arange(side, device=like.device)[:, None] + 0.5) * scale - 0.5
+    apart = _absolute(torch.arange(length, device=like.device) - centres)
+    weights = (1 - apart / max(scale, 1)).relu()
+    return weights / weights.sum(dim=1, keepdim=True)
+
+
+def _absolute(values: Tensor) -> Tensor:
+    """CoreML's part of onnxruntime knows no Abs, and no Min, Equal and Floor either."""
+    return torch.maximum(values, values * -1)
 
 
 def _roots(shares: Tensor) -> Tensor:
     return (shares.flatten(1) + 1e-7).sqrt()
 
 
-def _binned(values: Tensor, count: int, around: bool = False) -> Tensor:
-    """Shares of values in [0, 1] in bins, (b, n) to (b, count, n); `around`: 1 is 0 again."""
+def _binned(values: Tensor, count: int) -> Tensor:
+    """Shares of values in [0, 1] in bins, (b, n) to (b, count, n)."""
     bins = torch.arange(count, device=values.device).view(1, -1, 1)
-    apart = (values[:, None] * (count if around else count - 1) - bins).abs()
-    if around:
-        apart = torch.minimum(apart, count - apart)
-    return (1 - apart).relu()
+    return (1 - _absolute(values[:, None] * (count - 1) - bins)).relu()
 
 
 def _outer(first: Tensor, second: Tensor) -> Tensor:
