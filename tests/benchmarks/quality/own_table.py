@@ -54,6 +54,10 @@ def told(values: Any) -> str:
     )
 
 
+def _counted(seeds: int) -> str:
+    return "1 seed" if seeds == 1 else f"{seeds} seeds"
+
+
 def markdown(found: Found, level: str) -> str:
     """Sets as columns, ways as rows, then what the first way has over the others."""
     sets = sorted({name for results in found.values() for name in results})
@@ -70,7 +74,7 @@ def markdown(found: Found, level: str) -> str:
         shared = [seed for seed in ours if seed in theirs]
         if way != "tinyssl" and shared:
             change = told([ours[seed] - theirs[seed] for seed in shared])
-            lines += ["", f"tinyssl minus {way}, means of the sets, {len(shared)} seeds: {change}"]
+            lines += ["", f"tinyssl minus {way}, means of the sets, {_counted(len(shared))}: {change}"]
     return "\n".join([*lines, ""])
 
 
