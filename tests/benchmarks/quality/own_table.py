@@ -74,7 +74,10 @@ def markdown(found: Found, level: str) -> str:
         shared = [seed for seed in ours if seed in theirs]
         if way != "tinyssl" and shared:
             change = told([ours[seed] - theirs[seed] for seed in shared])
-            lines += ["", f"tinyssl minus {way}, means of the sets, {_counted(len(shared))}: {change}"]
+            lines += [
+                "",
+                f"tinyssl minus {way}, means of the sets, {_counted(len(shared))}: {change}",
+            ]
     return "\n".join([*lines, ""])
 
 
