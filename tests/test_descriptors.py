@@ -9,8 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from tinyssl.augment import resize_matrix
 from tinyssl.describing import DescriptorFeatures
-from tinyssl.descriptors import Descriptors, colours, levels, oriented, patterns, shapes
+from tinyssl.descriptors import (
+    Descriptors,
+    colours,
+    levels,
+    oriented,
+    patterns,
+    resampling,
+    shapes,
+)
 
 
 def gray(seed: int, height: int, width: int) -> Tensor:
@@ -107,6 +116,16 @@ def test_levels_are_shares_of_each_channel() -> None:
     for number in range(16):
         expected = (1 - (at - number).abs()).clamp(min=0).mean(2)
         torch.testing.assert_close(found[:, :, number], expected + 1e-7)
+
+
+@pytest.mark.parametrize("length", [5, 40, 100, 128, 200, 333])
+def test_lines_are_resampled_as_views_are(length: int) -> None:
+    found = resampling(length, 128, torch.device("cpu"))
+    if length == 128:
+        assert found is None
+        return
+    whole = resize_matrix(length, 128, torch.zeros(1), torch.tensor([float(length)]))[0]
+    torch.testing.assert_close(found, whole, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])

@@ -92,10 +92,9 @@ def shapes(directions: Tensor, cells: int) -> Tensor:
     The strength is the length of the cell's nine and those of the cells beside it, by the mean of
     their squares (Dalal & Triggs, section 6.4).
     """
-    across = _shares(directions.shape[3], cells, directions)
-    down = _shares(directions.shape[2], cells, directions)
+    down, across = (_shares(length, cells, directions.device) for length in directions.shape[2:])
     means = down @ directions @ across.mT
-    beside = _beside(cells, directions)
+    beside = _beside(cells, directions.device)
     strength = beside @ means.square().sum(dim=1, keepdim=True) @ beside.mT
     return (means / (strength + _EVEN**2).sqrt()).clamp(0, 1).flatten(1)
 
@@ -163,18 +162,18 @@ def _gray(pictures: Tensor) -> Tensor:
 
 def _sized(pictures: Tensor, side: int) -> Tensor:
     """Pictures of `side` pixels, by the triangle filter, as in `augment.resize_matrix`."""
-    down, across = (_resampling(length, side, pictures) for length in pictures.shape[2:])
+    down, across = (resampling(length, side, pictures.device) for length in pictures.shape[2:])
     tall = pictures if down is None else down @ pictures
     return tall if across is None else tall @ across.mT
 
 
-def _resampling(length: int, side: int, like: Tensor) -> Tensor | None:
-    """Of each of `length` pixels of a line in each of `side`, (side, length); None: as it is."""
+def resampling(length: int, side: int, device: torch.device) -> Tensor | None:
+    """What each of `length` pixels of a line is of each of `side`: (side, length); None: itself."""
     if isinstance(length, int) and length == side:
         return None
     scale = length / side
-    centres = (torch.arange(side, device=like.device)[:, None] + 0.5) * scale - 0.5
-    apart = _absolute(torch.arange(length, device=like.device) - centres)
+    centres = (torch.arange(side, device=device)[:, None] + 0.5) * scale - 0.5
+    apart = _absolute(torch.arange(length, device=device) - centres)
     weights = (1 - apart / max(scale, 1)).relu()
     return weights / weights.sum(dim=1, keepdim=True)
 
@@ -199,16 +198,16 @@ def _outer(first: Tensor, second: Tensor) -> Tensor:
     return (first[:, :, None] * second[:, None]).flatten(1, 2)
 
 
-def _shares(length: int, cells: int, like: Tensor) -> Tensor:
+def _shares(length: int, cells: int, device: torch.device) -> Tensor:
     """Of each of `length` pixels of a line in the mean of each cell: (cells, length)."""
-    edges = torch.arange(length + 1, device=like.device) * (cells / length)
-    numbers = torch.arange(cells, device=like.device)[:, None]
+    edges = torch.arange(length + 1, device=device) * (cells / length)
+    numbers = torch.arange(cells, device=device)[:, None]
     inside = (edges - numbers).clamp(0, 1)
     return inside.diff(dim=1)
 
 
-def _beside(cells: int, like: Tensor) -> Tensor:
+def _beside(cells: int, device: torch.device) -> Tensor:
     """Means over a cell and those before and after it: (cells, cells)."""
-    numbers = torch.arange(cells, device=like.device)
-    near = ((numbers[:, None] - numbers).abs() <= 1).to(like.dtype)
+    numbers = torch.arange(cells, device=device)
+    near = ((numbers[:, None] - numbers).abs() <= 1).float()
     return near / near.sum(dim=1, keepdim=True)
