@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
-from tinyssl.augment import resize_matrix
 from tinyssl.describing import DescriptorFeatures
 from tinyssl.descriptors import (
     Descriptors,
@@ -17,8 +17,8 @@ from tinyssl.descriptors import (
     levels,
     oriented,
     patterns,
-    resampling,
     shapes,
+    sized,
 )
 
 
@@ -118,14 +118,11 @@ def test_levels_are_shares_of_each_channel() -> None:
         torch.testing.assert_close(found[:, :, number], expected + 1e-7)
 
 
-@pytest.mark.parametrize("length", [5, 40, 100, 128, 200, 333])
-def test_lines_are_resampled_as_views_are(length: int) -> None:
-    found = resampling(length, 128, torch.device("cpu"))
-    if length == 128:
-        assert found is None
-        return
-    whole = resize_matrix(length, 128, torch.zeros(1), torch.tensor([float(length)]))[0]
-    torch.testing.assert_close(found, whole, atol=1e-5, rtol=0)
+@pytest.mark.parametrize(("height", "width"), [(5, 128), (128, 40), (128, 128), (333, 200)])
+def test_pictures_are_resized_as_torch_does(height: int, width: int) -> None:
+    pictures = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(7))
+    expected = interpolate(pictures, (128, 128), mode="bilinear", antialias=True)
+    torch.testing.assert_close(sized(pictures, 128), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
@@ -152,7 +149,7 @@ def test_autocast_changes_nothing() -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
-def test_shape_is_told_from_its_mirror_image_and_textures_are_not_moved() -> None:
+def test_cells_tell_a_picture_from_its_mirror_image_and_levels_do_not() -> None:
     pictures = torch.rand(1, 1, 128, 128, generator=torch.Generator().manual_seed(5))
     pictures[:, :, 64:] *= 0.2
     both = torch.cat([pictures, pictures.flip(2)])

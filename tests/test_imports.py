@@ -29,7 +29,7 @@ PAIRS = {
     "augment": {"colour", "fused"},
     "choosing": {"neighbours"},
     "describing": {"components", "descriptors"},
-    "descriptors": {"colour"},
+    "descriptors": {"augment", "colour"},
     "encoder": {"components", "descriptors"},
     "data": {"headers", "opening", "picture"},
     "grid": {"picture"},

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, conv2d
 
+from tinyssl.augment import resize_matrix
 from tinyssl.colour import luma
 
 _SIDE = 128  # pixels; gradients and half of the patterns are those of 64
@@ -57,9 +58,9 @@ class Descriptors(nn.Module):
 
     def _described(self, pictures: Tensor, normalized: Tensor) -> Tensor:
         coloured = pictures.shape[1] == 3
-        whole = _sized(_gray(normalized.float()), _SIDE)
+        whole = sized(_gray(normalized.float()), _SIDE)
         half = avg_pool2d(whole, 2)
-        shades = _sized((pictures if coloured else normalized).float(), _SHADES).flatten(2)
+        shades = sized((pictures if coloured else normalized).float(), _SHADES).flatten(2)
         directions = oriented(half)
         parts = [shapes(directions, cells) for cells in _GRIDS]
         parts.append(colours(shades) if coloured else levels(shades))
@@ -160,22 +161,14 @@ def _gray(pictures: Tensor) -> Tensor:
     return luma(pictures) if pictures.shape[1] == 3 else pictures.mean(dim=1, keepdim=True)
 
 
-def _sized(pictures: Tensor, side: int) -> Tensor:
-    """Pictures of `side` pixels, by the triangle filter, as in `augment.resize_matrix`."""
-    down, across = (resampling(length, side, pictures.device) for length in pictures.shape[2:])
-    tall = pictures if down is None else down @ pictures
-    return tall if across is None else tall @ across.mT
-
-
-def resampling(length: int, side: int, device: torch.device) -> Tensor | None:
-    """What each of `length` pixels of a line is of each of `side`: (side, length); None: itself."""
-    if isinstance(length, int) and length == side:
-        return None
-    scale = length / side
-    centres = (torch.arange(side, device=device)[:, None] + 0.5) * scale - 0.5
-    apart = _absolute(torch.arange(length, device=device) - centres)
-    weights = (1 - apart / max(scale, 1)).relu()
-    return weights / weights.sum(dim=1, keepdim=True)
+def sized(pictures: Tensor, side: int) -> Tensor:
+    """Pictures (b, c, h, w) of `side` pixels, by the filter that makes views."""
+    for length in pictures.shape[2:]:
+        if not isinstance(length, int) or length != side:  # in a graph of any size it is no int
+            start = torch.zeros(1, device=pictures.device)
+            pictures = resize_matrix(length, side, start, start + length)[0] @ pictures
+        pictures = pictures.mT
+    return pictures
 
 
 def _absolute(values: Tensor) -> Tensor:
