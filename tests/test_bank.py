@@ -38,6 +38,8 @@ def test_scores_are_cosines_with_all_or_some_rows() -> None:
     naive = torch.tensor([[float(a @ b) for b in made.rows] for a in z], dtype=torch.double)
     torch.testing.assert_close(made.scores(z), naive)
     torch.testing.assert_close(made.scores(z, torch.tensor([7, 2])), naive[:, [7, 2]])
+    rows = torch.randint(N, (5, 3), generator=generator(3))
+    torch.testing.assert_close(made.scores_each(z, rows), naive.gather(1, rows))
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])

@@ -28,10 +28,16 @@ SMALL = [
     "run.workers=1",
 ]  # fmt: skip
 # No batch norm that depends on which pictures a process has: two processes are then one.
-ALIKE = [*SMALL, "encoder.batch_norm=frozen", "head.layers=1", "head.last_norm=false"]
+ALIKE = [
+    *SMALL,
+    "encoder.batch_norm=frozen",
+    "head.layers=1",
+    "head.last_norm=false",
+    "loss.near_weight=0.5",
+]
 MIXED = [
     *SMALL, "augment.cutmix=0.7", "bank.rule=gradient", "bank.negatives=4",
-    "loss.distill_weight=1",
+    "loss.distill_weight=1", "loss.near_weight=0.5",
 ]  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tinyssl.losses import instance_discrimination, self_distillation
+from tinyssl.losses import instance_discrimination, near_discrimination, self_distillation
 
 
 def cosines(b: int = 5, k: int = 9) -> Tensor:
@@ -45,6 +45,13 @@ def test_mixture_weighs_both_pictures() -> None:
     assert loss.item() == pytest.approx(total / 5)
 
 
+def test_near_pictures_share_the_target() -> None:
+    scores, near = cosines(), torch.tensor([[3, 1], [0, 2], [8, 7], [1, 5], [4, 3]])
+    expected = [instance_discrimination(scores, target, 0.2).item() for target in near.T]
+    found = near_discrimination(scores, scores.gather(1, near).mean(1), 0.2)
+    assert found.item() == pytest.approx(sum(expected) / 2)
+
+
 def test_log_correction_counts_a_row_as_many() -> None:
     """A column corrected by log(3) stands for three equal columns."""
     scores, target = cosines(4, 3), torch.tensor([0, 1, 0, 1])
@@ -53,6 +60,7 @@ def test_log_correction_counts_a_row_as_many() -> None:
     for loss in (
         lambda s, c: instance_discrimination(s, target, 0.2, log_correction=c),
         lambda s, c: self_distillation(s, 0.2, log_correction=c),
+        lambda s, c: near_discrimination(s, s[:, 0], 0.2, log_correction=c),
     ):
         assert loss(scores, correction).item() == pytest.approx(loss(repeated, None).item())
 

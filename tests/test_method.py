@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from tinyssl.bank import MemoryBank
 from tinyssl.encoder import Encoder
@@ -57,6 +58,47 @@ def test_distillation_weight_scales_its_term() -> None:
     one, five = method(distill_weight=1.0), method(distill_weight=5.0)
     first = one.losses(one.project(views), index)["distillation"]
     torch.testing.assert_close(five.losses(five.project(views), index)["distillation"], 5 * first)
+
+
+def near_of_ten() -> Tensor:
+    return (torch.arange(10)[:, None] + torch.tensor([1, 3])) % 10
+
+
+@pytest.mark.parametrize("weight", [0.25, 1.0])
+def test_near_pictures_get_their_share_of_the_target(weight: float) -> None:
+    near = near_of_ten()
+    made = method(near=near, near_weight=weight, distill_weight=0.0)
+    views, index = pictures()
+    z = made.project(views)
+    share = torch.zeros(4, 10)
+    share[torch.arange(4), index] += 1 - weight
+    share.scatter_add_(1, near[index], torch.full((4, 2), weight / 2))
+    terms = made.losses(z, index)
+    assert terms.keys() == {"instance", "near"}
+    expected = cross_entropy(made.bank.scores(z) / 0.2, share)
+    torch.testing.assert_close(sum(terms.values()), expected)
+
+
+def test_near_pictures_need_not_be_scored() -> None:
+    """With every other row as a candidate a step's losses are those over the whole bank."""
+    made = method(near=near_of_ten(), near_weight=0.5)
+    views, index = pictures()
+    z = made.project(views)
+    every = made.bank.candidates(index, 6, torch.Generator().manual_seed(0))
+    for name, term in made.losses(z, index).items():
+        torch.testing.assert_close(made.losses(z, index, every)[name], term)
+
+
+def test_mixed_pictures_have_the_near_ones_of_both() -> None:
+    made = method(near=near_of_ten(), near_weight=1.0, distill_weight=0.0)
+    views, index = pictures()
+    z = made.project(views)
+    mix = Mix(torch.tensor([1, 0, 3, 2]), torch.tensor([1.0, 0.6, 1.0, 0.0]))
+    target = torch.tensor([index[0], index[1], index[2], index[2]])  # the last is all partner
+    own = made.losses(z, target)["near"] * 4
+    other = made.losses(z, index[[0, 0, 2, 2]])["near"] * 4
+    found = made.losses(z, index, mix=mix)["near"] * 4
+    torch.testing.assert_close(found, 0.6 * own + 0.4 * other)
 
 
 @pytest.mark.parametrize("sampled", [None, 3])

@@ -142,7 +142,12 @@ def test_seed_changes_the_run(picture_folder: Folder, tmp_path: Path) -> None:
     "settings",
     [
         [],
-        ["augment.cutmix=0.5", "bank.rule=gradient", "loss.distill_weight=5"],
+        [
+            "augment.cutmix=0.5",
+            "bank.rule=gradient",
+            "loss.distill_weight=5",
+            "loss.near_weight=0.5",
+        ],
         ["bank.negatives=5", "encoder.batch_norm=frozen", "encoder.blend=0.5", "optim.name=adamw"],
     ],
     ids=["plain", "cutmix-gradient", "sampled-frozen-blend"],

@@ -95,6 +95,10 @@ class MemoryBank(nn.Module):
             return (z.half() @ self.rows.T).to(z.dtype)  # no copy of the bank; CPUs are slow at it
         return z @ self.rows.to(z).T
 
+    def scores_each(self, z: Tensor, rows: Tensor) -> Tensor:
+        """Cosines of each of `z`, (b, d), with rows of its own, numbered (b, m); (b, m)."""
+        return torch.einsum("bd,bmd->bm", z, self._take(rows, z))
+
     def _take(self, rows: Tensor, like: Tensor) -> Tensor:
         return self.rows[self._there(rows)].to(like)
 

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 from timm.layers.norm_act import convert_sync_batchnorm  # torch's own loses timm's activations
-from torch import nn
+from torch import Tensor, nn
 
 from tinyssl import distributed
 from tinyssl.augment import PRESETS, Augment
 from tinyssl.bank import MemoryBank
 from tinyssl.budget import epochs_for, negatives_for, views_for
-from tinyssl.config import Recipe, Views, load_recipe
+from tinyssl.config import Loss, Recipe, Views, load_recipe
 from tinyssl.console import log
 from tinyssl.data import Pictures
 from tinyssl.device import pick_device, use_bf16
@@ -173,12 +173,21 @@ def build_method(
         bank_rule=recipe.bank.rule,
         bank_momentum=recipe.bank.momentum,
         bank_lr=recipe.bank.lr,
+        near_weight=recipe.loss.near_weight,
+        near=_room_for_near(recipe.loss, pictures, device),
     )
     encoder.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     quicken_small_maps(encoder)
     method.head.to(device)
     method.bank.to("cpu" if recipe.bank.device == "host" else device)
     return method
+
+
+def _room_for_near(section: Loss, pictures: int, device: torch.device | str) -> Tensor | None:
+    """For the numbers of near pictures, which a run finds or its checkpoint has."""
+    count = min(section.near_pictures, pictures - 1)
+    wanted = section.near_weight > 0 and count > 0
+    return torch.zeros(pictures, count, dtype=torch.int64, device=device) if wanted else None
 
 
 def build_optimizer(recipe: Recipe, method: Method) -> torch.optim.Optimizer:

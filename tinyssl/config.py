@@ -173,9 +173,15 @@ class Bank(Section):
 
 
 class Loss(Section):
-    """Temperatures and weights of the two terms."""
+    """Temperatures and weights of the terms."""
 
     temperature: Positive = 0.2
+    near_weight: Probability = Field(
+        0.0, description="share of the target for pictures with similar descriptors; 0: none"
+    )
+    near_pictures: Annotated[int, Field(ge=1, le=256)] = Field(
+        4, description="how many of them each picture has"
+    )
     distill_weight: NotNegative = 0.0
     distill_temperature: Positive = 1.0
 

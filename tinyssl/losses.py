@@ -1,4 +1,4 @@
-"""The two loss terms as pure functions of the cosines between a batch and the memory bank.
+"""The loss terms as pure functions of the cosines between a batch and the memory bank.
 
 b = batch, k = scored rows of the bank (all of them, or the batch's own and a sample).
 """
@@ -38,6 +38,26 @@ def instance_discrimination(
     own = cross_entropy(logits, target, reduction="none")
     other = cross_entropy(logits, target[partner], reduction="none")
     return (weight * own + (1 - weight) * other).mean()
+
+
+def near_discrimination(
+    scores: Tensor, near: Tensor, temperature: float, log_correction: Tensor | None = None
+) -> Tensor:
+    """Cross-entropy with near pictures as the class: `mean_i mean_m -log softmax(s_i / tau)[m]`.
+
+    Close rows of a memory bank as targets are those of local aggregation (Zhuang et al.,
+    arXiv:1903.12355); which are close is decided elsewhere here, see `near.py`.
+
+    Args:
+        scores: (b, k) cosines of the denominator.
+        near: (b,) mean cosines with the rows of pictures that are near, scored or not.
+        temperature: tau, above 0.
+        log_correction: (k,) added to the logits of `scores`; see `bank.Candidates`.
+
+    Returns:
+        Scalar, in nats.
+    """
+    return (_logits(scores, temperature, log_correction).logsumexp(1) - near / temperature).mean()
 
 
 def self_distillation(

@@ -1,4 +1,4 @@
-"""The method of arXiv:2404.19289: one view, one forward, a memory bank, two loss terms.
+"""The method of arXiv:2404.19289: one view, one forward, a memory bank, its loss terms.
 
 b = batch, n = pictures, c = channels, d = embedding width.
 """
@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 from tinyssl.bank import Candidates, MemoryBank
 from tinyssl.encoder import Encoder
-from tinyssl.losses import instance_discrimination, self_distillation
+from tinyssl.losses import instance_discrimination, near_discrimination, self_distillation
 
 
 class Mix(NamedTuple):
@@ -23,7 +23,12 @@ class Mix(NamedTuple):
 
 
 class Method(nn.Module):
-    """Joins encoder, projection head, memory bank and losses."""
+    """Joins encoder, projection head, memory bank and losses.
+
+    `near`, (n, m) int64 numbers of the pictures near each, gets `near_weight` of the target.
+    """
+
+    near: Tensor | None
 
     def __init__(
         self,
@@ -37,6 +42,8 @@ class Method(nn.Module):
         bank_rule: str,
         bank_momentum: float,
         bank_lr: float,
+        near_weight: float = 0.0,
+        near: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -48,6 +55,8 @@ class Method(nn.Module):
         self.bank_rule = bank_rule
         self.bank_momentum = bank_momentum
         self.bank_lr = bank_lr
+        self.near_weight = near_weight
+        self.register_buffer("near", near)
         self.network: Callable[[Tensor], Tensor] = self._network
 
     def compute_by(
@@ -86,7 +95,8 @@ class Method(nn.Module):
             mix: how the views were mixed by CutMix, if they were.
 
         Returns:
-            Scalars in nats: `instance`, and `distillation` unless its weight is 0.
+            Scalars in nats: `instance`, `near` if near pictures are known, and `distillation`
+            unless its weight is 0.
         """
         rows = None if candidates is None else candidates.rows
         correction = None if candidates is None else candidates.log_correction
@@ -102,11 +112,31 @@ class Method(nn.Module):
                 log_correction=correction,
             )
         }
+        if self.near is not None:
+            near = self._near(self.near, scores if rows is None else None, z, index, mix)
+            near = near_discrimination(scores, near, self.temperature, correction)
+            terms["instance"] = (1 - self.near_weight) * terms["instance"]
+            terms["near"] = self.near_weight * near
         if self.distill_weight:
             terms["distillation"] = self.distill_weight * self_distillation(
                 scores, self.distill_temperature, log_correction=correction
             )
         return terms
+
+    def _near(
+        self, near: Tensor, scores: Tensor | None, z: Tensor, index: Tensor, mix: Mix | None
+    ) -> Tensor:
+        """(b,) mean cosines with the rows of near pictures; `scores` are those of all rows."""
+
+        def cosines(pictures: Tensor) -> Tensor:
+            rows = near[pictures]
+            found = self.bank.scores_each(z, rows) if scores is None else scores.gather(1, rows)
+            return found.mean(dim=1)
+
+        own = cosines(index)
+        if mix is None:
+            return own
+        return mix.weight * own + (1 - mix.weight) * cosines(index[mix.partner])
 
     def update_bank(
         self,

@@ -46,6 +46,7 @@ from tinyssl.files import write_text
 from tinyssl.loader import ResidentPictures, generator_for, pipeline_batches, steps_in_epoch
 from tinyssl.loggers import Log, check_loggers, open_loggers
 from tinyssl.machine import MACHINE, machine_facts
+from tinyssl.near import near_pictures
 from tinyssl.pipeline import apply_pipeline, load_pipeline
 from tinyssl.recording import RecordedStep, recorded_views
 from tinyssl.reporting.command import leave_report
@@ -60,7 +61,7 @@ from tinyssl.watch import WATCHED, collapse_warning, watch
 from tinyssl.weights import WEIGHTS, save_encoder
 
 RESULT_COLUMNS = [
-    "epoch", "time", "loss", "instance", "distillation", "lr", "pictures_per_s",
+    "epoch", "time", "loss", "instance", "near", "distillation", "lr", "pictures_per_s",
     "rankme", "bank_rank", "bank_cosine", "retrieval", "knn",
 ]  # fmt: skip
 
@@ -226,6 +227,7 @@ class Run:
             return
         self._tell_start(done)
         if done == 0:
+            self._find_near()
             self._start_bank()
         self._compile()
         with (
@@ -287,6 +289,13 @@ class Run:
             advance=advance,
             stop_signal=stop,
         )
+
+    def _find_near(self) -> None:
+        near = self.method.near
+        if near is not None:
+            count = near.shape[1]
+            log.info(f"finding {count} near pictures of each by their descriptors")
+            near.copy_(near_pictures(self.pictures.array, self.method.encoder, count))
 
     def _start_bank(self) -> None:
         if self.recipe.bank.start == "random":

@@ -79,6 +79,7 @@ def _refuse_other_course(progress: Progress, method: Method, steps: int) -> None
     if progress.step > steps:
         raise ValueError(f"progress.step: {progress.step:,} of {steps:,} steps")
     terms = {"instance", "loss", GRADIENT_NORM}
+    terms |= {"near"} if method.near is not None else set()
     terms |= {"distillation"} if method.distill_weight else set()
     if any(set(row) - terms for row in [*progress.window, progress.epoch_sums]):
         raise ValueError(f"progress: other terms of the loss than {', '.join(sorted(terms))}")

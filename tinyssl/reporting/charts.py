@@ -13,7 +13,11 @@ from tinyssl.reporting.verdict import Judged
 Points = Sequence[tuple[float, float]]
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "triangle-down")
-_TERMS = {"instance": "instance discrimination", "distillation": "self-distillation"}
+_TERMS = {
+    "instance": "instance discrimination",
+    "near": "near pictures",
+    "distillation": "self-distillation",
+}
 _FROM_ZERO = ("retrieval", "rankme", "bank_cosine", "lr", "pictures_per_s")
 DASHES = ("solid", "dash", "dot", "dashdot")
 LEGEND = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
