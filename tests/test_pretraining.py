@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from tinyssl import pretraining as module
-from tinyssl.checkpoint import load_checkpoint
+from tinyssl.checkpoint import load_checkpoint, save_checkpoint
 from tinyssl.errors import Interrupted, JobError, UsageError
 from tinyssl.model import load
 from tinyssl.pretraining import pretrain
@@ -148,7 +148,14 @@ def test_seed_changes_the_run(picture_folder: Folder, tmp_path: Path) -> None:
             "loss.distill_weight=5",
             "loss.near_weight=0.5",
         ],
-        ["bank.negatives=5", "encoder.batch_norm=frozen", "encoder.blend=0.5", "optim.name=adamw"],
+        [
+            "bank.negatives=5",
+            "encoder.batch_norm=frozen",
+            "encoder.blend=0.5",
+            "optim.name=adamw",
+            "loss.near_weight=0.3",
+            "loss.near_by=start",
+        ],
     ],
     ids=["plain", "cutmix-gradient", "sampled-frozen-blend"],
 )
@@ -397,6 +404,28 @@ def test_overwrite_leaves_strangers_alone(picture_folder: Folder, tmp_path: Path
     assert (run / "notes.txt").read_text() == "mine"
     assert not (run / "label_curve.png").exists()
     assert len(results(run)) == 3
+
+
+def test_near_pictures_lie_in_the_checkpoint_and_are_checked(
+    picture_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_at(4, patch)
+        with pytest.raises(Interrupted):
+            pretrain(picture_folder(), out=tmp_path / "cut", overrides=QUICK)
+    assert "finding 4 near pictures" in (tmp_path / "cut" / "train.log").read_text()
+    file = tmp_path / "cut" / "checkpoints" / "last.pt"
+    state = load_checkpoint(file)
+    near = state["method"]["near"].clone()
+    assert not (near == torch.arange(len(near))[:, None]).any()
+    state["method"]["near"][0, 0] = len(near)
+    save_checkpoint(file, state)
+    with pytest.raises(UsageError, match=r"method.near: numbers of pictures outside 0 to"):
+        pretrain(out=tmp_path / "cut", resume=True)
+    state["method"]["near"].copy_(near)
+    save_checkpoint(file, state)
+    monkeypatch.setattr(module, "near_by_descriptors", None)  # not looked for again
+    pretrain(out=tmp_path / "cut", resume=True)
 
 
 def test_start_from_an_earlier_run(picture_folder: Folder, tmp_path: Path) -> None:

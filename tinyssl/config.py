@@ -177,7 +177,10 @@ class Loss(Section):
 
     temperature: Positive = 0.2
     near_weight: Probability = Field(
-        0.0, description="share of the target for pictures with similar descriptors; 0: none"
+        0.0, description="share of the target for near pictures; 0: none"
+    )
+    near_by: Literal["descriptors", "start"] = Field(
+        "descriptors", description="what makes pictures near; start: features of starting weights"
     )
     near_pictures: Annotated[int, Field(ge=1, le=256)] = Field(
         4, description="how many of them each picture has"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tinyssl.components import principal, standard
 from tinyssl.descriptors import Descriptors
 
-_COMPONENTS, _WHITENING = 256, 0.25  # as in the recipes
+COMPONENTS, WHITENING = 256, 0.25  # as in the recipes
 _PICTURES_AT_ONCE = 64
 
 
@@ -38,7 +38,7 @@ class DescriptorFeatures:
         )
         described = self._describe(shown)
         self.centre, self.scale = standard(described, self.descriptors.widths)
-        self.projection = principal(self._standardized(described), _COMPONENTS, _WHITENING)
+        self.projection = principal(self._standardized(described), COMPONENTS, WHITENING)
 
     def __call__(self, pictures: NDArray[Any]) -> NDArray[np.float32]:
         """(n, h, w, c) to (n, k) float32, k at most 256."""

@@ -1,27 +1,29 @@
-"""Which pictures are near each other before anything is trained: by their descriptors."""
+"""Which pictures are near each other before anything is trained.
+
+n = pictures, m = near pictures of each. Pictures are near by the cosine of principal components, in
+part whitened, of features that are there already. Of more than 65,536 pictures that many, evenly
+spaced, are there to be found.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tinyssl.describing import DescriptorFeatures
-from tinyssl.encoder import LOOKED_AT, Encoder
+from tinyssl.describing import COMPONENTS, WHITENING, DescriptorFeatures
+from tinyssl.encoder import LOOKED_AT, Encoder, embed_pictures, widen
 from tinyssl.neighbours import nearest, unit_rows
 from tinyssl.rows import spaced_rows
 
-_AMONG = 1 << 16  # pictures to choose from: all pairs of a million would take hours of a CPU
+_AMONG = 1 << 16  # all pairs of a million would take hours of a CPU
 
 
-def near_pictures(pictures: NDArray[Any], encoder: Encoder, count: int) -> Tensor:
-    """The pictures whose descriptors are nearest to each picture's.
-
-    By the cosine of the principal components of `descriptors.Descriptors`, which need no training.
-    Of more than 65,536 pictures that many, evenly spaced, are there to be found.
+def near_by_descriptors(pictures: NDArray[Any], encoder: Encoder, count: int) -> Tensor:
+    """The pictures whose descriptors, which need no training, are nearest to each picture's.
 
     Args:
         pictures: (n, h, w, c) uint8 or uint16.
@@ -33,10 +35,24 @@ def near_pictures(pictures: NDArray[Any], encoder: Encoder, count: int) -> Tenso
     """
     shown = pictures[spaced_rows(len(pictures), LOOKED_AT)]
     mean, std = encoder.mean.tolist(), encoder.std.tolist()
-    describe = DescriptorFeatures(shown, mean, std, encoder.mean.device)
-    rows = unit_rows(describe(pictures))
-    among = spaced_rows(len(pictures), _AMONG)
-    own = np.full(len(pictures), -1)
+    return _near(DescriptorFeatures(shown, mean, std, encoder.mean.device)(pictures), count)
+
+
+def near_by_start(
+    pictures: NDArray[Any], encoder: Encoder, count: int, levels: int | Literal["all"]
+) -> Tensor:
+    """The pictures that the encoder, as it is, finds nearest to each; see `near_by_descriptors`.
+
+    `levels` of the encoder's features are taken.
+    """
+    wide = widen(encoder, levels, pictures, COMPONENTS, WHITENING)
+    return _near(embed_pictures(wide, pictures, device=encoder.mean.device), count)
+
+
+def _near(features: NDArray[np.float32], count: int) -> Tensor:
+    rows = unit_rows(features)
+    among = spaced_rows(len(rows), _AMONG)
+    own = np.full(len(rows), -1)
     own[among] = np.arange(len(among))
     numbers, _ = nearest(rows, rows[among], count, without=own)
     return torch.from_numpy(among[numbers])

@@ -46,7 +46,7 @@ from tinyssl.files import write_text
 from tinyssl.loader import ResidentPictures, generator_for, pipeline_batches, steps_in_epoch
 from tinyssl.loggers import Log, check_loggers, open_loggers
 from tinyssl.machine import MACHINE, machine_facts
-from tinyssl.near import near_pictures
+from tinyssl.near import near_by_descriptors, near_by_start
 from tinyssl.pipeline import apply_pipeline, load_pipeline
 from tinyssl.recording import RecordedStep, recorded_views
 from tinyssl.reporting.command import leave_report
@@ -64,6 +64,8 @@ RESULT_COLUMNS = [
     "epoch", "time", "loss", "instance", "near", "distillation", "lr", "pictures_per_s",
     "rankme", "bank_rank", "bank_cosine", "retrieval", "knn",
 ]  # fmt: skip
+
+_NEAR_BY = {"descriptors": "descriptors", "start": "features from the starting weights"}
 
 
 def pretrain(
@@ -294,8 +296,11 @@ class Run:
         near = self.method.near
         if near is not None:
             count = near.shape[1]
-            log.info(f"finding {count} near pictures of each by their descriptors")
-            near.copy_(near_pictures(self.pictures.array, self.method.encoder, count))
+            by, given = self.recipe.loss.near_by, (self.pictures.array, self.method.encoder, count)
+            log.info(f"finding {count} near pictures of each by its {_NEAR_BY[by]}")
+            levels = self.recipe.encoder.levels
+            found = near_by_start(*given, levels) if by == "start" else near_by_descriptors(*given)
+            near.copy_(found)
 
     def _start_bank(self) -> None:
         if self.recipe.bank.start == "random":

@@ -64,6 +64,7 @@ def restore(
         _refuse_other_course(progress, method, steps)
         _refuse_other_shapes(state["start"], method.encoder.state_dict())
         method.load_state_dict(state["method"])
+        _refuse_unknown_near(method)
         _restore_optimizer(optimizer, state["optimizer"])
         torch.set_rng_state(state["rng"])
     except ValidationError as error:
@@ -89,6 +90,12 @@ def _refuse_other_shapes(found: Mapping[str, Tensor], wanted: Mapping[str, Tenso
     for key, tensor in wanted.items():
         if key not in found or found[key].shape != tensor.shape:
             raise ValueError(f"start.{key} is not there, or of another shape")
+
+
+def _refuse_unknown_near(method: Method) -> None:
+    near, count = method.near, len(method.bank.rows)
+    if near is not None and not bool(((near >= 0) & (near < count)).all()):
+        raise ValueError(f"method.near: numbers of pictures outside 0 to {count - 1:,}")
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
