@@ -34,7 +34,7 @@ PAIRS = {
     "data": {"headers", "opening", "picture"},
     "grid": {"picture"},
     "headers": {"opening", "picture", "tiff"},
-    "near": {"describing", "encoder", "neighbours"},
+    "near": {"console", "describing", "encoder", "neighbours"},
     "labels": {"opening", "scanning"},
     "likeness": {"neighbours"},
     "picture": {"opening", "tiff"},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from tinyssl.descriptors import Descriptors
 
 COMPONENTS, WHITENING = 256, 0.25  # as in the recipes
 _PICTURES_AT_ONCE = 64
+_PROJECTED_AT_ONCE = 512  # what is described is several times as wide as its components
 
 
 class DescriptorFeatures:
@@ -40,11 +41,20 @@ class DescriptorFeatures:
         self.centre, self.scale = standard(described, self.descriptors.widths)
         self.projection = principal(self._standardized(described), COMPONENTS, WHITENING)
 
-    def __call__(self, pictures: NDArray[Any]) -> NDArray[np.float32]:
-        """(n, h, w, c) to (n, k) float32, k at most 256."""
-        features: NDArray[np.float32] = self._standardized(self._describe(pictures)) @ (
-            self.projection
-        )
+    def __call__(
+        self, pictures: NDArray[Any], progress: Callable[[int], None] | None = None
+    ) -> NDArray[np.float32]:
+        """(n, h, w, c) to (n, k) float32, k at most 256.
+
+        `progress` is told the number of newly finished pictures.
+        """
+        features = np.empty((len(pictures), self.projection.shape[1]), np.float32)
+        for start in range(0, len(pictures), _PROJECTED_AT_ONCE):
+            some = slice(start, start + _PROJECTED_AT_ONCE)
+            described = self._describe(pictures[some])
+            features[some] = self._standardized(described) @ self.projection
+            if progress is not None:
+                progress(len(described))
         return features
 
     def _standardized(self, described: NDArray[np.float32]) -> NDArray[np.float32]:

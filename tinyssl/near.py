@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tinyssl.console import progress
 from tinyssl.describing import COMPONENTS, WHITENING, DescriptorFeatures
 from tinyssl.encoder import LOOKED_AT, Encoder, embed_pictures, widen
 from tinyssl.neighbours import nearest, unit_rows
@@ -35,7 +36,10 @@ def near_by_descriptors(pictures: NDArray[Any], encoder: Encoder, count: int) ->
     """
     shown = pictures[spaced_rows(len(pictures), LOOKED_AT)]
     mean, std = encoder.mean.tolist(), encoder.std.tolist()
-    return _near(DescriptorFeatures(shown, mean, std, encoder.mean.device)(pictures), count)
+    features_of = DescriptorFeatures(shown, mean, std, encoder.mean.device)
+    with progress("describing", len(pictures)) as advance:
+        features = features_of(pictures, advance)
+    return _near(features, count)
 
 
 def near_by_start(
@@ -46,7 +50,9 @@ def near_by_start(
     `levels` of the encoder's features are taken.
     """
     wide = widen(encoder, levels, pictures, COMPONENTS, WHITENING)
-    return _near(embed_pictures(wide, pictures, device=encoder.mean.device), count)
+    with progress("embedding", len(pictures)) as advance:
+        features = embed_pictures(wide, pictures, device=encoder.mean.device, progress=advance)
+    return _near(features, count)
 
 
 def _near(features: NDArray[np.float32], count: int) -> Tensor:
@@ -54,5 +60,6 @@ def _near(features: NDArray[np.float32], count: int) -> Tensor:
     among = spaced_rows(len(rows), _AMONG)
     own = np.full(len(rows), -1)
     own[among] = np.arange(len(among))
-    numbers, _ = nearest(rows, rows[among], count, without=own)
+    with progress("near pictures", len(rows)) as advance:
+        numbers, _ = nearest(rows, rows[among], count, without=own, progress=advance)
     return torch.from_numpy(among[numbers])
