@@ -57,6 +57,7 @@ def method() -> Method:
     made = Method(
         encoder, head, MemoryBank(PICTURES, 8), temperature=0.2, distill_weight=0.5,
         distill_temperature=1.0, bank_rule="ema", bank_momentum=0.5, bank_lr=0.1,
+        near_weight=0.5, near=(torch.arange(PICTURES)[:, None] + torch.tensor([1, 3])) % PICTURES,
     )  # fmt: skip
     made.bank.fill_random(torch.Generator().manual_seed(0))
     return made
