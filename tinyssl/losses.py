@@ -40,24 +40,23 @@ def instance_discrimination(
     return (weight * own + (1 - weight) * other).mean()
 
 
-def near_discrimination(
-    scores: Tensor, near: Tensor, temperature: float, log_correction: Tensor | None = None
-) -> Tensor:
+def near_discrimination(instance: Tensor, nearer: Tensor, temperature: float) -> Tensor:
     """Cross-entropy with near pictures as the class: `mean_i mean_m -log softmax(s_i / tau)[m]`.
 
     Close rows of a memory bank as targets are those of local aggregation (Zhuang et al.,
-    arXiv:1903.12355); which are close is decided elsewhere here, see `near.py`.
+    arXiv:1903.12355); which are close is decided elsewhere here, see `near.py`. The softmax is that
+    of instance discrimination, so that what they differ by is the target's cosine: a denominator
+    over a large bank is not computed twice.
 
     Args:
-        scores: (b, k) cosines of the denominator.
-        near: (b,) mean cosines with the rows of pictures that are near, scored or not.
-        temperature: tau, above 0.
-        log_correction: (k,) added to the logits of `scores`; see `bank.Candidates`.
+        instance: scalar, `instance_discrimination` of the same embeddings.
+        nearer: (b,) mean cosine with the rows of near pictures less that with the own row.
+        temperature: tau of `instance`.
 
     Returns:
         Scalar, in nats.
     """
-    return (_logits(scores, temperature, log_correction).logsumexp(1) - near / temperature).mean()
+    return instance - nearer.mean() / temperature
 
 
 def self_distillation(

@@ -102,41 +102,41 @@ class Method(nn.Module):
         correction = None if candidates is None else candidates.log_correction
         target = index if rows is None else torch.arange(len(index), device=index.device)
         scores = self.bank.scores(z, rows)
-        terms = {
-            "instance": instance_discrimination(
-                scores,
-                target,
-                self.temperature,
-                partner=None if mix is None else mix.partner,
-                weight=None if mix is None else mix.weight,
-                log_correction=correction,
-            )
-        }
+        instance = instance_discrimination(
+            scores,
+            target,
+            self.temperature,
+            partner=None if mix is None else mix.partner,
+            weight=None if mix is None else mix.weight,
+            log_correction=correction,
+        )
+        terms = {"instance": instance}
         if self.near is not None:
-            near = self._near(self.near, scores if rows is None else None, z, index, mix)
-            near = near_discrimination(scores, near, self.temperature, correction)
-            terms["instance"] = (1 - self.near_weight) * terms["instance"]
-            terms["near"] = self.near_weight * near
+            nearer = self._nearer(self.near, scores if rows is None else None, z, index, mix)
+            near = near_discrimination(instance, nearer, self.temperature)
+            terms = {
+                "instance": (1 - self.near_weight) * instance,
+                "near": self.near_weight * near,
+            }
         if self.distill_weight:
             terms["distillation"] = self.distill_weight * self_distillation(
                 scores, self.distill_temperature, log_correction=correction
             )
         return terms
 
-    def _near(
+    def _nearer(
         self, near: Tensor, scores: Tensor | None, z: Tensor, index: Tensor, mix: Mix | None
     ) -> Tensor:
-        """(b,) mean cosines with the rows of near pictures; `scores` are those of all rows."""
+        """(b,) as `near_discrimination` takes them; `scores` are those of all rows."""
 
-        def cosines(pictures: Tensor) -> Tensor:
-            rows = near[pictures]
+        def nearer(pictures: Tensor) -> Tensor:
+            rows = torch.cat([pictures.unsqueeze(1), near[pictures]], dim=1)
             found = self.bank.scores_each(z, rows) if scores is None else scores.gather(1, rows)
-            return found.mean(dim=1)
+            return found[:, 1:].mean(dim=1) - found[:, 0]
 
-        own = cosines(index)
         if mix is None:
-            return own
-        return mix.weight * own + (1 - mix.weight) * cosines(index[mix.partner])
+            return nearer(index)
+        return mix.weight * nearer(index) + (1 - mix.weight) * nearer(index[mix.partner])
 
     def update_bank(
         self,
