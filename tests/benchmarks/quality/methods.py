@@ -205,8 +205,8 @@ def _own_encoder(job: Job, _: Pictures) -> "Trained":
     with TemporaryDirectory() as folder:
         listed = Path(folder, "train.txt")
         listed.write_text("\n".join(train))
-        plain = ["run.watch_every=0", "encoder.levels=1", "encoder.components=0"]
-        overrides = [*job.overrides(), *plain]
+        plain = ["encoder.levels=1", "encoder.components=0", "encoder.descriptors=false"]
+        overrides = [*job.overrides(), *plain, "run.watch_every=0"]
         clock = Clock(job.device)
         run = pretrain(listed, job.study["recipe"], Path(folder, "run"), overrides=overrides)
         seconds = clock.seconds()
