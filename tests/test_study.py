@@ -62,6 +62,14 @@ def test_what_is_missing_runs_and_what_is_there_does_not(place: Path) -> None:
     assert all(0 <= row["linear, comp."] <= 100 for row in rows.values())
 
 
+def test_an_encoder_of_tinyssls_own_can_be_kept(place: Path) -> None:
+    cell = Cell("one", "tinyssl", 0, 1)
+    for out in ("out", "again"):
+        study(place, out=out, kept=place / "kept").run(cell)
+    trained, again = (json.loads(cell.file(place / out).read_text()) for out in ("out", "again"))
+    assert again["scores_of_components"] == trained["scores_of_components"]
+
+
 @pytest.mark.parametrize("change", ["method", "study"])
 def test_kept_encoders_are_judged_again_and_those_of_other_settings_refused(
     change: str, place: Path
