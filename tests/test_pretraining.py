@@ -457,6 +457,7 @@ def test_weights_of_timm_are_told_with_their_licence(
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12 and later
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # two workers on one core
 def test_albumentations_pipeline_in_workers(
     picture_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
