@@ -39,7 +39,7 @@ BACKBONES: Mapping[str, str] = {
 
 Pooling = Literal["mean", "statistics"]
 
-_PIXELS_AT_ONCE = 2**20  # that a CPU takes through the network
+_PIXELS_AT_ONCE = 2**19  # that a CPU takes through the network: a third faster than 2**20
 LOOKED_AT = 2000  # pictures, for statistics of features
 _LEAST_VARIANCE = 1e-5  # of a map: the square root has no slope at 0
 
@@ -347,7 +347,7 @@ def embed_pictures(
     Args:
         encoder: moved to `device`.
         pictures: (n, h, w, c) uint8 or uint16, a memory map too.
-        batch_size: pictures at a time; when None 256 on a GPU, on a CPU those of a million pixels.
+        batch_size: pictures at a time; when None 256 on a GPU, on a CPU half a million pixels.
         device: where to compute.
         progress: told the number of newly finished pictures.
         finite: refuse features that are not; only a look at a run in trouble wants them.
