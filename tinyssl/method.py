@@ -147,7 +147,8 @@ class Method(nn.Module):
     ) -> None:
         """Moves the bank by the features of a step; those of mixed pictures are left out.
 
-        A mixed view shows two pictures at once and would put either one's row in between.
+        A mixed view shows two pictures at once and would put either one's row in between. Near
+        pictures have no part in it: rows move by instance discrimination alone.
 
         Args:
             index: (b,) distinct picture numbers.

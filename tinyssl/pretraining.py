@@ -65,8 +65,6 @@ RESULT_COLUMNS = [
     "rankme", "bank_rank", "bank_cosine", "retrieval", "knn",
 ]  # fmt: skip
 
-_NEAR_BY = {"descriptors": "descriptors", "start": "features from the starting weights"}
-
 
 def pretrain(
     data: str | Path | Sequence[str | Path] = (),
@@ -293,14 +291,17 @@ class Run:
         )
 
     def _find_near(self) -> None:
-        near = self.method.near
-        if near is not None:
-            count = near.shape[1]
-            by, given = self.recipe.loss.near_by, (self.pictures.array, self.method.encoder, count)
-            log.info(f"finding {count} near pictures of each by its {_NEAR_BY[by]}")
-            levels = self.recipe.encoder.levels
-            found = near_by_start(*given, levels) if by == "start" else near_by_descriptors(*given)
-            near.copy_(found)
+        near, section = self.method.near, self.recipe.loss
+        if near is None:
+            return
+        pictures, encoder, count = self.pictures.array, self.method.encoder, near.shape[1]
+        if section.near_by == "start":
+            log.info(f"finding {count} near pictures of each by features from the starting weights")
+            found = near_by_start(pictures, encoder, count, self.recipe.encoder.levels)
+        else:
+            log.info(f"finding {count} near pictures of each by their descriptors")
+            found = near_by_descriptors(pictures, encoder, count)
+        near.copy_(found)
 
     def _start_bank(self) -> None:
         if self.recipe.bank.start == "random":
