@@ -99,8 +99,8 @@ def augment_of(section: Views, view_size: int, dtype: torch.dtype = torch.float3
     )
 
 
-def make_plan(recipe: Recipe, pictures: int, device: torch.device, network: nn.Module) -> Plan:
-    """The course of a run that trains `network`, from its settled recipe.
+def make_plan(recipe: Recipe, pictures: int, device: torch.device) -> Plan:
+    """The course of a run, from its settled recipe.
 
     Raises:
         UsageError: several processes, with too few pictures a step for each, or with batch norms
@@ -122,7 +122,7 @@ def make_plan(recipe: Recipe, pictures: int, device: torch.device, network: nn.M
         cutmix_alpha=recipe.augment.cutmix_alpha,
         clip_norm=optim.clip_norm,
         frozen_batch_norm=recipe.encoder.batch_norm == "frozen",
-        bf16=use_bf16(run.precision, device, network),
+        bf16=use_bf16(run.precision, device),
         log_every=run.log_every,
         watch_every=run.watch_every,
         save_every=run.save_every,

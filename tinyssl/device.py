@@ -3,11 +3,8 @@
 import ctypes
 import os
 import sys
-from collections.abc import Mapping
-from typing import Any
 
 import torch
-from torch import nn
 
 from tinyssl.errors import UsageError
 
@@ -53,30 +50,14 @@ def training_device(name: str) -> torch.device:
     return device
 
 
-def use_bf16(precision: str, device: torch.device, network: nn.Module) -> bool:
+def use_bf16(precision: str, device: torch.device) -> bool:
     """bf16 autocast where it is known to help: `auto` takes it on CUDA devices that have it.
 
-    On CPUs with AVX-512 BF16 `auto` takes it for networks without depthwise convolutions: a step of
-    ResNet-18 takes 0.6 of the time there, but one of a MobileNet 2.5 times as long, for want of a
-    fast gradient of depthwise weights.
+    On CPUs it helped ResNets and hurt MobileNets, so there it has to be asked for.
     """
-    if precision != "auto":
-        return precision == "bf16"
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
-    return device.type == "cpu" and _cpu_has_bf16() and not _has_depthwise(network)
-
-
-def _cpu_has_bf16() -> bool:
-    if not hasattr(torch.cpu, "get_capabilities"):  # older torch
-        return False
-    capabilities: Mapping[str, Any] = torch.cpu.get_capabilities()
-    return capabilities.get("avx512_bf16", False) is True
-
-
-def _has_depthwise(network: nn.Module) -> bool:
-    convolutions = (part for part in network.modules() if isinstance(part, nn.Conv2d))
-    return any(part.groups == part.in_channels > 1 for part in convolutions)
+    if precision == "auto":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return precision == "bf16"
 
 
 def keep_freed_memory() -> None:

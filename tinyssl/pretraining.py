@@ -180,10 +180,10 @@ class Run:
         self.device = training_device(recipe.run.device)
         self.resident = ResidentPictures(pictures.array, self.device, recipe.run.gpu_share)
         self.augment: Augment | None = None
+        self.plan = make_plan(recipe, len(pictures.paths), self.device)
+        self.batches = self._batches()
         self.labels = _watch_labels(recipe.run.watch_labels, pictures)
         encoder = build_encoder(recipe, pictures, filled=state is None)
-        self.plan = make_plan(recipe, len(pictures.paths), self.device, encoder)
-        self.batches = self._batches()
         levels_of(encoder.backbone, encoder.name, recipe.encoder.levels)  # before hours of work
         self.start = {key: value.clone() for key, value in encoder.state_dict().items()}
         self.method = build_method(recipe, encoder, len(pictures.paths), self.device)
