@@ -68,15 +68,16 @@ def markdown(found: Found, level: str) -> str:
         lines.append(
             f"| {way} | {' | '.join(cells)} | {told(means_over(sets, results, level)[1])} |"
         )
-    ours = dict(zip(*means_over(sets, found["tinyssl"], level), strict=True))
+    first = next(iter(found))
+    ours = dict(zip(*means_over(sets, found[first], level), strict=True))
     for way, results in found.items():
         theirs = dict(zip(*means_over(sets, results, level), strict=True))
         shared = [seed for seed in ours if seed in theirs]
-        if way != "tinyssl" and shared:
+        if way != first and shared:
             change = told([ours[seed] - theirs[seed] for seed in shared])
             lines += [
                 "",
-                f"tinyssl minus {way}, means of the sets, {_counted(len(shared))}: {change}",
+                f"{first} minus {way}, means of the sets, {_counted(len(shared))}: {change}",
             ]
     return "\n".join([*lines, ""])
 
