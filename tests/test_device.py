@@ -8,7 +8,7 @@ import torch
 from tests.killing import QUICK
 from tests.making import make_pictures
 from tinyssl import pretrain
-from tinyssl.device import use_bf16
+from tinyssl.device import check_bf16, use_bf16
 from tinyssl.errors import UsageError
 
 CPU = torch.device("cpu")
@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
     ("precision", "expected"), [("auto", False), ("fp32", False), ("bf16", True)]
 )
 def test_cpus_train_in_bf16_where_it_is_asked_for(precision: str, expected: bool) -> None:
-    assert use_bf16(precision, CPU, 32) is expected
+    assert use_bf16(precision, CPU) is expected
 
 
 def test_bf16_with_tiny_views_is_refused_on_a_cpu(tmp_path: Path) -> None:
@@ -27,4 +27,5 @@ def test_bf16_with_tiny_views_is_refused_on_a_cpu(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"run\.precision=bf16 with augment\.view_size=16"):
         pretrain(data, out=tmp_path / "run", overrides=[*QUICK, "run.precision=bf16"])
     assert not (tmp_path / "run").exists()
-    assert use_bf16("auto", CPU, 16) is use_bf16("fp32", CPU, 16) is False
+    for precision, view_size in (("bf16", 32), ("fp32", 16), ("auto", 16)):
+        check_bf16(precision, CPU, view_size)

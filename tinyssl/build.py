@@ -104,8 +104,7 @@ def make_plan(recipe: Recipe, pictures: int, device: torch.device) -> Plan:
 
     Raises:
         UsageError: several processes, with too few pictures a step for each, or with batch norms
-            to be synced on CPUs; bf16 with tiny views on a CPU; more steps than anyone has time
-            for.
+            to be synced on CPUs; more steps than anyone has time for.
     """
     optim, run = recipe.optim, recipe.run
     assert isinstance(run.epochs, int)
@@ -123,7 +122,7 @@ def make_plan(recipe: Recipe, pictures: int, device: torch.device) -> Plan:
         cutmix_alpha=recipe.augment.cutmix_alpha,
         clip_norm=optim.clip_norm,
         frozen_batch_norm=recipe.encoder.batch_norm == "frozen",
-        bf16=use_bf16(run.precision, device, recipe.augment.view_size),
+        bf16=use_bf16(run.precision, device),
         log_every=run.log_every,
         watch_every=run.watch_every,
         save_every=run.save_every,

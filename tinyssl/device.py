@@ -9,7 +9,7 @@ import torch
 from tinyssl.errors import UsageError
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # parameters of glibc's mallopt
-_SMALLEST_BF16_VIEW = 32  # pixels, on a CPU: the last stage's strided convolutions see 2 of them
+_SMALLEST_BF16_VIEW = 32  # pixels a side, on a CPU
 
 
 def pick_device(name: str) -> torch.device:
@@ -51,24 +51,30 @@ def training_device(name: str) -> torch.device:
     return device
 
 
-def use_bf16(precision: str, device: torch.device, view_size: int) -> bool:
+def use_bf16(precision: str, device: torch.device) -> bool:
     """bf16 autocast where it is known to help: `auto` takes it on CUDA devices that have it.
 
-    On CPUs with AVX-512 BF16 a step of ResNet-18 took 0.6 of the time, one of a MobileNet 2.5 times
-    as long, so there it has to be asked for. oneDNN leaves parts of a weight's gradient unwritten
-    where a strided convolution sees a map of 1 pixel (torch 2.14), hence the limit on views.
+    On CPUs it helped ResNets and hurt MobileNets, so there it has to be asked for.
+    """
+    if precision == "auto":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return precision == "bf16"
+
+
+def check_bf16(precision: str, device: torch.device, view_size: int) -> None:
+    """Refuses bf16 where gradients would be wrong.
+
+    oneDNN leaves parts of a weight's gradient unwritten where a convolution of stride 2 sees a map
+    of 1 pixel (torch 2.14), and networks have strides of 32 in all.
 
     Raises:
         UsageError: bf16 on a CPU with views of fewer than 32 pixels.
     """
-    if precision == "auto":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported()
     if precision == "bf16" and device.type == "cpu" and view_size < _SMALLEST_BF16_VIEW:
         raise UsageError(
             f"run.precision=bf16 with augment.view_size={view_size}: on a CPU bf16 needs views of "
             f"at least {_SMALLEST_BF16_VIEW} pixels; give run.precision=fp32"
         )
-    return precision == "bf16"
 
 
 def keep_freed_memory() -> None:

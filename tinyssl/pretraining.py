@@ -31,7 +31,7 @@ from tinyssl.compiling import compiled, settle_compile, settle_recording
 from tinyssl.config import Recipe, load_recipe, read_recipe, shortcuts
 from tinyssl.console import Advance, log, progress, silence
 from tinyssl.data import Pictures, write_skipped
-from tinyssl.device import keep_freed_memory, pick_device, training_device
+from tinyssl.device import check_bf16, keep_freed_memory, pick_device, training_device
 from tinyssl.encoder import (
     Encoder,
     create_encoder,
@@ -131,7 +131,8 @@ def _prepare(
         if not overwrite:
             distributed.on_main(folder.refuse_if_used)
     resolve_name(settled.encoder.name)
-    pick_device(settled.run.device)
+    device = pick_device(settled.run.device)
+    check_bf16(settled.run.precision, device, settled.augment.view_size)
     check_loggers(settled.run.loggers)
     with distributed.one_goes_first():
         pictures = read_pictures(settled)

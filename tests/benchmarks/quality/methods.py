@@ -322,7 +322,7 @@ class _Course:
         quicken_small_maps(model)  # as tinyssl's own runs
         self.model, self.seed, self.device = model, seed, device
         self.pictures = torch.from_numpy(array).to(device)
-        self.bf16 = use_bf16(recipe.run.precision, device, recipe.augment.view_size)
+        self.bf16 = use_bf16(recipe.run.precision, device)
         self.batch = min(recipe.optim.batch_size, len(array))
         self.augment = augment_from(recipe)
         self.peak = lr * self.batch / 256
