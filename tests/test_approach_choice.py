@@ -33,7 +33,8 @@ def judged(**rights: list[int]) -> dict[str, Judged]:
     for name, right in rights.items():
         shares = np.zeros(20)
         shares[right] = 1 / 20
-        found[name] = Judged({"balanced_accuracy": len(right) / 20}, 1.0, shares)
+        share = len(right) / 20
+        found[name] = Judged({"balanced_accuracy": share}, share, 1.0, shares)
     return found
 
 
@@ -102,3 +103,13 @@ def test_only_who_is_above_all_others_leads() -> None:
     assert leads(found["semi"], [found["linear"]])
     assert not leads(found["network"], [found["linear"], found["semi"]])
     assert leads(found["linear"], [])
+
+
+def test_the_lead_is_that_on_the_first_draw() -> None:
+    labels = np.repeat([0, 1], 4)
+    right = np.stack([np.eye(2)[labels], np.eye(2)[1 - labels]]).astype(np.float32)  # then wrong
+    one = judge_logits(right, labels)
+    assert (one.first, one.scores["balanced_accuracy"]) == (1.0, 0.5)
+    half = judge_logits(np.eye(2, dtype=np.float32)[np.array([0, 0, 1, 1] * 2)][None], labels)
+    assert leads(one, [half])
+    assert not leads(half, [one])

@@ -164,3 +164,20 @@ def test_two_processes_build_one_cache(tmp_path: Path) -> None:
     assert all(process.returncode == 0 for process in started)
     assert len({tuple(line) for line in told}) == 1
     assert [p.name for p in cache_root().iterdir()] == [Path(told[0][1]).name]
+
+
+def test_prune_takes_nothing_from_a_folder_of_pictures(picture_folder: Folder) -> None:
+    """Whoever names the pictures with --prune must not lose those beside a file index.json."""
+    folder = picture_folder()
+    (folder / "dark" / "index.json").write_text('{"classes": ["dark"]}')
+    before = sorted(folder.rglob("*"))
+    assert prune(folder, "all") == []
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_the_folder_may_be_in_the_home(
+    picture_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    made = load_pictures(scan([picture_folder()]), size=16, rule="crop", cache_dir=Path("~/kept"))
+    assert made.folder.parent == tmp_path / "kept"

@@ -73,6 +73,8 @@ def test_near_copies_are_found_and_others_are_not(tmp_path: Path) -> None:
         image.save(tmp_path / "data" / "again.jpg", quality=60)
         image.resize((40, 40)).save(tmp_path / "data" / "smaller.png")
     shutil.copy(tmp_path / "data" / "09.png", tmp_path / "data" / "exact.png")
+    for colour in ("black", "white", "red"):  # of one value, and alike in nothing else
+        Image.new("RGB", (60, 60), colour).save(tmp_path / "data" / f"{colour}.png")
     found = topics(check(tmp_path / "data", overrides=SMALL))
     assert found["copies"][0] == "1 exact, in 1 groups"
     assert found["near"][0].startswith("1 groups")

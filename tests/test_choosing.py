@@ -72,8 +72,13 @@ def test_small_clusters_come_last() -> None:
     rows, labels = clumps([30, 20, 1, 2])
     assert labels[choose(rows, 4)].tolist()[:2] == [0, 1]
     two = clumps([30, 2])
-    chosen = choose(two[0], 2)  # k-means finds both; the odd pair is no cluster to be typical of
+    chosen = choose(two[0], 2, method="typiclust")  # the odd pair is no cluster to be typical of
     assert two[1][chosen].tolist() == [0, 0]
+
+
+def test_k_means_takes_one_of_each_cluster_however_small() -> None:
+    rows, labels = clumps([30, 2, 3, 1, 2])
+    assert Counter(labels[choose(rows, 5)].tolist()) == dict.fromkeys(range(5), 1)
 
 
 def test_typicality_ranks_as_the_inverse_mean_distance() -> None:

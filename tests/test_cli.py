@@ -190,6 +190,9 @@ def wrong_uses(good: Path, tmp: Path) -> dict[str, tuple[list[object], str]]:
         "endless run": (["pretrain", good, "--out", out, "--epochs", 10**12], "100,000,000 steps"),
         "list without a name": (
             ["select", empty, good, "--budget", "1", "--out", "/"], "must end in .csv"),
+        "negative seed": (["eval", used, "--labels", "x.csv", "--seed", -1], "x>=0"),
+        "negative workers": (["embed", used, good, "--out", out, "--workers", -1], "x>=0"),
+        "no rows": (["checks", good, "--augment", out, "--rows", 0], "x>=1"),
         "unknown option": (["pretrain", good, "--epoch", "3"], "--epochs"),
         "no run": (["eval", empty, "--labels", "x.csv"], "no encoder in"),
         "no run to tune": (
@@ -217,6 +220,7 @@ CASES = (
     "nothing given", "missing folder", "empty folder", "folder without pictures", "wrong key",
     "wrong type", "used out", "unknown backbone", "unknown recipe", "wrong channels",
     "unknown device", "device without values", "endless run", "list without a name",
+    "negative seed", "negative workers", "no rows",
     "unknown option", "no run", "nothing to resume", "unfit weights",
     "no weights", "no small stem", "no run to tune", "no labels", "two runs",
     "recipe for pretraining", "recipe for fine-tuning", "no run to predict",

@@ -15,6 +15,8 @@ from tinyssl.encoder import create_encoder, widen
 from tinyssl.errors import UsageError
 from tinyssl.evaluation import _some, evaluate, table
 from tinyssl.recipe_files import recipe_text
+from tinyssl.reporting.run_facts import read_run
+from tinyssl.reporting.verdict import judged
 from tinyssl.weights import save_encoder
 
 Folder = Callable[..., Path]
@@ -66,6 +68,10 @@ def test_what_is_written(run: Path, picture_folder: Folder, tmp_path: Path) -> N
     # All draws of 10 and 20 of 9 rows are the same; six test pictures leave doubt all the same.
     assert result["encoders"]["pretrained"]["few_shot"]["20"]["half_width"] == 0
     assert "±0.0" not in " ".join(shown(result))
+    assert "A class has 9 training pictures: more shots take all." in " ".join(shown(result))
+    assert [list(encoder.scores) for encoder in judged(result)] == 4 * [
+        ["k-NN", "linear", "1-shot", "5-shot"]  # the verdict knows of no 10 shots
+    ]
     # The run holds the untrained network of its seed: the same features, the same scores.
     untrained, own = (result["encoders"][k] for k in ("random weights", "pretrained"))
     assert untrained["knn"] == own["knn"]
@@ -129,13 +135,15 @@ def test_baselines_of_equal_names_all_have_a_row(
     run: Path, picture_folder: Folder, tmp_path: Path
 ) -> None:
     others = [make_run(tmp_path / "a" / "best", "resnet18"), make_run(tmp_path / "b" / "best")]
+    others.append(make_run(tmp_path / "descriptors"))
     labels = labels_csv(tmp_path / "labels.csv", picture_folder(per_class=12))
     result = evaluate(run, labels=labels, baselines=[*others, others[1] / "encoder.safetensors"])
-    names = ["best", str(others[1]), "encoder.safetensors"]
+    names = ["best", str(others[1]), str(others[2]), "encoder.safetensors"]
     assert list(result["encoders"])[3:] == [*names, "pretrained"]
     assert result["encoders"]["best"]["width"] == 512
+    assert result["encoders"]["descriptors"]["width"] != 1024  # those without a network
     twins = [result["encoders"][name]["knn"] for name in names[1:]]
-    assert twins[0] == twins[1]
+    assert twins[0] == twins[1] == twins[2]
 
 
 @pytest.mark.parametrize(("trained", "width"), [(16, 8), (6, 5)])
@@ -254,3 +262,15 @@ def test_some_pictures_are_those_of_all_that_are_wanted() -> None:
     pictures, wanted = np.arange(40).reshape(10, 2, 2), np.arange(10) % 3 == 0
     assert np.array_equal(_some(pictures, wanted, 9), pictures[wanted])
     assert np.array_equal(_some(pictures, wanted, 2), pictures[[0, 9]])
+
+
+def test_scores_of_other_weights_are_not_the_runs(
+    run: Path, picture_folder: Folder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A run that goes on after it was judged has other weights in the end."""
+    evaluate(run, labels=labels_csv(tmp_path / "labels.csv", picture_folder(per_class=12)))
+    (run / "recipe.yaml").write_text(recipe_text("mobilenetv3-small"))
+    assert len(read_run(run).result["encoders"]) == 4
+    save_encoder(create_encoder("mobilenetv3-small", seed=6), run, image_size=32, resize="crop")
+    assert read_run(run).result == {}
+    assert "eval.json is of weights that the run had earlier" in caplog.text

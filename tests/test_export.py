@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from tinyssl.config import Recipe
 from tinyssl.encoder import BACKBONES
 from tinyssl.errors import JobError, UsageError
 from tinyssl.model import load
+from tinyssl.opening import Unreadable
 from tinyssl.picture import decode, resize, to_channels
 from tinyssl.reporting.command import report
 from tinyssl.scanning import scan
@@ -221,6 +223,64 @@ def test_runtime_reads_pictures_to_the_pixel(
     np.testing.assert_array_equal(runtime.resize(theirs, 32, rule), ours)
 
 
+def test_the_runtime_turns_over_white_is_zero_of_sixteen_bits(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 65536, (37, 61, 1), dtype=np.uint16)
+    (tmp_path / "a.tif").write_bytes(tiff(values, 0))
+    ours, theirs = decode(tmp_path / "a.tif", 1), runtime.decode(tmp_path / "a.tif", 1)
+    assert theirs.dtype == ours.dtype == np.uint16
+    np.testing.assert_array_equal(theirs, ours)
+    np.testing.assert_array_equal(theirs, 65535 - values)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    ("photometric", "samples", "extra"),
+    [(1, 2, (0,)), (1, 2, (2,)), (2, 3, ()), (2, 4, ()), (2, 4, (0,)), (2, 4, (1,)), (2, 4, (2,)),
+     (2, 5, (0, 0)), (2, 5, (2, 0))],
+)  # fmt: skip
+def test_the_runtime_drops_no_samples_of_tiffs(
+    photometric: int, samples: int, extra: tuple[int, ...], channels: int, tmp_path: Path
+) -> None:
+    """What training refuses is refused, and what is taken is the same to the pixel."""
+    path = tmp_path / "a.tif"
+    values = np.random.default_rng(0).integers(0, 256, (37, 61, samples), dtype=np.uint8)
+    path.write_bytes(tiff(values, photometric, extra))
+    try:
+        ours = to_channels(decode(path, channels), channels)
+    except Unreadable as error:
+        assert f"{samples} channels" in str(error) or (extra[-1:] in ((1,), (2,)))
+        with pytest.raises(runtime.Unreadable, match=r"\d channels, the encoder takes \d"):
+            runtime.to_channels(runtime.decode(path, channels), channels)
+        return
+    try:
+        theirs = runtime.to_channels(runtime.decode(path, channels), channels)
+    except runtime.Unreadable as error:
+        assert channels == samples  # Pillow cannot read them all
+        assert "give it as an array" in str(error)
+    else:
+        np.testing.assert_array_equal(theirs, ours)
+
+
+def tiff(values: np.ndarray, photometric: int, extra: tuple[int, ...] = ()) -> bytes:
+    """The least TIFF of (h, w, c), uint8 or uint16, samples of a pixel together (TIFF 6.0)."""
+    h, w, c = values.shape
+    pixels = values.astype(values.dtype.newbyteorder("<")).tobytes()
+    pixels += b"\0" * (len(pixels) % 2)
+    after, lists, entries = 8 + len(pixels), b"", []
+    for tag, numbers in (
+        (256, (w,)), (257, (h,)), (258, (8 * values.itemsize,) * c), (259, (1,)),
+        (262, (photometric,)), (273, (8,)), (277, (c,)), (278, (h,)), (279, (values.nbytes,)),
+        (338, extra),
+    ):  # fmt: skip
+        packed = struct.pack(f"<{len(numbers)}H", *numbers)
+        if len(packed) > 4:
+            packed, lists = struct.pack("<I", after + len(lists)), lists + packed
+        if numbers:
+            entries.append(struct.pack("<HHI", tag, 3, len(numbers)) + packed.ljust(4, b"\0"))
+    directory = struct.pack("<H", len(entries)) + b"".join(entries) + b"\0\0\0\0"
+    return b"II*\0" + struct.pack("<I", after + len(lists)) + pixels + lists + directory
+
+
 def test_the_runtime_takes_pictures_as_large_as_training_did(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -331,6 +391,24 @@ def test_program_writes_good_pictures_and_tells_bad_ones(
         names, found = [x[0] for x in lines], np.array([x[1:] for x in lines], np.float32)
     assert names == [str(p) for p in scan([pictures])]
     np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("out", "told"), [("no/f.npz", "there is no folder"), ("f.npz", "is a folder; name a file")]
+)
+def test_the_program_refuses_an_out_that_cannot_be_before_it_works(
+    out: str, told: str, small: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    _, pictures, bundle = small
+    (tmp_path / "f.npz").mkdir()
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    done = run_program(bundle, pictures, broken, "--out", tmp_path / out)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"runtime: --out {tmp_path / out}")
+    assert told in done.stderr
+    assert "broken.png" not in done.stderr  # no picture was looked at
+    assert not done.stdout
 
 
 def test_benchmark_measures(small: tuple[Path, Path, Path]) -> None:
@@ -477,6 +555,30 @@ def test_wrong_use_is_told(case: str, small: tuple[Path, Path, Path], tmp_path: 
     with pytest.raises(UsageError, match=told):
         export(**given)
     assert (sorted(bundle.iterdir()), sorted(pictures.iterdir())) == before
+
+
+def test_a_run_is_named_after_its_folder_wherever_one_stands(
+    small: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = shutil.copytree(small[0], tmp_path / "mine")
+    (run / "deeper").mkdir()
+    monkeypatch.chdir(run)
+    assert export(".", pictures=small[1]).out == tmp_path / "mine-bundle"
+    with pytest.raises(UsageError, match="mine-bundle is not empty"):
+        export(Path("deeper", ".."), pictures=small[1])
+    with pytest.raises(UsageError, match=r"--out \.: a bundle takes its folder's place"):
+        export(".", out=".", pictures=small[1], overwrite=True)
+
+
+def test_too_few_pictures_are_told(
+    small: tuple[Path, Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run, pictures, _ = small
+    with pytest.raises(UsageError, match=r"at least 2 .* got 1; give more by --pictures DIR"):
+        export(run, out=tmp_path / "b", pictures=pictures / "00.png")
+    export(run, out=tmp_path / "b", pictures=pictures)
+    told = "measured on 12 pictures only, which say little of others; give 32 or more by --pictures"
+    assert told in caplog.text
 
 
 def test_parity_against_a_loop() -> None:

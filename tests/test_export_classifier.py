@@ -2,9 +2,11 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,12 +15,16 @@ import torch
 from PIL import Image
 from tinyssl.export import runtime
 from tinyssl.export.exporting import export, table
+from tinyssl.export.samples import Reader, Samples, draw_samples
 
 from tests.making import make_run
 from tinyssl.classifier import Classifier, load_classifier, save_classifier
 from tinyssl.cli import main
 from tinyssl.console import print_result
+from tinyssl.errors import UsageError
+from tinyssl.finetuning import finetune
 from tinyssl.model import load
+from tinyssl.weights import read_description
 
 CLASSES = ["broken", "fine, mostly", "größer"]
 
@@ -101,6 +107,83 @@ def test_the_program_prints_classes(made: tuple[Path, Path, Path], tmp_path: Pat
     alone = subprocess.run(program, capture_output=True, text=True)
     assert alone.returncode == 0
     assert alone.stdout.splitlines()[:12] == lines[:12]
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A run of 60 pictures, one fine-tuned on six others, and one fine-tuned from that."""
+    folder = tmp_path_factory.mktemp("tuned")
+    generator = np.random.default_rng(0)
+    for number in range(66):
+        low = 128 * (number % 2)
+        where = folder / "pretraining" if number >= 6 else folder / "labeled" / f"class{low}"
+        where.mkdir(parents=True, exist_ok=True)
+        noise = generator.integers(low, low + 127, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(where / f"{number:02}.png")
+    run = make_run(folder / "run", "test_resnet")
+    (run / "recipe.yaml").write_text(f"data:\n  sources: [{folder / 'pretraining'}]\n")
+    first = finetune(run, folder / "labeled", "few-label-linear", folder / "first")
+    second = finetune(first, folder / "labeled", "few-label-linear", folder / "second")
+    return {"folder": folder, "run": run, "first": first, "second": second}
+
+
+def measured_on(run: Path, **given: Any) -> Samples:
+    description = read_description(run)
+    reader = Reader(description, np.dtype(np.uint8))
+    return draw_samples(reader, run, given.get("pictures"), None, calibrate=True)
+
+
+@pytest.mark.parametrize("which", ["first", "second"])
+def test_a_fine_tuned_run_is_measured_on_its_pretrainings_pictures_too(
+    which: str, tuned: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    found = measured_on(tuned[which])
+    assert len(found.measured) + len(found.calibrated) == 66
+    assert len(measured_on(tuned["run"]).calibrated) == 40
+    assert caplog.text.count("measured on 22 pictures only") == 1
+    assert caplog.text.count("give 32 or more by --pictures DIR") == 2
+
+
+@pytest.mark.parametrize("gone", ["run", "its recipe", "its pictures", "own results", "own list"])
+def test_what_is_gone_of_a_fine_tuned_runs_past_is_done_without(
+    gone: str, tuned: dict[str, Path], tmp_path: Path
+) -> None:
+    run, own = tmp_path / "run", tmp_path / "own"
+    shutil.copytree(tuned["run"], run)
+    shutil.copytree(tuned["first"], own)
+    description = json.loads((own / "encoder.json").read_text()) | {"init": str(run)}
+    (own / "encoder.json").write_text(json.dumps(description))
+    (own / "finetune.json").write_text(json.dumps({"run": "elsewhere"}))
+    expected = 6
+    if gone == "run":
+        shutil.rmtree(run)
+    elif gone == "its recipe":
+        (run / "recipe.yaml").unlink()
+    elif gone == "its pictures":
+        (run / "recipe.yaml").write_text(f"data:\n  sources: [{tmp_path / 'none'}]\n")
+    elif gone == "own results":
+        (own / "finetune.json").unlink()  # the classes say what it is
+        expected = 66
+    else:
+        (own / "recipe.yaml").write_text(f"data:\n  sources: [{tmp_path / 'none.csv'}]\n")
+        expected = 60
+    found = measured_on(own)
+    assert len(found.measured) + len(found.calibrated) == expected
+
+
+def test_runs_that_name_each_other_end(tuned: dict[str, Path], tmp_path: Path) -> None:
+    own = shutil.copytree(tuned["first"], tmp_path / "own")
+    description = json.loads((own / "encoder.json").read_text()) | {"init": str(own)}
+    (own / "encoder.json").write_text(json.dumps(description))
+    found = measured_on(own)
+    assert len(found.measured) + len(found.calibrated) == 6
+
+
+def test_two_pictures_are_too_few_for_int8(tuned: dict[str, Path], tmp_path: Path) -> None:
+    for number in (6, 7):
+        shutil.copy(tuned["folder"] / "pretraining" / f"{number:02}.png", tmp_path)
+    with pytest.raises(UsageError, match=r"got 1; give more by --pictures DIR"):
+        measured_on(tuned["first"], pictures=tmp_path)
 
 
 def test_a_bundle_without_a_classifier_says_so(

@@ -296,6 +296,20 @@ def test_used_folder_is_refused_or_replaced(
     assert {path.name for path in out.iterdir()} == FILES | {"notes.txt"}
     with pytest.raises(UsageError, match="is the run itself"):
         finetune(run, data, out=run, overwrite=True)
+    finetune(run, data, "few-label-linear", out, overwrite=True, overrides=SHORT)
+    (out / "labels.csv").write_text("path,label\nmine.png,good\n")
+    with pytest.raises(UsageError, match=r"labels.csv is none of tinyssl's; move it"):
+        finetune(run, data, "few-label-linear", out, overwrite=True)
+    assert "mine.png" in (out / "labels.csv").read_text()
+
+
+def test_the_run_may_be_the_folder_one_is_in(
+    run: Path, picture_folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = picture_folder(per_class=3)
+    monkeypatch.chdir(run)
+    made = finetune(".", data, "few-label-linear", overrides=SHORT)
+    assert made == run.with_name(f"{run.name}-cls")
 
 
 def test_failed_job_leaves_the_old_run(run: Path, picture_folder: Folder, tmp_path: Path) -> None:

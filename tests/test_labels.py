@@ -1,5 +1,7 @@
 """Labels and splits: read back as written, refused with the line that is wrong."""
 
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 from tinyssl.errors import UsageError
 from tinyssl.labels import from_class_folders, from_csv, stratified_split, write_csv
 from tinyssl.opening import IMAGE_EXTENSIONS
+from tinyssl.scanning import scan
 
 Folder = Callable[..., Path]
 
@@ -112,3 +115,32 @@ def test_all_missing_pictures_are_counted(tmp_path: Path) -> None:
     (tmp_path / "l.csv").write_text("path,label\nx.png,a\ny.png,b\nz.png,\n")
     with pytest.raises(UsageError, match=r"line 2: no picture 'x\.png'.*2 labeled pictures"):
         from_csv(tmp_path / "l.csv")
+
+
+def test_a_roundabout_path_gives_the_same_files(
+    picture_folder: Folder,
+) -> None:
+    folder = picture_folder()
+    roundabout = folder / "dark" / ".."
+    assert from_class_folders(roundabout, IMAGE_EXTENSIONS) == from_class_folders(
+        folder, IMAGE_EXTENSIONS
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems take no such names")
+def test_names_of_any_bytes_come_back(tmp_path: Path) -> None:
+    paths = [Path(os.fsdecode(os.fsencode(tmp_path) + b"/Pr\xfcfling.png")), tmp_path / "b.png"]
+    for path in paths:
+        path.touch()
+    write_csv(tmp_path / "labels.csv", paths, ["x", "y"])
+    assert from_csv(tmp_path / "labels.csv").paths == paths
+    (tmp_path / "paths.txt").write_bytes(b"\n".join(map(os.fsencode, paths)))
+    assert set(scan([tmp_path / "paths.txt"])) == set(paths)
+
+
+@pytest.mark.parametrize("row", ["b.png,größer", "ü.png,x"])
+def test_other_encodings_are_told(row: str, tmp_path: Path) -> None:
+    table(tmp_path, "", "b")
+    (tmp_path / "labels.csv").write_bytes(f"path,label\n{row}\n".encode("latin-1"))
+    with pytest.raises(UsageError, match="not UTF-8; save it as such"):
+        from_csv(tmp_path / "labels.csv")

@@ -1,6 +1,8 @@
 """Which pictures a step sees: every one once an epoch, the same after a resumed start."""
 
+import os
 import pickle
+import signal
 import threading
 import time
 from functools import partial
@@ -12,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tinyssl.errors import UsageError
 from tinyssl.loader import (
     ResidentPictures,
     ahead,
@@ -156,3 +159,27 @@ def test_what_workers_get_can_be_pickled_for_spawned_processes() -> None:
     crop = albumentations.Compose([albumentations.RandomCrop(4, 4)])
     apply = pickle.loads(pickle.dumps(partial(apply_pipeline, crop, view_size=4)))
     assert apply(np.zeros((2, 8, 8, 3), np.uint8), [0, 1]).shape == (2, 3, 4, 4)
+
+
+def refused(pictures: NDArray[Any], seeds: list[int]) -> Tensor:
+    raise UsageError("this picture does not fit")
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12 and later
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_a_worker_refuses_is_told_as_it_is(workers: int) -> None:
+    array, order = np.zeros((4, 2, 2, 1), np.uint8), torch.arange(4).view(2, 2)
+    with pytest.raises(UsageError, match=r"^this picture does not fit$"):
+        list(pipeline_batches(array, order, refused, order, workers))
+
+
+def signalled(pictures: NDArray[Any], seeds: list[int]) -> Tensor:
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        os.kill(os.getpid(), signum)
+    return scaled(pictures, seeds, by=1)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12 and later
+def test_workers_leave_signals_to_the_run() -> None:
+    array, order = np.zeros((4, 2, 2, 1), np.uint8), torch.arange(4).view(2, 2)
+    assert len(list(pipeline_batches(array, order, signalled, order, 1))) == 2

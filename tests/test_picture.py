@@ -118,6 +118,16 @@ def test_sixteen_bit_gray_is_kept(kind: str) -> None:
     np.testing.assert_array_equal(found[..., 0], values)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_where_white_is_zero_black_becomes_zero(dtype: Any) -> None:
+    values = noise(c=1, dtype=dtype)[..., 0]
+    data = encoded(Image.fromarray(values), "TIFF", tiffinfo={262: 0})
+    if dtype == np.uint8:  # whose pixels Pillow turns over when it writes them, too
+        np.testing.assert_array_equal(decode(data)[..., 0], values)
+    else:
+        np.testing.assert_array_equal(decode(data)[..., 0], 65535 - values)
+
+
 @pytest.mark.parametrize("suffix", [".png", ".tiff"])
 @pytest.mark.parametrize("channels", [3, 4])
 def test_sixteen_bit_colour_is_kept_in_rgb_order(suffix: str, channels: int) -> None:

@@ -397,11 +397,13 @@ def test_overwrite_leaves_strangers_alone(picture_folder: Folder, tmp_path: Path
     data = picture_folder()
     run = pretrain(data, out=tmp_path / "run", overrides=QUICK)
     (run / "notes.txt").write_text("mine")
+    (run / "labels.csv").write_text("path,label\nmine.png,good\n")
     (run / "label_curve.png").write_text("of the old encoder")
     with pytest.raises(UsageError, match="not empty"):
         pretrain(data, out=run, overrides=QUICK)
     pretrain(data, out=run, overrides=QUICK, overwrite=True)
     assert (run / "notes.txt").read_text() == "mine"
+    assert "mine.png" in (run / "labels.csv").read_text()
     assert not (run / "label_curve.png").exists()
     assert len(results(run)) == 3
 
@@ -476,7 +478,33 @@ def test_albumentations_pipeline_in_workers(
         stop_at(4, patch)
         with pytest.raises(Interrupted):
             pretrain(data, out=tmp_path / "cut", overrides=[*settings, "run.workers=1"])
+    (tmp_path / "pipeline.json").unlink()  # the run keeps what was in it
     assert_same_run(alone, pretrain(out=tmp_path / "cut", resume=True))
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12 and later
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # two workers on one core
+def test_a_pipeline_that_does_not_fit_is_told_before_anything_is_written(
+    picture_folder: Folder, tmp_path: Path
+) -> None:
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    import albumentations
+
+    crop = albumentations.Compose([albumentations.RandomResizedCrop(size=(20, 20))])
+    albumentations.save(crop, tmp_path / "pipeline.json", data_format="json")
+    settings = [*QUICK, f"augment.pipeline={tmp_path / 'pipeline.json'}"]
+    with pytest.raises(UsageError, match=r"^augment.pipeline gives uint8 pictures of \(20, 20"):
+        pretrain(picture_folder(), out=tmp_path / "run", overrides=settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_network_of_another_size_is_told_before_anything_is_written(
+    picture_folder: Folder, tmp_path: Path
+) -> None:
+    settings = last_wins([*QUICK, "encoder.name=levit_128s", "encoder.levels=1"])
+    with pytest.raises(UsageError, match="levit_128s takes no pictures of 32 pixels"):
+        pretrain(picture_folder(), out=tmp_path / "run", overrides=settings)
+    assert not (tmp_path / "run").exists()
 
 
 def test_levels_that_a_network_lacks_are_refused_at_once(

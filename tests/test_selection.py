@@ -1,6 +1,7 @@
 """From a folder to a list to label, round by round."""
 
 import csv
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -203,3 +204,13 @@ def test_wrong_use_leaves_nothing(
     with pytest.raises(UsageError, match=told):
         select(run, data, budget, tmp_path / "a.csv", **options)  # type: ignore[arg-type]
     assert {p.name for p in tmp_path.iterdir()} == {"run", "pictures"}
+
+
+def test_the_sheet_shows_pictures_as_large_as_the_run_allows(
+    run: Path, picture_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    description = json.loads((run / "encoder.json").read_text())
+    (run / "encoder.json").write_text(json.dumps(description | {"max_pixels": 10_000}))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)  # Pillow refuses twice as many
+    chosen = select(run, picture_folder(), 2, tmp_path / "a.csv")
+    assert chosen.sheet.is_file()

@@ -1,5 +1,7 @@
 """What is watched: label-free scores, and the guard that speaks up when embeddings collapse."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -43,19 +45,38 @@ def test_collapsed_features_are_told_while_the_bank_looks_healthy() -> None:
     assert "optim.clip_norm" in told
 
 
+def looked(features: np.ndarray, labels: np.ndarray | None, views: Any = None) -> dict[str, float]:
+    def some(rows: np.ndarray) -> np.ndarray:
+        return features[rows]
+
+    return watch(some, some, len(features), labels, views)
+
+
 def test_knn_is_over_the_labeled_rows_only() -> None:
     features = np.concatenate([unit_rows(20, 4, 9.0), unit_rows(20, 4, -9.0)]).astype(np.float32)
     labels = np.repeat([0, 1], 20)
-    assert watch(lambda: features, features, labels)["knn"] == 1
+    assert looked(features, labels)["knn"] == 1
     labels[:20:2] = -1
-    assert watch(lambda: features, features, labels)["knn"] == 1
-    assert "knn" not in watch(lambda: features, features, None)
+    assert looked(features, labels)["knn"] == 1
+    assert "knn" not in looked(features, None)
+
+
+def test_all_labeled_rows_are_looked_at_however_many_others_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tinyssl.watch.WATCHED", 20)
+    features = np.concatenate([unit_rows(500, 4, 9.0), unit_rows(500, 4, -9.0)]).astype(np.float32)
+    labels = np.full(1000, -1)
+    labels[[3, 5, 7]], labels[[903, 905, 907]] = 0, 1  # none is among 20 that are evenly spaced
+    found, without = looked(features, labels), looked(features, None)
+    assert found.pop("knn") == 1
+    assert found == without
 
 
 def test_retrieval_is_looked_at_where_there_are_views() -> None:
     features = unit_rows(20, 4)
-    assert watch(lambda: features, features, None, lambda: (features, features))["retrieval"] == 1
-    assert "retrieval" not in watch(lambda: features, features, None)
+    assert looked(features, None, lambda: (features, features))["retrieval"] == 1
+    assert "retrieval" not in looked(features, None)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])

@@ -67,8 +67,9 @@ def test_levels_are_saved_and_do_not_hinder_a_start(
 
 
 @pytest.mark.parametrize(
-    "form", ["plain", "module", "backbone", "nested", "classifier", "safetensors", "run", "file"]
-)
+    "form", ["plain", "uncounted", "module", "backbone", "nested", "classifier", "safetensors",
+             "run", "file"],
+)  # fmt: skip
 def test_every_form_of_file(form: str, tmp_path: Path) -> None:
     encoder = donor(mean=[0.1] * 3, std=[0.9] * 3)
     state: dict[str, Any] = dict(encoder.backbone.state_dict())
@@ -77,6 +78,8 @@ def test_every_form_of_file(form: str, tmp_path: Path) -> None:
         state = {f"{form}.{key}": value for key, value in state.items()}
     elif form == "nested":
         state = {"state_dict": {f"module.{k}": v for k, v in state.items()}, "epoch": 3}
+    elif form == "uncounted":
+        state = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
     elif form == "classifier":
         state |= {"classifier.weight": torch.zeros(10, 1024), "classifier.bias": torch.zeros(10)}
     if form in ("run", "file"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from tinyssl.data import BUILDING, INDEX, LARGEST_INDEX, default_cache_dir, fing
 from tinyssl.errors import JobError, UsageError, one_line
 from tinyssl.files import read_json
 from tinyssl.locks import InUse, locked
+
+_FINGERPRINT = re.compile("[0-9a-f]{20}")
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,9 @@ def report(root: str | Path | None = None, which: str | None = None) -> str:
 
 
 def _look(folder: Path) -> Cache | None:
-    """None for what is not of tinyssl."""
-    if not folder.is_dir() or folder.is_symlink():
+    """None for what is not of tinyssl: any folder may be named, one of pictures too."""
+    ours = folder.name.startswith(BUILDING) or _FINGERPRINT.fullmatch(folder.name)
+    if not ours or not folder.is_dir() or folder.is_symlink():
         return None
     size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
     if folder.name.startswith(BUILDING):

@@ -69,7 +69,8 @@ def typiclust(rows: Rows, budget: int, covered: Covered, seed: int) -> Numbers:
     """
     clusters = min(budget + int(covered.sum()), _MOST_CLUSTERS)
     labels, _ = _k_means(rows, clusters, seed)
-    return _from_clusters(labels, budget, covered, lambda members: _typicality(rows[members]))
+    small = np.bincount(labels) < _SMALL
+    return _from_clusters(labels, budget, covered, small, lambda of: _typicality(rows[of]))
 
 
 def k_means(rows: Rows, budget: int, covered: Covered, seed: int) -> Numbers:
@@ -77,7 +78,8 @@ def k_means(rows: Rows, budget: int, covered: Covered, seed: int) -> Numbers:
     clusters = budget + int(covered.sum())
     labels, centres = _k_means(rows, clusters, seed)
     distances = np.sqrt(np.square(rows - centres[labels]).sum(axis=1))
-    return _from_clusters(labels, budget, covered, lambda members: -distances[members])
+    last = np.zeros(clusters, bool)
+    return _from_clusters(labels, budget, covered, last, lambda members: -distances[members])
 
 
 def k_center(rows: Rows, budget: int, covered: Covered, seed: int) -> Numbers:
@@ -151,16 +153,20 @@ def _from_clusters(
     labels: Numbers,
     budget: int,
     covered: Covered,
+    last: NDArray[np.bool_],
     score: Callable[[Numbers], NDArray[np.float32]],
 ) -> Numbers:
-    """Takes the best-scored picture of the cluster with the fewest chosen or covered ones."""
+    """Takes the best-scored picture of the cluster with the fewest chosen or covered ones.
+
+    Clusters that are `last` only have their turn when all others are used up.
+    """
     free = {int(c): np.flatnonzero((labels == c) & ~covered) for c in np.unique(labels)}
     sizes = np.bincount(labels)
     counts = np.bincount(labels[covered], minlength=len(sizes))
     chosen = []
     for _ in range(budget):
         open_ = (c for c, members in free.items() if len(members))
-        cluster = min(open_, key=lambda c: (sizes[c] < _SMALL, counts[c], -sizes[c], c))
+        cluster = min(open_, key=lambda c: (last[c], counts[c], -sizes[c], c))
         members = free[cluster]
         best = int(np.argmax(score(members)))
         chosen.append(int(members[best]))

@@ -200,7 +200,9 @@ def pretrain(
     show_default=True,
     help="Draws of labels for few-shot.",
 )
-@click.option("--seed", default=0, show_default=True, help="Of draws and splits.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of draws and splits."
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N.")
 @click.option("--out", type=click.Path(), help="Result file.  [default: RUN/eval.json]")
 @click.option("--shots", help="Draw the label curve at these labels a class: 1,2,5,10,20,50.")
@@ -264,8 +266,15 @@ def evaluate(
 )
 @click.option("--labeled", help="CSV path,label of earlier rounds.")
 @click.option("--features", help="Keep features here for the next round; used if it is there.")
-@click.option("--seed", default=0, show_default=True, help="Of everything random.")
-@click.option("--workers", default=0, help="Threads that decode.  [default: one a core]")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of everything random."
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(0),
+    default=0,
+    help="Threads that decode.  [default: one a core]",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N.")
 @click.option("--overwrite", is_flag=True, help="Replace the list in --out.")
 def select(run: str, data: tuple[str, ...], budget: int, out: str, **options: Any) -> None:
@@ -299,7 +308,9 @@ def select(run: str, data: tuple[str, ...], budget: int, out: str, **options: An
 @click.option("--raw", is_flag=True, help="Do not scale features to unit length.")
 @click.option("--dtype", default="float32", show_default=True, help="float32 or float16.")
 @click.option("--nearest", multiple=True, metavar="QUERY", help="Find pictures like this one.")
-@click.option("--k", default=10, show_default=True, help="How many --nearest finds.")
+@click.option(
+    "--k", type=click.IntRange(1), default=10, show_default=True, help="How many --nearest finds."
+)
 @click.option("--duplicates", is_flag=True, help="List near copies, in groups.")
 @click.option(
     "--threshold", type=float,
@@ -307,7 +318,12 @@ def select(run: str, data: tuple[str, ...], budget: int, out: str, **options: An
 )  # fmt: skip
 @click.option("--outliers", is_flag=True, help="List pictures by how little they fit.")
 @click.option("--batch-size", default=64, show_default=True, help="Pictures at a time.")
-@click.option("--workers", default=0, help="Threads that decode.  [default: one a core]")
+@click.option(
+    "--workers",
+    type=click.IntRange(0),
+    default=0,
+    help="Threads that decode.  [default: one a core]",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N.")
 @click.option("--overwrite", is_flag=True, help="Replace another file in --out.")
 @click.option(
@@ -400,7 +416,9 @@ def _from_here(path: str) -> str:
 @click.option("--labels", required=True, help="CSV with path,label, or a folder of class folders.")
 @click.option("--recipe", default="auto", show_default=True, help="Name, YAML file, or auto.")
 @click.option("--out", type=click.Path(), help="The new run folder.  [default: RUN-cls]")
-@click.option("--unlabeled", help="More pictures of the domain.  [default: those of the run]")
+@click.option(
+    "--unlabeled", multiple=True, help="More pictures of the domain.  [default: those of the run]"
+)
 @click.option("--overwrite", is_flag=True, help="Replace an earlier run in --out.")
 @click.option("--device", help="auto, cpu, cuda, cuda:N.  [run.device]")
 @click.option("--workers", help="Threads that decode.  [run.workers]")
@@ -410,7 +428,7 @@ def finetune(
     labels: str,
     recipe: str,
     out: str | None,
-    unlabeled: str | None,
+    unlabeled: tuple[str, ...],
     overwrite: bool,
     **options: Any,
 ) -> None:
@@ -438,7 +456,7 @@ def finetune(
         labels,
         recipe,
         out,
-        unlabeled=unlabeled,
+        unlabeled=unlabeled or None,
         overrides=overrides,
         overwrite=overwrite,
         **settings,
@@ -558,7 +576,12 @@ def _need(*modules: str, extra: str) -> None:
 @click.option("--bundle", help="Of the run, for its tables.  [default: RUN-bundle]")
 @click.option("--card", help="YAML with fields of the model card.")
 @click.option("--pictures", default=3000, show_default=True, help="Shown at most.")
-@click.option("--workers", default=0, help="Threads that decode.  [default: one a core]")
+@click.option(
+    "--workers",
+    type=click.IntRange(0),
+    default=0,
+    help="Threads that decode.  [default: one a core]",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N.")
 def report(runs: tuple[str, ...], compare: bool, out: str | None, **options: Any) -> None:
     """Write what there is to know of RUN as one HTML file that needs no network: whether it
@@ -598,10 +621,12 @@ def _was_given(option: str) -> bool:
 @click.argument("arguments", nargs=-1, metavar="DATA... [SECTION.KEY=VALUE...]")
 @click.option("--recipe", default="mobilenetv3-small", show_default=True, help="Name or YAML file.")
 @click.option("--augment", type=click.Path(), help="Write a PNG of originals and views here.")
-@click.option("--rows", default=8, show_default=True, help="Pictures in the PNG.")
+@click.option(
+    "--rows", type=click.IntRange(1), default=8, show_default=True, help="Pictures in the PNG."
+)
 @click.option("--labels", help="CSV, or class folders: look for contradictions and leaks.")
 @click.option("--list", "listed", type=click.Path(), help="Write all that was found as a CSV.")
-@click.option("--cache", is_flag=True, help="List the caches of decoded pictures instead.")
+@click.option("--cache", is_flag=True, help="List the caches instead (those in DATA, if given).")
 @click.option("--prune", type=click.Choice(["stale", "all"]), help="With --cache: remove these.")
 def checks(
     arguments: tuple[str, ...],
@@ -660,7 +685,9 @@ def recipes(name: str | None) -> None:
 @click.option("--adapt", is_flag=True, help="Start from ImageNet weights instead.")
 @click.option("--out", type=click.Path(), help="The run folder.  [default: runs/demo]")
 @click.option("--epochs", help="Epochs.  [default: what the recipe says]")
-@click.option("--seed", default=0, show_default=True, help="Of everything random.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of everything random."
+)
 @click.option("--overwrite", is_flag=True, help="Replace an earlier demo in --out.")
 def demo(adapt: bool, out: str | None, epochs: str | None, seed: int, overwrite: bool) -> None:
     """Pretrain on the solar-cell pictures of the package elpv-dataset and judge the encoder on

@@ -29,7 +29,7 @@ from tinyssl.locks import locked
 from tinyssl.opening import MAX_PIXELS, allow_pixels, quiet, read_file
 from tinyssl.picture import ResizeRule, decode, resize, to_channels, to_depth
 
-CACHE_FORMAT = 3
+CACHE_FORMAT = 4
 LARGEST_INDEX = 1 << 32  # bytes; of millions of pictures
 _DTYPES: dict[str, np.dtype[Any]] = {"uint8": np.dtype("uint8"), "uint16": np.dtype("uint16")}
 log = logging.getLogger("tinyssl")
@@ -86,7 +86,7 @@ def default_cache_dir() -> Path:
     """`$TINYSSL_CACHE`, or tinyssl's folder in the user's cache folder."""
     given = os.environ.get("TINYSSL_CACHE")
     if given:
-        return Path(given)
+        return Path(given).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "tinyssl"
 
@@ -121,7 +121,7 @@ def load_pictures(
     Raises:
         JobError: no picture can be read, or the cache cannot be written.
     """
-    root = cache_dir if cache_dir is not None else default_cache_dir()
+    root = default_cache_dir() if cache_dir is None else cache_dir.expanduser()
     settings = _settings(size, rule, channels, max_pixels)
     key = fingerprint(files, settings)
     found = find_cache(files, size, rule, channels, max_pixels, root)

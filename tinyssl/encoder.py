@@ -11,7 +11,7 @@ saw few pictures keep much in early levels that the last one has lost, textures 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -302,6 +302,23 @@ def levels_of(backbone: nn.Module, name: str, wanted: int | Literal["all"]) -> i
     if not 1 <= count <= known:
         raise UsageError(f"encoder.levels: got {wanted}, {name} has 1 to {known}, or all")
     return count
+
+
+def check_sizes(encoder: Encoder, sizes: Iterable[int]) -> None:
+    """Raises UsageError where a network takes no pictures of a size, as transformers may."""
+    training = encoder.training
+    encoder.eval()
+    for size in sizes:
+        try:
+            with torch.no_grad():
+                encoder(torch.zeros(1, encoder.channels, size, size))
+        except Exception as error:  # timm's networks raise several types
+            why = " ".join(str(error).split())
+            raise UsageError(
+                f"encoder.name: {encoder.name} takes no pictures of {size} pixels ({why}); set "
+                "data.image_size and augment.view_size to what it takes, or choose another"
+            ) from None
+    encoder.train(training)
 
 
 def _level_widths(backbone: Any, name: str, levels: int) -> list[int]:

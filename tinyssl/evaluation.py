@@ -25,7 +25,7 @@ from tinyssl.describing import DescriptorFeatures
 from tinyssl.device import keep_freed_memory, pick_device
 from tinyssl.encoder import LOOKED_AT, Encoder, create_encoder, embed_pictures
 from tinyssl.errors import JobError, UsageError
-from tinyssl.files import writable, write_text
+from tinyssl.files import sha256, writable, write_text
 from tinyssl.intervals import half_of_draws
 from tinyssl.label_curve import CurveWishes, label_curve
 from tinyssl.labeled import used_digests
@@ -45,6 +45,7 @@ from tinyssl.weights import (
 
 SHOTS = (1, 5, 10, 20)
 CURVE_FILE = "label_curve.png"
+FLOORS = ("raw pixels", "descriptors")  # rows that need no network
 
 
 def evaluate(
@@ -120,9 +121,11 @@ def _header(run: str | Path, split: LabeledSplit, recorded: str, seed: int) -> d
     return {
         "tinyssl": __version__,
         "run": str(run),
+        "weights": sha256(Path(run) / WEIGHTS),
         "classes": split.classes,
         "train": int((~split.test).sum()),
         "test": int(split.test.sum()),
+        "fewest": int(np.unique(split.labels[~split.test], return_counts=True)[1].min()),
         "split": recorded,
         "seed": seed,
         "encoders": {},
@@ -195,6 +198,10 @@ def table(result: dict[str, Any], title: str = "Balanced accuracy, %") -> Table:
         f"Shots: mean of {shots[0]['draws']} draws, seed {result['seed']}; "
         "± 95 %, of draws and pictures."
     )
+    if result["fewest"] < max(SHOTS):
+        shown.caption += (
+            f"\nA class has {result['fewest']:,} training pictures: more shots take all."
+        )
     if viewed:
         shown.caption += "\nviews: % of views whose nearest other view is of the same picture."
     if "classifier" in result:
@@ -228,7 +235,7 @@ def _encoders(
         encoders["start, frozen"] = partial(_start, description, init)
     own = "pretrained" if init == "random" else "adapted"
     for path in map(Path, baselines):
-        taken = path.name in encoders or path.name == own
+        taken = path.name in {*FLOORS, own, *encoders}
         # Weights from elsewhere keep all features: components cost ImageNet's in 10-shot.
         theirs = description | {"components": 0, "descriptors": False}
         build = partial(_start, theirs, str(path))
@@ -265,10 +272,10 @@ def _embedders(
     keep_freed_memory()
     pictures = split_pictures(split, description)
     warn_of(split, pictures.hashes)
-    yield "raw pixels", pixel_features, pictures.array
+    yield FLOORS[0], pixel_features, pictures.array
     shown = _some(pictures.array, ~split.test, LOOKED_AT)
     described = DescriptorFeatures(shown, description["mean"], description["std"], chosen)
-    yield "descriptors", described, pictures.array
+    yield FLOORS[1], described, pictures.array
     for name, build in encoders.items():
         try:
             encoder, own = build()

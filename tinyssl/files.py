@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import hashlib
 import io
 import json
 import os
@@ -106,6 +107,18 @@ def read_json(path: Path, limit: int = 1 << 26) -> Any:
         return json.loads(read_limited(path, limit).decode("utf-8"))
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def with_name(path: str | Path) -> Path:
+    """The path; absolute where its last part names nothing, as in `.` and `..`."""
+    named = Path(path).name not in ("", "..")
+    return Path(path) if named else Path(os.path.abspath(path))
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
 import tempfile
@@ -29,14 +30,14 @@ from tinyssl.data import load_pictures
 from tinyssl.device import keep_freed_memory, training_device
 from tinyssl.encoder import Encoder, embed_pictures
 from tinyssl.errors import UsageError
-from tinyssl.files import write_text
+from tinyssl.files import with_name, write_text
 from tinyssl.finetune_build import build_network
 from tinyssl.finetune_config import FOR_AUTO, FinetuneRecipe, load_finetune_recipe
 from tinyssl.folds import Fold, repeats_for, stratified_folds
-from tinyssl.labeled import LABELS, RESULT, read_labeled, shaped_by, smallest_class
+from tinyssl.labeled import RESULT, read_labeled, shaped_by, smallest_class
 from tinyssl.opening import MAX_PIXELS
 from tinyssl.probing import FALLBACK_STRENGTH, choose_strength
-from tinyssl.run_folder import RunFolder
+from tinyssl.run_folder import LABELS, RunFolder
 from tinyssl.scanning import scan
 from tinyssl.weights import load_encoder, save_encoder
 
@@ -73,10 +74,12 @@ def finetune(
         UsageError: wrong input; nothing was written.
         JobError: training failed; nothing was written.
     """
-    target = RunFolder(out if out is not None else f"{str(run).rstrip('/')}-cls")
+    target = RunFolder(out if out is not None else f"{with_name(run)}-cls")
     if target.path.absolute() == Path(run).absolute():
         raise UsageError(f"--out {target.path} is the run itself; name another folder")
-    if not overwrite:
+    if overwrite:
+        target.refuse_to_lose_labels()
+    else:
         target.refuse_if_used(resumable=False)
     given = [*overrides, *shortcuts(settings)]
     names = FOR_AUTO if str(recipe) == "auto" else (str(recipe),)
@@ -178,6 +181,7 @@ class _Job:
         self, given: str | Path | Sequence[str | Path] | None
     ) -> tuple[NDArray[np.float32] | None, str]:
         """Features of the pictures without a label, or why there are none."""
+        self.unlabeled_from = [os.path.abspath(path) for path in _as_list(given or [])]
         semi = [r for r in self.recipes.values() if r.classifier.method == "semi"]
         if not semi or (len(self.recipes) > 1 and not self.folds):
             if given is not None:
@@ -354,6 +358,7 @@ class _Job:
             "recipe": name,
             "reason": reason,
             "labels": self.labeled.counts(),
+            "unlabeled_from": self.unlabeled_from,
             "unlabeled": 0 if self.unlabeled is None else len(self.unlabeled),
             "folds": [len(parts) for parts in self.folds],
             "held_out": {key: value.scores for key, value in judged.items()},

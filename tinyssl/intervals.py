@@ -49,7 +49,8 @@ def half_of_draws(mean: float, half_width: float, counts: NDArray[Any]) -> float
         counts: (classes,) test pictures of each class; empty where that is not known.
 
     Returns:
-        Both together, as if every class's share were the mean, which can only make it wider.
+        Both together, as if every class's share were the mean: wider than by their own shares
+        where classes have as many pictures; with few of a hard class it may be a tenth narrower.
     """
     tested = half_of_shares(mean * counts, counts) if len(counts) else 0.0
     return math.hypot(half_width, tested)

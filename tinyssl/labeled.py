@@ -21,8 +21,9 @@ from tinyssl.errors import UsageError
 from tinyssl.files import csv_text, read_json
 from tinyssl.labels import LabeledPaths, read_labels
 from tinyssl.opening import MAX_PIXELS
+from tinyssl.run_folder import LABELS, LABELS_HEADER
 
-LABELS, RESULT = "labels.csv", "finetune.json"  # of a fine-tuned run
+RESULT = "finetune.json"  # of a fine-tuned run
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Labeled:
         """What was learned from, as `path,label,digest` rows."""
         names = [self.classes[number] for number in self.labels]
         rows = zip(self.paths, names, self.digests, strict=True)
-        return csv_text([("path", "label", "digest"), *rows])
+        return csv_text([LABELS_HEADER, *rows])
 
 
 def read_labeled(

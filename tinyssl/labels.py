@@ -19,6 +19,7 @@ from tinyssl.scanning import begins_like_picture
 
 _LARGEST = 1 << 28  # bytes; a list of labels, not pictures
 SPLITS = ("train", "test")
+_NOT_UTF8 = "cannot read labels from {}: not UTF-8; save it as such"
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def from_class_folders(folder: str | Path, extensions: Collection[str]) -> Label
     Raises:
         UsageError: no such folder, or fewer than two classes with pictures in it.
     """
-    root = Path(folder).absolute()
+    root = Path(os.path.abspath(folder))  # without "..", as all other paths
     if not root.is_dir():
         raise UsageError(f"no folder {folder}; give one with a sub-folder of pictures per class")
     paths: list[Path] = []
@@ -95,6 +96,8 @@ def from_csv(path: str | Path, root: str | Path | None = None) -> LabeledPaths:
         if "\0" in name + label:
             raise UsageError(f"{where}: a zero byte in {(name + label)[:80]!r}")
         picture = _find(name, bases)
+        if not _is_utf8(label) or (picture is None and not _is_utf8(name)):
+            raise UsageError(_NOT_UTF8.format(path))
         if not label:
             unlabeled += 1
         elif picture is None:
@@ -163,9 +166,8 @@ def _counts(path: Path, extensions: Collection[str]) -> bool:
 
 def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     try:
-        text = read_limited(path, _LARGEST).decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise UsageError(f"cannot read labels from {path}: not UTF-8; save it as such") from None
+        # Names of files may be of any bytes, as `write_csv` keeps them; the rest may not.
+        text = read_limited(path, _LARGEST).decode("utf-8-sig", "surrogateescape")
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read labels from {path}: {error}") from None
     reader = csv.DictReader(io.StringIO(text, newline=""))
@@ -174,6 +176,8 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     except csv.Error as error:
         raise UsageError(f"cannot read labels from {path}: {error}") from None
     columns = list(reader.fieldnames or [])
+    if not _is_utf8("".join(columns)):
+        raise UsageError(_NOT_UTF8.format(path))
     if not {"path", "label"} <= set(columns):
         raise UsageError(
             f"{path} has the columns {', '.join(columns) or '(none)'}; "
@@ -181,6 +185,15 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
             "commas between"
         )
     return rows
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether all of its bytes were; the others were read as surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _find(name: str, bases: Sequence[Path]) -> Path | None:

@@ -31,7 +31,8 @@ def near_copies(array: NDArray[Any], hashes: Sequence[str]) -> list[list[int]]:
     thumbnails = _thumbnails(array)
     units = unit_rows(thumbnails - thumbnails.mean(axis=1, keepdims=True))
     if len(units) >= _ENOUGH:
-        units = unit_rows(units - units.mean(axis=0))
+        shown = units.any(axis=1, keepdims=True)  # pictures of one value are alike to none
+        units = unit_rows((units - units.mean(axis=0)) * shown)
     return alike(units, NEAR, hashes)[0]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -10,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+
+from tinyssl.errors import TinysslError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -171,8 +174,11 @@ class _SideStream:
         return buffer[:count]
 
 
-class _PipelineBatches(Dataset[tuple[Tensor, Tensor]]):
-    """One item is one whole batch, so that workers hand over few, large tensors."""
+class _PipelineBatches(Dataset[tuple[Tensor, Tensor] | TinysslError]):
+    """One item is one whole batch, so that workers hand over few, large tensors.
+
+    What a picture is refused for is handed over too: raised in a worker it would come with a trace.
+    """
 
     def __init__(self, array: Any, order: Tensor, apply: Any, seeds: Tensor) -> None:
         self.array, self.order, self.apply, self.seeds = array, order, apply, seeds
@@ -180,10 +186,13 @@ class _PipelineBatches(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return len(self.order)
 
-    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor] | TinysslError:
         index = self.order[step]
         pictures = self.array[index.numpy()]
-        return index, self.apply(pictures, self.seeds[step].tolist())
+        try:
+            return index, self.apply(pictures, self.seeds[step].tolist())
+        except TinysslError as error:
+            return error
 
 
 def pipeline_batches(
@@ -204,6 +213,21 @@ def pipeline_batches(
 
     Yields:
         (index (b,), views (b, c, s, s)), on the CPU.
+
+    Raises:
+        TinysslError: as `apply` does.
     """
     batches = _PipelineBatches(array, order, apply, seeds)
-    yield from DataLoader(batches, batch_size=None, num_workers=workers)
+    for made in DataLoader(batches, None, num_workers=workers, worker_init_fn=_leave_signals):
+        if isinstance(made, TinysslError):
+            raise made
+        yield made
+
+
+def _leave_signals(_worker: int) -> None:
+    """A terminal or a scheduler signals the whole group: the run stops by itself, and its workers.
+
+    A worker that died of it would take the run along before anything is saved.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

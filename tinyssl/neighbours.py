@@ -58,14 +58,14 @@ def nearest(
     Args:
         queries: (q, d).
         rows: (n, d).
-        k: cut to what is there.
+        k: cut to what is there for the query that has least.
         without: (q,) the one row that is not to be found for a query, such as itself; -1 for none.
         progress: told the number of newly finished queries.
 
     Returns:
         (q, k) row numbers, best first and of equal ones the first row; (q, k) products.
     """
-    k = min(k, len(rows) - (without is not None))
+    k = min(k, len(rows) - (without is not None and bool((without >= 0).any())))
     numbers = np.empty((len(queries), k), np.int64)
     products = np.empty((len(queries), k), np.float32)
     for some in _blocks(len(queries), _ROWS):

@@ -25,7 +25,7 @@ Array = NDArray[Any]
 _GRAY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"}
 _SIXTEEN_BIT_MODES = {"I", "I;16", "I;16B", "I;16L", "I;16N"}
 _PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
-_BITS_PER_SAMPLE, _ORIENTATION = 0x0102, 0x0112  # TIFF and EXIF tags
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _ORIENTATION = 0x0102, 0x0106, 0x0112  # TIFF and EXIF tags
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 
@@ -160,12 +160,14 @@ def _scale(picture: Array, height: int, width: int) -> Array:
 
 
 def _from_pillow(image: Image.Image, channels: int | None) -> Array:
+    white = _white_value(image)
     image.load()
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise Unreadable("32-bit float has no fixed range; convert it to 16-bit")
     if image.mode in _SIXTEEN_BIT_MODES:
-        return _sixteen_bit(image)
+        values = _sixteen_bit(image)
+        return values if white is None else np.uint16(white) - values
     gray = is_gray(image)
     image = image.convert(_PREMULTIPLIED.get(image.mode, image.mode))
     if "transparency" in image.info or image.mode in ("LA", "PA", "RGBA"):
@@ -174,6 +176,17 @@ def _from_pillow(image: Image.Image, channels: int | None) -> Array:
         image = _on_white(image)
     array = np.asarray(image.convert("L" if gray else "RGB"))
     return array[..., None] if gray else array
+
+
+def _white_value(image: Image.Image) -> int | None:
+    """The largest value of a TIFF whose white is 0, as radiographs have it; else None.
+
+    Pillow turns those of 8 bits over, and not those of more.
+    """
+    if not isinstance(image, TiffImageFile) or image.tag_v2.get(_PHOTOMETRIC) != 0:
+        return None
+    bits: int = max(image.tag_v2.get(_BITS_PER_SAMPLE, (8,)))
+    return (1 << min(16, bits)) - 1
 
 
 def _sixteen_bit(image: Image.Image) -> Array:

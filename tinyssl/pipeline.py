@@ -34,7 +34,7 @@ def load_pipeline(spec: Mapping[str, Any] | str | Path) -> Any:
         UsageError: unreadable, not of that form, or it names anything but albumentations' own
             serialisable transforms.
     """
-    values = spec if isinstance(spec, Mapping) else _read(Path(spec))
+    values = read_pipeline(spec)
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network otherwise
     import albumentations
     from albumentations.core.serialization import SERIALIZABLE_REGISTRY
@@ -54,6 +54,26 @@ def load_pipeline(spec: Mapping[str, Any] | str | Path) -> Any:
             return albumentations.from_dict(dict(values))
     except Exception as error:  # its validation raises many types
         raise UsageError(f"augment.pipeline is not valid: {_one_line(error)}") from None
+
+
+def read_pipeline(spec: Mapping[str, Any] | str | Path) -> Mapping[str, Any]:
+    """What `albumentations.to_dict` gave, as it is or from a .yaml or .json file.
+
+    Raises:
+        UsageError: unreadable, or not of that form.
+    """
+    if isinstance(spec, Mapping):
+        return spec
+    path = Path(spec).expanduser()
+    try:
+        values = read_json(path) if path.suffix == ".json" else read_yaml(path)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"augment.pipeline: cannot read {path}: {_one_line(error)}") from None
+    if not isinstance(values, Mapping):
+        raise UsageError(
+            f"augment.pipeline: {path} does not hold what albumentations.to_dict gives"
+        )
+    return values
 
 
 def apply_pipeline(
@@ -104,18 +124,6 @@ def _apply_one(
             "Normalize or ToTensorV2"
         )
     return np.asarray(view)
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    try:
-        values = read_json(path) if path.suffix == ".json" else read_yaml(path)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"augment.pipeline: cannot read {path}: {_one_line(error)}") from None
-    if not isinstance(values, Mapping):
-        raise UsageError(
-            f"augment.pipeline: {path} does not hold what albumentations.to_dict gives"
-        )
-    return values
 
 
 def _one_line(error: Exception) -> str:

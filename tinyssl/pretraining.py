@@ -34,6 +34,7 @@ from tinyssl.data import Pictures, write_skipped
 from tinyssl.device import check_bf16, keep_freed_memory, pick_device, training_device
 from tinyssl.encoder import (
     Encoder,
+    check_sizes,
     create_encoder,
     embed_pictures,
     levels_of,
@@ -51,13 +52,12 @@ from tinyssl.pipeline import apply_pipeline, load_pipeline
 from tinyssl.recording import RecordedStep, recorded_views
 from tinyssl.reporting.command import leave_report
 from tinyssl.resuming import restore
-from tinyssl.rows import spaced_rows
 from tinyssl.run_folder import RunFolder, resume_command
 from tinyssl.signals import stop_signal
 from tinyssl.sources import duplicates_csv, read_pictures, with_sources
 from tinyssl.train import Batches, Hooks, Progress, TakeStep, fit, start_bank, train_step
 from tinyssl.views import two_views
-from tinyssl.watch import WATCHED, collapse_warning, watch
+from tinyssl.watch import collapse_warning, watch
 from tinyssl.weights import WEIGHTS, save_encoder
 
 RESULT_COLUMNS = [
@@ -186,6 +186,7 @@ class Run:
         self.labels = _watch_labels(recipe.run.watch_labels, pictures)
         encoder = build_encoder(recipe, pictures, filled=state is None)
         levels_of(encoder.backbone, encoder.name, recipe.encoder.levels)  # before hours of work
+        check_sizes(encoder, {recipe.augment.view_size, recipe.data.image_size})
         self.start = {key: value.clone() for key, value in encoder.state_dict().items()}
         self.method = build_method(recipe, encoder, len(pictures.paths), self.device)
         whole = torch.nn.Sequential(encoder, self.method.head)
@@ -337,6 +338,7 @@ class Run:
         pipeline = load_pipeline(section.pipeline or {})
         # Not a closure: where processes are spawned, not forked, it must be picklable.
         apply = partial(apply_pipeline, pipeline, view_size=section.view_size)
+        apply(self.pictures.array[:1], [0])  # or what does not fit would be told by a worker
         workers = self.recipe.run.workers or os.cpu_count() or 1
 
         def batches(order: Tensor, step: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -357,20 +359,23 @@ class Run:
         return batches
 
     def _watch(self) -> dict[str, float]:
-        rows = spaced_rows(len(self.pictures.paths), WATCHED)
-        sample = self.pictures.array[rows]
-        labels = None if self.labels is None else self.labels[rows]
-        bank = self.method.bank.rows
         values = watch(
-            lambda: self._embed(sample),
-            bank[torch.from_numpy(rows).to(bank.device)].float().cpu().numpy(),
-            labels,
+            lambda rows: self._embed(self.pictures.array[rows]),
+            self._bank_rows,
+            len(self.pictures.paths),
+            self.labels,
             None if self.augment is None else self._embed_views,
         )
         warning = collapse_warning(values)
         if warning:
             log.warning(warning)
         return values
+
+    def _bank_rows(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        bank = self.method.bank.rows
+        chosen = bank[torch.from_numpy(rows).to(bank.device)]
+        found: NDArray[np.float32] = chosen.float().cpu().numpy()
+        return found
 
     def _embed(self, pictures: NDArray[Any]) -> NDArray[np.float32]:
         return embed_pictures(self.method.encoder, pictures, device=self.device, finite=False)

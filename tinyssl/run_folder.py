@@ -20,9 +20,11 @@ _OURS = (
     "recipe.yaml", "metrics.jsonl", "results.csv", "train.log", "skipped.csv", "duplicates.csv",
     "encoder.safetensors", "encoder.json", "eval.json", "eval_split.csv", "label_curve.png",
     "checkpoints",
-    "classifier.safetensors", "labels.csv", "finetune.json",
+    "classifier.safetensors", "finetune.json",
     "machine.json", "report.html", "report_features.npz", "tensorboard", "wandb",
 )  # fmt: skip
+
+LABELS, LABELS_HEADER = "labels.csv", ("path", "label", "digest")  # of a fine-tuned run
 
 _LINE = 400  # bytes of a line of a log, about
 Value = float | int | str | None
@@ -58,13 +60,30 @@ class RunFolder:
             )
 
     def clear(self) -> None:
-        """Removes an earlier run's files and nothing else that may lie in the folder."""
-        for name in _OURS:
+        """Removes an earlier run's files and nothing else that may lie in the folder.
+
+        A list of labels may be a user's own: it is one of ours by its header.
+        """
+        for name in (*_OURS, LABELS) if self.holds_own_labels() else _OURS:
             path = self.path / name
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
+
+    def holds_own_labels(self) -> bool:
+        """Whether there is a list of labels, and a run wrote it."""
+        try:
+            with (self.path / LABELS).open(encoding="utf-8") as file:
+                return file.readline().strip() == ",".join(LABELS_HEADER)
+        except (OSError, ValueError):
+            return False
+
+    def refuse_to_lose_labels(self) -> None:
+        """Raises UsageError where a list of labels that no run wrote would be replaced."""
+        labels = self.path / LABELS
+        if labels.exists() and not self.holds_own_labels():
+            raise UsageError(f"{labels} is none of tinyssl's; move it, or name another --out")
 
     def create(self, held: ExitStack, overwrite: bool, *, resumable: bool = True) -> None:
         """Makes the folder, empty but for strangers' files, and holds it for this process.
@@ -98,7 +117,7 @@ class RunFolder:
             except JobError as error:
                 logging.getLogger("tinyssl").warning(f"{error}; start no second run there")
             for folder in (self.path, self.checkpoint.parent):
-                remove_leftovers(folder, {*_OURS, self.checkpoint.name})
+                remove_leftovers(folder, {*_OURS, LABELS, self.checkpoint.name})
             yield
 
     def log_metrics(self, values: Mapping[str, Any]) -> None:

@@ -102,7 +102,8 @@ def _is_picture(path: str) -> bool:
 
 def _listed(path: Path) -> Iterator[str]:
     try:
-        lines = _lines(path, read_limited(path, _LARGEST_LIST).decode("utf-8-sig"))
+        data = read_limited(path, _LARGEST_LIST)
+        lines = _lines(path, data.decode("utf-8-sig", "surrogateescape"))  # as names of files are
     except (OSError, ValueError, csv.Error) as error:
         raise UsageError(f"cannot read the list {path}: {error}") from None
     for line in lines:

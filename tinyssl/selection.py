@@ -18,7 +18,7 @@ from tinyssl.feature_file import Features
 from tinyssl.files import atomic, csv_text, write_text
 from tinyssl.grid import contact_sheet
 from tinyssl.labels import LabeledPaths, from_csv
-from tinyssl.opening import quiet
+from tinyssl.opening import allow_pixels, quiet
 from tinyssl.picture import decode, resize, to_depth
 from tinyssl.scanning import scan
 
@@ -91,8 +91,8 @@ def select(
     _refuse_budget(budget, free, f"{why}, {lost:,} copies of others or unreadable")
     chosen = choose(embedded.features[rows], budget, method=method, covered=covered, seed=seed)
     names = [embedded.paths[row] for row in rows[chosen]]
-    _write_sheet(sheet, names)
     write_text(target, _csv(names, earlier))
+    _write_sheet(sheet, names, extractor.max_pixels)
     return Selected(target, sheet, names)
 
 
@@ -177,9 +177,9 @@ def _csv(names: Sequence[str], earlier: LabeledPaths | None) -> str:
     return csv_text([header, *rows])
 
 
-def _write_sheet(path: Path, names: Sequence[str]) -> None:
+def _write_sheet(path: Path, names: Sequence[str], max_pixels: int) -> None:
     shown = names[:_SHOWN]
-    with quiet():
+    with quiet(), allow_pixels(max_pixels):
         pictures = [
             resize(to_depth(decode(Path(name)), np.uint8), _THUMBNAIL, "pad") for name in shown
         ]

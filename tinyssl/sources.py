@@ -13,19 +13,26 @@ from tinyssl.console import log, progress
 from tinyssl.data import Pictures, load_pictures
 from tinyssl.errors import UsageError
 from tinyssl.files import csv_text
+from tinyssl.pipeline import read_pipeline
 from tinyssl.scanning import scan
 
 
 def with_sources(recipe: Recipe, data: str | Path | Sequence[str | Path]) -> Recipe:
     """The recipe with its sources replaced by `data`, if any is given.
 
-    All its paths become absolute, so that what a run saves means the same files from any folder.
+    All its paths become absolute, so that what a run saves means the same files from any folder,
+    and an augmentation pipeline in a file is read, so that it stays what it was.
+
+    Raises:
+        UsageError: that file cannot be read.
     """
     given = [data] if isinstance(data, str | Path) else list(data)
     sources = [_absolute(source) for source in given or recipe.data.sources]
+    pipeline = recipe.augment.pipeline
     cache, init, labels = recipe.data.cache_dir, recipe.encoder.init, recipe.run.watch_labels
     changes: dict[str, dict[str, Any]] = {
         "data": {"sources": sources, "cache_dir": cache and _absolute(cache)},
+        "augment": {"pipeline": pipeline and read_pipeline(pipeline)},
         "encoder": {"init": init if init in ("random", "pretrained") else _absolute(init)},
         "run": {"watch_labels": labels and _absolute(labels)},
     }
@@ -34,7 +41,7 @@ def with_sources(recipe: Recipe, data: str | Path | Sequence[str | Path]) -> Rec
 
 
 def _absolute(path: str | Path) -> str:
-    return str(Path(path).absolute())
+    return str(Path(path).expanduser().absolute())
 
 
 def read_pictures(recipe: Recipe) -> Pictures:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tinyssl.rows import spaced_rows
 from tinyssl.scoring import knn_loo_score, mean_cosine, rankme, retrieval
 
 WATCHED = 2000  # pictures whose features are looked at
@@ -36,30 +37,37 @@ def label_free(features: NDArray[Any], bank: NDArray[Any]) -> dict[str, float]:
 
 
 def watch(
-    embed: Callable[[], NDArray[Any]],
-    bank: NDArray[Any],
+    embed: Callable[[NDArray[np.int64]], NDArray[Any]],
+    bank: Callable[[NDArray[np.int64]], NDArray[Any]],
+    pictures: int,
     labels: NDArray[np.int64] | None,
     embed_views: Callable[[], tuple[NDArray[Any], NDArray[Any]]] | None = None,
 ) -> dict[str, float]:
-    """One look at the scores that there are.
+    """One look at the scores that there are, of at most `WATCHED` pictures.
 
     Args:
-        embed: makes the features (m, width) of the watched pictures.
-        bank: (m, d) their rows of the memory bank.
-        labels: (m,) classes, below 0 where unknown.
+        embed: makes the features (m, width) of some pictures.
+        bank: gives the (m, d) rows of the memory bank of some pictures.
+        pictures: n, in all.
+        labels: (n,) classes, below 0 where unknown.
         embed_views: makes the features of two views of each of some pictures.
 
     Returns:
         Those of `label_free`; `retrieval` with views; `knn` with labels, leave-one-out balanced
-        accuracy.
+        accuracy, of pictures that have one.
     """
-    features = embed()
-    values = label_free(features, bank)
+    looked_at, known = spaced_rows(pictures, WATCHED), np.array([], np.int64)
+    if labels is not None:
+        labeled = np.flatnonzero(labels >= 0)
+        known = labeled[spaced_rows(len(labeled), WATCHED)]
+    rows = np.union1d(looked_at, known)
+    features = embed(rows)
+    values = label_free(features[np.searchsorted(rows, looked_at)], bank(looked_at))
     if embed_views is not None:
         values["retrieval"] = retrieval(*embed_views())
     if labels is not None:
-        known = labels >= 0
-        values["knn"] = knn_loo_score(features[known], labels[known], k=10)
+        of_known = features[np.searchsorted(rows, known)]
+        values["knn"] = knn_loo_score(of_known, labels[known], k=10)
     return values
 
 

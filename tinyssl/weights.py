@@ -52,6 +52,8 @@ def load_weights(encoder: Encoder, path: str | Path) -> str:
     state = {key: value for key, value in state.items() if key not in _LEVELS}
     wanted = encoder.backbone.state_dict()
     kept = {k: v for k, v in state.items() if k in wanted or not k.startswith(_HEADS)}
+    # torch does without, and so do files that others convert.
+    kept = {k: v for k, v in wanted.items() if k.endswith(".num_batches_tracked")} | kept
     _adapt_first_conv(kept, wanted)
     _refuse_misfit(kept, wanted, f"{path} does not fit {encoder.name}")
     encoder.backbone.load_state_dict(kept)

@@ -84,7 +84,9 @@ def repeat_command(facts: RunFacts) -> str:
         return f"tinyssl pretrain --recipe {recipe} --out runs/again"
     base = shlex.quote(shown(facts.finetuned.get("run", "RUN")))
     labels = shlex.quote(shown(facts.path / "labels.csv"))
-    return f"tinyssl finetune {base} --labels {labels} --recipe {recipe} --out runs/again"
+    given = [shlex.quote(shown(path)) for path in facts.finetuned.get("unlabeled_from", [])]
+    more = "".join(f" --unlabeled {path}" for path in given)
+    return f"tinyssl finetune {base} --labels {labels} --recipe {recipe}{more} --out runs/again"
 
 
 def start_of(facts: RunFacts) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyssl.errors import UsageError
+from tinyssl.files import with_name
 from tinyssl.reporting.run_schema import Benchmark, Manifest, read_part
 
 
@@ -35,7 +36,7 @@ def find_bundle(run: Path, given: str | Path | None) -> Bundle | None:
     Raises:
         UsageError: a bundle is named and none is there, or it is damaged.
     """
-    folder = Path(given) if given is not None else run.with_name(f"{run.name}-bundle")
+    folder = Path(given) if given is not None else Path(f"{with_name(run)}-bundle")
     manifest = folder / "manifest.json"
     if not manifest.is_file():
         if given is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 from collections.abc import Iterable, Mapping
@@ -12,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from tinyssl.config import recipe_values
+from tinyssl.console import log
 from tinyssl.errors import UsageError
-from tinyssl.files import read_limited
+from tinyssl.files import read_limited, sha256
 from tinyssl.machine import MACHINE
 from tinyssl.reporting.run_schema import Evaluation, Finetuned, Machine, read_part
 from tinyssl.weights import WEIGHTS, read_description
@@ -82,18 +82,19 @@ def read_run(run: str | Path) -> RunFacts:
         UsageError: no encoder there, no recipe, or a JSON file is damaged.
     """
     path = Path(run)
+    digests = {name: sha256(path / name) for name in _DIGESTED if (path / name).is_file()}
     return RunFacts(
         path=path,
         encoder=read_description(path),
         recipe=recipe_values(path),
         metrics=_lines(path / "metrics.jsonl"),
         epochs=[_numbers(row) for row in _rows(path / "results.csv")],
-        result=read_part(path / "eval.json", Evaluation),
+        result=_scores_of(path / "eval.json", digests.get(WEIGHTS)),
         finetuned=read_part(path / "finetune.json", Finetuned),
         machine=read_part(path / MACHINE, Machine),
         skipped=_pairs(path / "skipped.csv", "path", "reason"),
         copies=_groups(_pairs(path / "duplicates.csv", "group", "path")),
-        digests={name: _sha256(path / name) for name in _DIGESTED if (path / name).is_file()},
+        digests=digests,
     )
 
 
@@ -105,6 +106,15 @@ def flat(recipe: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(values, Mapping)
         for key, value in values.items()
     }
+
+
+def _scores_of(path: Path, weights: str | None) -> dict[str, Any]:
+    """What `tinyssl eval` wrote; empty if that was before the run went on."""
+    result = read_part(path, Evaluation)
+    if result.get("weights", weights) == weights:
+        return result
+    log.warning(f"{path} is of weights that the run had earlier, and left out: judge it again")
+    return {}
 
 
 def _lines(path: Path) -> list[dict[str, float]]:
@@ -159,8 +169,3 @@ def _groups(pairs: Iterable[tuple[str, str]]) -> list[list[str]]:
     for group, path in pairs:
         groups.setdefault(group, []).append(path)
     return list(groups.values())
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -58,6 +58,8 @@ class Evaluation(_Part):
     train: Count
     test: Count
     split: Any
+    fewest: Count | None = None
+    weights: str | None = None
     classifier: _Classifier = _Classifier()
 
 
@@ -72,6 +74,7 @@ class Finetuned(_Part):
     recipe: str
     labels: Annotated[dict[str, Count], Field(min_length=1)]
     held_out: dict[str, _HeldOut]
+    unlabeled_from: list[str] = []
     seconds: Finite = 0.0
     versions: dict[str, Any] = {}
 

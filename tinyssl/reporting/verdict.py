@@ -69,7 +69,9 @@ class Verdict:
 def judged(result: Mapping[str, Any]) -> list[Judged]:
     """The encoders of `eval.json`, the run's own last."""
     return [
-        Judged(name, _scores(found), found.get("rankme"), found.get("retrieval"))
+        Judged(
+            name, _scores(found, result.get("fewest")), found.get("rankme"), found.get("retrieval")
+        )
         for name, found in result.get("encoders", {}).items()
     ]
 
@@ -176,13 +178,16 @@ def best_of(encoders: Sequence[Judged]) -> Verdict:
     return Verdict("yes" if not close else "partly", headline, sentences)
 
 
-def _scores(found: Figure) -> dict[str, Score]:
+def _scores(found: Figure, fewest: int | None) -> dict[str, Score]:
+    """By measure; not those of more shots than the smallest class has training pictures."""
     scores = {}
     for key, name in (("knn", "k-NN"), ("linear", "linear")):
         if "confusion" in found.get(key, {}):
             scores[name] = recall_score(found[key]["confusion"])
     tested = _tested(found)
     for shots, value in found.get("few_shot", {}).items():
+        if fewest is not None and int(shots) > fewest:
+            continue
         half = half_of_draws(value["mean"], value["half_width"], tested)
         scores[f"{shots}-shot"] = Score(100 * value["mean"], 100 * half)
     return scores
