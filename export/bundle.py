@@ -7,21 +7,30 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from tinyssl.console import log
 from tinyssl.errors import JobError, UsageError
-from tinyssl.files import reason
+from tinyssl.files import read_json, reason
 
-from .runtime import FORMAT, GOLDEN, MANIFEST
+from .runtime import ENGINE, ENGINE_FACTS, FORMAT, GOLDEN, MANIFEST
 
 RUNTIME, BUILD_ENGINE = "runtime.py", "build_engine.py"
+_CACHE = "__pycache__"  # where the programs' folder is imported from
+_MADE_THERE = (ENGINE, ENGINE_FACTS, "benchmark.json", "benchmark.csv", _CACHE)
 
 
 def refuse_if_used(out: Path, overwrite: bool) -> None:
-    """Raises UsageError when `out` holds anything, or with `overwrite` anything but a bundle."""
+    """Raises UsageError when `out` holds anything, or with `overwrite` anything but a bundle.
+
+    A bundle of any version counts, with what was made of it there: its engine, its benchmark.
+    """
+    if out.name in ("", ".."):
+        raise UsageError(f"--out {out}: a bundle takes its folder's place; give the folder's name")
     if out.is_file():
         raise UsageError(f"--out {out} is a file; name a new folder")
     if not out.is_dir() or not any(out.iterdir()):
@@ -30,6 +39,38 @@ def refuse_if_used(out: Path, overwrite: bool) -> None:
         raise UsageError(f"--out {out} is not empty; name another folder, or give --overwrite")
     if not (out / MANIFEST).is_file():
         raise UsageError(f"--out {out} holds no bundle ({MANIFEST}); --overwrite replaces only one")
+    ours = _written(out)
+    if not ours:
+        raise UsageError(
+            f"--out {out} holds no bundle: its {MANIFEST} is damaged or none that tinyssl wrote; "
+            "name another folder"
+        )
+    strange = sorted(path.name for path in out.iterdir() if not _is_ours(path.name, ours))
+    if strange:
+        raise UsageError(
+            f"--out {out} holds {strange[0]}, which no export wrote; move it, or name another "
+            "folder"
+        )
+
+
+def _written(out: Path) -> set[str]:
+    """Names of what is a bundle's in a folder; empty where its manifest is none of ours."""
+    try:
+        manifest = read_json(out / MANIFEST)
+    except (OSError, ValueError):
+        return set()
+    listed = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(listed, dict) or GOLDEN not in listed:
+        return set()
+    told = all(isinstance(facts, dict) and "sha256" in facts for facts in listed.values())
+    known = told and type(manifest.get("format")) is int
+    return {MANIFEST, *_MADE_THERE, *listed} if known else set()
+
+
+def _is_ours(name: str, ours: Collection[str]) -> bool:
+    """A file of the bundle, or what a killed process left of writing one."""
+    left = name.startswith(".") and name.endswith(".tmp")
+    return name in ours or (left and any(name.startswith(f".{known}.") for known in ours))
 
 
 def write_bundle(
@@ -50,7 +91,7 @@ def write_bundle(
         manifest: what is to be said beside the files.
         facts: more to be said of some files, by name.
         programs: files of this package that go along.
-        overwrite: replace a bundle that is there.
+        overwrite: replace a bundle that is there, if nothing else is.
 
     Raises:
         UsageError: `out` came into use meanwhile.
@@ -91,12 +132,31 @@ def _write(path: Path, data: bytes) -> None:
 def _swap(new: Path, out: Path) -> None:
     """Puts the new folder in its place; the old one is whole beside it until then."""
     aside = new.with_name(f"{new.name}.old")
-    if out.exists():
-        out.rename(aside)
     try:
+        if out.exists():
+            out.rename(aside)
         new.rename(out)
-    except OSError:
-        if aside.exists():
+    except BaseException:  # Ctrl-C as well
+        if aside.exists() and not out.exists():
             aside.rename(out)
         raise
-    shutil.rmtree(aside, ignore_errors=True)
+    if aside.exists():
+        _remove(aside)
+
+
+def _remove(bundle: Path) -> None:
+    """Removes a bundle's own files, and the folder if nothing came there meanwhile."""
+    if bundle.is_symlink():
+        bundle.unlink()
+        return
+    ours = _written(bundle)
+    # The manifest last: without it a rest of the bundle is no longer known as ours.
+    with suppress(OSError):
+        for path in sorted(bundle.iterdir(), key=lambda path: path.name == MANIFEST):
+            if path.name in ours and path.name == _CACHE:
+                shutil.rmtree(path, ignore_errors=True)
+            elif _is_ours(path.name, ours):
+                path.unlink()
+        bundle.rmdir()
+        return
+    log.warning(f"{bundle} is what the new bundle replaced, and could not be removed")

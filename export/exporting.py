@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import io
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,14 +80,15 @@ def export(
             of float16, made and measured on this machine's GPU, or `mobile`: float32 and an
             ExecuTorch program for phones, which takes one picture at a time.
         out: the bundle's folder; `<run>-bundle` when None.
-        pictures: what parity is measured on; the run's own training pictures when None.
+        pictures: what parity is measured on; when None the run's own training pictures, of a
+            fine-tuned one those of its pretraining and the labeled ones.
         calibration: what int8 is calibrated on; others of the same pictures when None.
         labels: CSV or class folders: int8 may not lose more than a point of k-NN accuracy there.
         raw_features: leave features as the encoder gives them instead of at unit length.
         any_size: leave height and width of the input open too; of the ONNX targets only.
         force: write int8 even if it changes the features too much.
         workspace: MB of scratch memory for the engine's layers.
-        overwrite: replace an earlier bundle in `out`.
+        overwrite: replace an earlier bundle in `out`, if nothing else is there.
 
     Raises:
         UsageError: no encoder at `run`, an unknown target, `out` in use, or no pictures.
@@ -94,7 +96,7 @@ def export(
             is left behind.
     """
     _refuse_target(target, any_size)
-    folder = Path(out) if out is not None else Path(run).with_name(f"{Path(run).name}-bundle")
+    folder = Path(out) if out is not None else _beside(run)
     refuse_if_used(folder, overwrite)
     encoder, description = load_encoder(run)
     classifier = load_classifier(run)
@@ -112,6 +114,12 @@ def export(
     made = workshop.make(TARGETS[target], workspace=workspace, strict=target == "onnx-int8")
     _write(folder, target, made, workshop, manifest, overwrite)
     return Exported(folder, made)
+
+
+def _beside(run: str | Path) -> Path:
+    """The run's path with `-bundle` after its name, which `.` and `..` do not say."""
+    path = Path(os.path.abspath(run))
+    return path.parent / f"{path.name}-bundle"
 
 
 def _write(

@@ -529,6 +529,8 @@ def decode(source: Picture, channels: int, max_pixels: int = MAX_PIXELS) -> Arra
 def _from_pillow(image: Image.Image, channels: int) -> Array:
     if _deep_colour(image):
         raise Unreadable("16 bits in each of several channels; convert it, or give it as an array")
+    _refuse_misread(image, channels)
+    limit = _white_value(image)
     image.load()
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
@@ -537,7 +539,8 @@ def _from_pillow(image: Image.Image, channels: int) -> Array:
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
             raise Unreadable(f"32-bit values from {values.min()} to {values.max()}")
-        return values.astype(np.uint16)[..., None]
+        deep = values.astype(np.uint16)[..., None]
+        return deep if limit is None else np.uint16(limit) - deep
     gray = _is_gray(image)
     image = image.convert({"La": "LA", "RGBa": "RGBA"}.get(image.mode, image.mode))
     if "transparency" in image.info or image.mode in ("LA", "PA", "RGBA"):
@@ -548,6 +551,33 @@ def _from_pillow(image: Image.Image, channels: int) -> Array:
         image = Image.alpha_composite(white, cut_out).convert("RGB")
     array = np.asarray(image.convert("L" if gray else "RGB"))
     return array[..., None] if gray else array
+
+
+def _white_value(image: Image.Image) -> int | None:
+    """The largest value of a TIFF whose white is 0; Pillow turns only those of 8 bits over."""
+    if image.format != "TIFF" or image.tag_v2.get(0x0106) != 0:  # type: ignore[attr-defined]
+        return None
+    bits: tuple[int, ...] = image.tag_v2.get(0x0102, (8,))  # type: ignore[attr-defined]
+    return (1 << min(16, max(bits))) - 1
+
+
+def _refuse_misread(image: Image.Image, channels: int) -> None:
+    """Refuses a TIFF of more than colours and transparency, whose rest Pillow drops or mixes in."""
+    if image.format != "TIFF":
+        return
+    tags = image.tag_v2  # type: ignore[attr-defined]
+    samples, colours = int(tags.get(0x0115, 1)), 3 if tags.get(0x0106) == 2 else 1
+    unsigned = set(tags.get(0x0153, (1,))) == {1} and tags.get(0x0106) in (0, 1, 2)
+    bits, extra = set(tags.get(0x0102, (1,))), tuple(tags.get(0x0152, ()))
+    if not unsigned or samples <= colours or bits not in ({8}, {16}):
+        return
+    alpha = samples == colours + 1 and bool(extra) and extra[-1] in (1, 2)
+    if alpha and bits == {8} and (colours == 3 or tags.get(0x011C, 1) == 1):
+        return
+    if samples != channels:
+        raise Unreadable(f"{samples} channels, the encoder takes {channels}")
+    if len(image.getbands()) != samples:
+        raise Unreadable(f"TIFF of {samples} channels, not all of them read; give it as an array")
 
 
 def _is_gray(image: Image.Image) -> bool:
@@ -710,6 +740,16 @@ def _peak_mb() -> float | None:
     return int(lines["VmHWM"].split()[0]) / 1e3
 
 
+def _refuse_unwritable(out: Path) -> None:
+    """Raises BundleError where no file can be written, before there is anything to lose."""
+    if out.is_dir():
+        raise BundleError(f"--out {out} is a folder; name a file in it")
+    if not out.parent.is_dir():
+        raise BundleError(f"--out {out}: there is no folder {out.parent}; make it first")
+    if not os.access(out.parent, os.W_OK):
+        raise BundleError(f"--out {out}: the folder {out.parent} cannot be written to")
+
+
 def _write(out: Path, extractor: Extractor, names: list[str], columns: dict[str, Array]) -> None:
     """Columns (n,) or (n, width), beside the paths; in an npz with the names of the classes."""
     temporary = out.with_name(f".{out.name}.tmp")
@@ -832,6 +872,8 @@ def _main(arguments: Sequence[str] | None = None) -> int:
         parser.error("give --out FILE.npz or --out FILE.csv")
     if given.batch < 1:
         parser.error("--batch must be at least 1")
+    if given.pictures and given.out is not None:
+        _refuse_unwritable(given.out)
     extractor = Extractor(given.bundle, given.variant, given.device, given.threads)
     if given.pictures and given.out is None and not extractor.classes:
         parser.error("give --out FILE.npz or --out FILE.csv")

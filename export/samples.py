@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyssl.config import sources_of
+from tinyssl.console import log
 from tinyssl.data import load_pictures
 from tinyssl.errors import UsageError
-from tinyssl.labeled import read_labeled
+from tinyssl.files import read_json
+from tinyssl.labeled import RESULT, read_labeled
 from tinyssl.opening import MAX_PIXELS
 from tinyssl.picture import to_depth
 from tinyssl.rows import spaced_rows
 from tinyssl.scanning import scan
+from tinyssl.weights import DESCRIPTION
 
 MEASURED, CALIBRATED, LABELED = 64, 128, 1000
+FEW = 32  # measured: fewer say little of others
 Pictures = NDArray[Any]
 
 
@@ -74,7 +79,8 @@ def draw_samples(
 
     Args:
         reader: of the encoder.
-        run: its training pictures are taken where no others are given.
+        run: its training pictures are taken where no others are given; of a fine-tuned run those
+            that its encoder was pretrained on, as far as they are there, and the labeled ones.
         pictures: to measure on.
         calibration: to calibrate on; part of the pictures to measure on when None.
         calibrate: whether int8 is wanted.
@@ -84,15 +90,15 @@ def draw_samples(
     """
     paths = _paths(run, pictures)
     if not calibrate:
-        return Samples(_enough(reader.read(_spaced(paths, MEASURED)), 2), np.empty(0))
+        return Samples(_measurable(reader.read(_spaced(paths, MEASURED))), np.empty(0))
     if calibration is not None:
         measured = reader.read(_spaced(paths, MEASURED))
         calibrated = reader.read(_spaced(scan([calibration]), CALIBRATED))
-    else:
-        both = reader.read(_spaced(paths, MEASURED + CALIBRATED))
-        third = np.arange(len(both)) % 3 == 0
-        measured, calibrated = both[third], both[~third]
-    return Samples(_enough(measured, 2), _enough(calibrated, 2))
+        return Samples(_measurable(measured), _enough(calibrated, 2, "--calibration"))
+    both = reader.read(_spaced(paths, MEASURED + CALIBRATED))
+    third = np.arange(len(both)) % 3 == 0
+    calibrated = _enough(both[~third], 2, "--pictures")
+    return Samples(_measurable(both[third]), calibrated)
 
 
 def labeled_pictures(reader: Reader, labels: str | Path) -> tuple[Pictures, NDArray[np.int64]]:
@@ -104,19 +110,76 @@ def labeled_pictures(reader: Reader, labels: str | Path) -> tuple[Pictures, NDAr
 
 def _paths(run: str | Path, pictures: str | Path | None) -> list[Path]:
     try:
-        return scan(sources_of(run) if pictures is None else [pictures])
+        return _own_paths(run) if pictures is None else scan([pictures])
     except UsageError as error:
         raise UsageError(f"parity needs real pictures: {error}; give --pictures DIR") from None
+
+
+def _own_paths(run: str | Path) -> list[Path]:
+    """The training pictures of a run and of those that it was fine-tuned from, as far as there.
+
+    Raises:
+        UsageError: none of them can be found.
+    """
+    found: set[Path] = set()
+    faults: list[UsageError] = []
+    for step in _lineage(run):
+        try:
+            found.update(scan(sources_of(step)))
+        except UsageError as error:
+            faults.append(error)
+    if not found:
+        raise faults[0]
+    return sorted(found, key=str)
+
+
+def _lineage(run: str | Path) -> Iterator[Path]:
+    """The run; if it is a fine-tuned one also what it was made from, back to the pretrained one."""
+    step: Path | None = Path(os.path.abspath(run))
+    seen: set[Path] = set()
+    while step is not None and step not in seen:
+        yield step
+        seen.add(step)
+        step = _origin(step)
+
+
+def _origin(run: Path) -> Path | None:
+    """The run that a fine-tuned one was made from; None where it is gone, and for all others."""
+    result, description = _object(run / RESULT), _object(run / DESCRIPTION)
+    if not result and "classes" not in description:
+        return None
+    # The first is absolute, the second as it was typed.
+    named = [str(description.get("init", "")), str(result.get("run", ""))]
+    there = [name for name in named if os.path.isfile(os.path.join(name, DESCRIPTION))]
+    return Path(os.path.abspath(there[0])) if there else None
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """What a JSON file says; nothing where it is gone or damaged."""
+    try:
+        told = read_json(path)
+    except (OSError, ValueError):
+        return {}
+    return told if isinstance(told, dict) else {}
 
 
 def _spaced(items: Sequence[Any], count: int) -> list[Any]:
     return [items[row] for row in spaced_rows(len(items), count)]
 
 
-def _enough(pictures: Pictures, least: int) -> Pictures:
+def _measurable(pictures: Pictures) -> Pictures:
+    if len(_enough(pictures, 2, "--pictures")) < FEW:
+        log.warning(
+            f"measured on {len(pictures)} pictures only, which say little of others; give {FEW} or "
+            "more by --pictures DIR"
+        )
+    return pictures
+
+
+def _enough(pictures: Pictures, least: int, option: str) -> Pictures:
     if len(pictures) < least:
         raise UsageError(
             f"an export is measured on at least {least} readable pictures, and int8 calibrated on "
-            f"as many others; got {len(pictures)}"
+            f"as many others; got {len(pictures)}; give more by {option} DIR"
         )
     return pictures

@@ -17,6 +17,7 @@ from PIL import Image
 from tinyssl.export import benchmarking, build_engine, runtime, variants
 from tinyssl.export.exporting import export
 from tinyssl.export.parity import compare
+from tinyssl.export.samples import Reader, draw_samples
 
 from tests.making import make_pictures, make_run
 from tinyssl.cli import main
@@ -28,6 +29,7 @@ from tinyssl.opening import Unreadable
 from tinyssl.picture import decode, resize, to_channels
 from tinyssl.reporting.command import report
 from tinyssl.scanning import scan
+from tinyssl.weights import read_description
 
 Folder = Callable[..., Path]
 
@@ -557,17 +559,17 @@ def test_wrong_use_is_told(case: str, small: tuple[Path, Path, Path], tmp_path: 
     assert (sorted(bundle.iterdir()), sorted(pictures.iterdir())) == before
 
 
+@pytest.mark.parametrize("run", [".", "deeper/..", "../mine", "../mine/"])
 def test_a_run_is_named_after_its_folder_wherever_one_stands(
-    small: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = shutil.copytree(small[0], tmp_path / "mine")
-    (run / "deeper").mkdir()
-    monkeypatch.chdir(run)
-    assert export(".", pictures=small[1]).out == tmp_path / "mine-bundle"
-    with pytest.raises(UsageError, match="mine-bundle is not empty"):
-        export(Path("deeper", ".."), pictures=small[1])
+    (tmp_path / "mine" / "deeper").mkdir(parents=True)
+    (tmp_path / "mine-bundle" / "used").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "mine")
+    with pytest.raises(UsageError, match=f"--out {tmp_path / 'mine-bundle'} is not empty"):
+        export(run)
     with pytest.raises(UsageError, match=r"--out \.: a bundle takes its folder's place"):
-        export(".", out=".", pictures=small[1], overwrite=True)
+        export(run, out=".", overwrite=True)
 
 
 def test_too_few_pictures_are_told(
@@ -576,7 +578,8 @@ def test_too_few_pictures_are_told(
     run, pictures, _ = small
     with pytest.raises(UsageError, match=r"at least 2 .* got 1; give more by --pictures DIR"):
         export(run, out=tmp_path / "b", pictures=pictures / "00.png")
-    export(run, out=tmp_path / "b", pictures=pictures)
+    reader = Reader(read_description(run), np.dtype(np.uint8))
+    draw_samples(reader, run, pictures, None, calibrate=False)
     told = "measured on 12 pictures only, which say little of others; give 32 or more by --pictures"
     assert told in caplog.text
 
