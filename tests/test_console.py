@@ -22,6 +22,21 @@ def test_plain_lines_say_how_far_how_fast_and_how_long(
     assert len(told) == 7
 
 
+def test_what_was_done_before_does_not_count_for_the_speed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
+    with (
+        caplog.at_level(logging.INFO, "tinyssl"),
+        console.progress("training", 1000, done=800) as advance,
+    ):
+        clock[0] += 20
+        advance(40)
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert told == "training: 840/1,000 pictures, 2/s, 80 s left"
+
+
 def test_what_takes_no_time_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "tinyssl"), console.progress("reading", 10) as advance:
         advance(10)

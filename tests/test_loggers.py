@@ -81,6 +81,7 @@ class Failing:
 
     def close(self) -> None:
         Failing.closed = True
+        raise OSError("gone too")
 
 
 def test_one_that_fails_is_left_out(
@@ -94,6 +95,7 @@ def test_one_that_fails_is_left_out(
         "failing failed and gets no more figures: gone"
     ) == 1
     assert Failing.closed
+    assert "failing could not be closed: gone too" in caplog.text
     with (
         pytest.raises(JobError, match="failing cannot start: no server; mend it"),
         open_loggers(["failing"], tmp_path, RECIPE, 5),

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from tinyssl.export.exporting import export
 from tests.making import make_pictures, make_run
 from tests.ray_workers import KilledOnce, WithoutTorch
 from tinyssl import ray_embedding as module
+from tinyssl import remote_files
 from tinyssl.embedding import embed
 from tinyssl.errors import JobError, UsageError
 from tinyssl.ray_embedding import Worker, embed_with_ray
@@ -185,8 +187,36 @@ def test_wrong_use(prepared: tuple[Path, Path], tmp_path: Path) -> None:
     (out / "mine.txt").touch()
     with pytest.raises(UsageError, match=r"is not empty; name another folder$"):
         embed_with_ray(bundle, pictures, out, overwrite=True)
+    odd = tmp_path / "odd"
+    odd.mkdir()
+    shutil.copy(next(pictures.rglob("*.png")), os.fsencode(odd) + b"/\xff.png")
+    with pytest.raises(UsageError, match="parquet holds names in UTF-8 only"):
+        embed_with_ray(bundle, odd, tmp_path / "none")
     broken = tmp_path / "broken"
     broken.mkdir()
     shutil.copy(pictures / "broken.png", broken)
     with pytest.raises(JobError, match="none of the 1 pictures can be read"):
         embed_with_ray(bundle, broken, tmp_path / "none")
+
+
+@pytest.mark.usefixtures("cluster")
+def test_why_the_workers_failed_is_told(
+    prepared: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, pictures = prepared
+    start = module._start
+
+    def with_a_folder_in_the_way(out: str, key: str, overwrite: bool) -> set[str]:
+        done = start(out, key, overwrite)
+        (Path(out) / "part-000000.parquet").mkdir()
+        return done
+
+    monkeypatch.setattr(module, "_start", with_a_folder_in_the_way)
+    with pytest.raises(JobError, match=r"failed \(.*cannot write .*Is a directory\); finished"):
+        embed_with_ray(bundle, pictures, tmp_path / "out", workers=1)
+
+
+def test_two_colons_in_a_path_are_a_name(tmp_path: Path) -> None:
+    picture = tmp_path / "cam::1.png"
+    picture.write_bytes(b"there")
+    assert remote_files.read(str(picture)) == b"there"

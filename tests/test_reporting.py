@@ -14,21 +14,25 @@ import pytest
 
 from tests.making import HOSTILE, TINY, label_points
 from tinyssl.cli import main
+from tinyssl.encoder import create_encoder
 from tinyssl.errors import JobError, UsageError
 from tinyssl.finetuning import finetune
 from tinyssl.pretraining import pretrain
+from tinyssl.recipe_files import recipe_text
 from tinyssl.reporting import page
 from tinyssl.reporting.advice import advise, all_clear
 from tinyssl.reporting.card import NOT_STATED, read_card
-from tinyssl.reporting.command import report
+from tinyssl.reporting.command import _verdict, report
 from tinyssl.reporting.comparison import comparable, compare, different_settings
 from tinyssl.reporting.gallery import FEATURES, sample
 from tinyssl.reporting.names import for_plot, short_names
 from tinyssl.reporting.next_steps import judging
 from tinyssl.reporting.pictures import map_thumbnails
-from tinyssl.reporting.recipe_diff import nearest_recipe
+from tinyssl.reporting.recipe_diff import Setting, nearest_recipe
 from tinyssl.reporting.run_facts import RunFacts, read_run
 from tinyssl.reporting.tiles import duration
+from tinyssl.reporting.views import acting
+from tinyssl.weights import save_encoder
 
 pytest.importorskip("plotly")
 
@@ -417,3 +421,33 @@ def test_next_step_is_a_command_to_paste(tmp_path: Path) -> None:
     _, commands = judging(facts_of(finetuned={"recipe": "few-label"}), None) or ("", [])
     assert commands == ["tinyssl eval run --labels labels.csv"]
     assert judging(facts_of(result={"encoders": {"pretrained": {}}}), None) is None
+
+
+@pytest.mark.parametrize(("weight", "near"), [(0.7, True), (0.7, False), (0.0, False), (1.0, True)])
+def test_guessing_is_compared_with_the_whole_loss(
+    weight: float, near: bool, tmp_path: Path
+) -> None:
+    """The log has the loss times the share of the target that near pictures left to it."""
+    (tmp_path / "run").mkdir()
+    encoder = create_encoder("mobilenetv3-small", seed=0)
+    save_encoder(encoder, tmp_path / "run", image_size=32, resize="crop")
+    text = recipe_text("mobilenetv3-small").replace("near_weight: 0.7", f"near_weight: {weight}")
+    (tmp_path / "run" / "recipe.yaml").write_text(text)
+    logged = 5.0 * (1 - weight if near else 1)
+    rows = f"epoch,instance,near\n1,{logged},{'1.0' if near else ''}\n"
+    (tmp_path / "run" / "results.csv").write_text(rows)
+    told = " ".join(_verdict(read_run(tmp_path / "run"), 100).sentences)
+    assert ("The loss went from 5.00 to 5.00" in told) == (weight < 1)
+
+
+def test_only_what_acts_on_the_pictures_is_told() -> None:
+    given = {"hflip": "0.5", "hue": "0.1", "jitter": "0.8", "blur": "0.0", "blur_sigma": "[1,2]"}
+
+    def told(channels: int = 3, **others: str) -> list[str]:
+        values = given | others
+        return acting([Setting(f"augment.{k}", v, v, False) for k, v in values.items()], channels)
+
+    assert told() == ["hflip=0.5", "hue=0.1", "jitter=0.8"]
+    assert told(channels=1) == ["hflip=0.5", "jitter=0.8"]
+    assert told(jitter="0.0") == ["hflip=0.5"]
+    assert told(pipeline="{'transform': 1}", view_size="32") == ["view_size=32", "pipeline=given"]

@@ -53,18 +53,20 @@ def print_result(result: object) -> None:
 
 
 @contextmanager
-def progress(title: str, total: int, unit: str = "pictures") -> Iterator[Advance]:
+def progress(title: str, total: int, unit: str = "pictures", done: int = 0) -> Iterator[Advance]:
     """Shows how far `total` items have come, how fast, and how long it will still take.
+
+    Those `done` before count as such, but not for how fast.
 
     Yields:
         A function to call with the number of newly finished items.
     """
     if _CONSOLE.is_terminal and not _CONSOLE.quiet:
         with _bar(unit) as bar:
-            task = bar.add_task(title, total=total)
+            task = bar.add_task(title, total=total, completed=done)
             yield lambda count: bar.update(task, advance=count)
     else:
-        yield _plain_lines(title, total, unit)
+        yield _plain_lines(title, total, unit, done)
 
 
 def _bar(unit: str) -> Progress:
@@ -91,9 +93,9 @@ class _Rate(ProgressColumn):
         return Text(f"{_short(speed)} {self.unit}/s" if speed else f"- {self.unit}/s")
 
 
-def _plain_lines(title: str, total: int, unit: str) -> Advance:
+def _plain_lines(title: str, total: int, unit: str, done: int) -> Advance:
     start = last = time.monotonic()
-    done = 0
+    before = done
 
     def advance(count: int) -> None:
         nonlocal done, last
@@ -101,7 +103,7 @@ def _plain_lines(title: str, total: int, unit: str) -> Advance:
         now = time.monotonic()
         if now - last >= _LINE_EVERY or (done >= total and now - start >= 1):
             last = now
-            rate = done / (now - start)
+            rate = (done - before) / (now - start)
             left = (total - done) / rate
             log.info(f"{title}: {done:,}/{total:,} {unit}, {_short(rate)}/s, {left:,.0f} s left")
 

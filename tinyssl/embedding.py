@@ -32,7 +32,7 @@ from tinyssl.feature_file import (
     read_key,
     write_features,
 )
-from tinyssl.files import atomic, write_text
+from tinyssl.files import atomic, is_utf8, write_text
 from tinyssl.locks import InUse, locked
 from tinyssl.scanning import scan
 from tinyssl.signals import stop_signal
@@ -191,13 +191,9 @@ def _refuse(out: Path, paths: Sequence[Path], dtype: str, batch_size: int) -> No
         raise UsageError(f"dtype: got {dtype!r}, allowed are {', '.join(DTYPES)}")
     if batch_size < 1:
         raise UsageError(f"batch_size: got {batch_size}; give 1 or more")
-    odd = [str(path) for path in paths if not _is_unicode(str(path))]
+    odd = [str(path) for path in paths if not is_utf8(str(path))]
     if out.suffix == ".parquet" and odd:
         raise UsageError(f"parquet holds names in UTF-8 only, {odd[0]!r} is not; use .npz or .csv")
-
-
-def _is_unicode(name: str) -> bool:
-    return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def _start_parts(folder: Path, key: str, held: ExitStack) -> None:

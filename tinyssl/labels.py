@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyssl.errors import UsageError
-from tinyssl.files import csv_text, read_limited, write_text
+from tinyssl.files import csv_text, is_utf8, read_limited, write_text
 from tinyssl.opening import IMAGE_EXTENSIONS
 from tinyssl.scanning import begins_like_picture
 
@@ -96,7 +96,7 @@ def from_csv(path: str | Path, root: str | Path | None = None) -> LabeledPaths:
         if "\0" in name + label:
             raise UsageError(f"{where}: a zero byte in {(name + label)[:80]!r}")
         picture = _find(name, bases)
-        if not _is_utf8(label) or (picture is None and not _is_utf8(name)):
+        if not is_utf8(label) or (picture is None and not is_utf8(name)):
             raise UsageError(_NOT_UTF8.format(path))
         if not label:
             unlabeled += 1
@@ -176,7 +176,7 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     except csv.Error as error:
         raise UsageError(f"cannot read labels from {path}: {error}") from None
     columns = list(reader.fieldnames or [])
-    if not _is_utf8("".join(columns)):
+    if not is_utf8("".join(columns)):
         raise UsageError(_NOT_UTF8.format(path))
     if not {"path", "label"} <= set(columns):
         raise UsageError(
@@ -185,15 +185,6 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
             "commas between"
         )
     return rows
-
-
-def _is_utf8(text: str) -> bool:
-    """Whether all of its bytes were; the others were read as surrogates."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _find(name: str, bases: Sequence[Path]) -> Path | None:

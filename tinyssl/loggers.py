@@ -127,8 +127,16 @@ def open_loggers(names: Sequence[str], folder: Path, recipe: str, step: int) -> 
         loggers: dict[str, Logger] = {}
         for name in names:
             loggers[name] = _open(name, folder, recipe, step)
-            stack.callback(loggers[name].close)
+            stack.callback(_close, name, loggers[name])
         yield lambda line: _pass_on(loggers, line)
+
+
+def _close(name: str, logger: Logger) -> None:
+    """A run that is done is not undone by a server that is gone."""
+    try:
+        logger.close()
+    except Exception as error:
+        log.warning(f"{name} could not be closed: {error}")
 
 
 def _open(name: str, folder: Path, recipe: str, step: int) -> Logger:

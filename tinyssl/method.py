@@ -95,8 +95,8 @@ class Method(nn.Module):
             mix: how the views were mixed by CutMix, if they were.
 
         Returns:
-            Scalars in nats: `instance`, `near` if near pictures are known, and `distillation`
-            unless its weight is 0.
+            Scalars in nats, each times its weight: `instance`, `near` if near pictures are known,
+            and `distillation` unless its weight is 0.
         """
         rows = None if candidates is None else candidates.rows
         correction = None if candidates is None else candidates.log_correction

@@ -221,7 +221,7 @@ class Run:
 
     def _go(self) -> None:
         plan, done = self.plan, self.progress.step
-        total = plan.steps
+        total, size = plan.steps, plan.step_size
         if done >= total:
             if distributed.is_main():
                 self._save_encoder()  # the last checkpoint may have been all that was written
@@ -234,10 +234,9 @@ class Run:
         self._compile()
         with (
             self._loggers(done) as log_too,
-            progress("training", total * plan.step_size, "pictures") as advance,
+            progress("training", total * size, "pictures", done * size) as advance,
             stop_signal() as stop,
         ):
-            advance(done * plan.step_size)
             hooks = self._hooks(log_too, advance, stop)
             try:
                 fit(

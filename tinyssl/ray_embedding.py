@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from tinyssl.console import log, progress
 from tinyssl.data import fingerprint
 from tinyssl.errors import JobError, TinysslError, UsageError
 from tinyssl.feature_file import Features, parquet_bytes, parquet_facts
-from tinyssl.files import csv_text
+from tinyssl.files import csv_text, is_utf8
 from tinyssl.neighbours import unit_rows
 from tinyssl.opening import IMAGE_EXTENSIONS, allow_pixels, quiet
 from tinyssl.picture import decode, resize, to_channels, to_depth
@@ -33,6 +34,7 @@ from tinyssl.scanning import scan
 
 CHUNK = 512  # pictures of one file, and what a worker's death costs at most
 _FORMAT, _MANIFEST, _MODEL, _JOB = 1, "manifest.json", "encoder.onnx", "_job.txt"
+_ERROR = re.compile(r"[\w.]*(Error|Exception)\b[^:]*: .")
 _SKIPPED = "_skipped.csv"  # readers of Parquet folders pass over names that begin so
 
 
@@ -194,6 +196,12 @@ def _find(sources: Sequence[str | Path]) -> list[remote_files.Found]:
             if not below:
                 raise UsageError(f"no pictures in {source}")
             found |= below
+    odd = [url for url in found if not is_utf8(url)]
+    if odd:
+        raise UsageError(
+            f"parquet holds names in UTF-8 only, {odd[0]!r} is not; rename it, or leave out "
+            "--engine ray and write .npz or .csv"
+        )
     return [remote_files.Found(*entry) for entry in sorted(found.items())]
 
 
@@ -248,11 +256,17 @@ def _run(chunks: Mapping[str, list[str]], worker: Mapping[str, Any], workers: in
             for row in made.iter_rows():
                 advance(int(row["pictures"]))
         except ray.exceptions.RayError as error:
-            reason = str(error).strip().splitlines()[-1]
             raise JobError(
-                f"the workers failed ({reason}); finished files are kept in {worker['out']}, "
-                "the same command goes on"
+                f"the workers failed ({_cause(error)}); finished files are kept in "
+                f"{worker['out']}, the same command goes on"
             ) from error
+
+
+def _cause(error: BaseException) -> str:
+    """The line of a trace that names our error; Ray's own words come after it."""
+    lines = str(error).strip().splitlines()
+    named = [line for line in lines if _ERROR.match(line) and not line.startswith("ray.")]
+    return named[-1] if named else lines[-1]
 
 
 def _cpus(ray: Any) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -105,6 +106,8 @@ def join(folder: str, name: str) -> str:
 
 
 def _system(url: str) -> tuple[Any, str]:
+    if not is_remote(url):  # where "::" has no meaning
+        return fsspec.filesystem("file"), os.path.abspath(url)
     system, path = fsspec.core.url_to_fs(url)
     return system, path
 

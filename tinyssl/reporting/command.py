@@ -154,7 +154,7 @@ def _run_context(facts: RunFacts, pictures: int | None, card: model_card.Card) -
         "recipe_name": name,
         "settings": settings,
         "draws_views": draws_views(facts),
-        "augmentation": acting(settings),
+        "augmentation": acting(settings, int(facts.encoder["channels"])),
         "card": card,
         "limits": model_card.limits(facts, pictures),
         "start": model_card.start_of(facts),
@@ -186,8 +186,15 @@ def _verdict(facts: RunFacts, pictures: int | None) -> Verdict:
         return label_verdict(facts.result)
     if facts.finetuned:
         return finetuned_verdict(facts.finetuned)
-    losses = [value for _, value in facts.curve("instance")]
+    losses = _instance_losses(facts)
     return label_free_verdict(facts.last_look(), losses, pictures, collapse_of(facts))
+
+
+def _instance_losses(facts: RunFacts) -> list[float]:
+    """Of the epochs; the log has them times the share of the target that near pictures left."""
+    given = (facts.recipe.get("loss") or {}).get("near_weight", 0.0)
+    share = 1 - float(given) if facts.curve("near") and isinstance(given, int | float) else 1.0
+    return [value / share for _, value in facts.curve("instance")] if share > 0 else []
 
 
 def _seen_context(facts: RunFacts, gallery: Gallery) -> dict[str, Any]:

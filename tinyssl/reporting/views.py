@@ -28,7 +28,16 @@ from tinyssl.rows import spaced_rows
 
 _ROWS, _VIEWS = 6, 7
 _NOTHING = ("0.0", "null")
-_ONLY_WITH = {"augment.blur_sigma": "augment.blur", "augment.cutmix_alpha": "augment.cutmix"}
+_COLOURS = ("augment.saturation", "augment.hue", "augment.grayscale")
+_ONLY_WITH = {
+    "augment.blur_sigma": "augment.blur",
+    "augment.cutmix_alpha": "augment.cutmix",
+    **dict.fromkeys(
+        ["augment.brightness", "augment.contrast", "augment.saturation", "augment.hue"],
+        "augment.jitter",
+    ),
+}
+_BESIDE_PIPELINE = ("augment.view_size", "augment.cutmix", "augment.cutmix_alpha")
 
 Draw = Callable[[NDArray[Any], int], NDArray[Any]]  # (r, s, s, c) and a number to (r, c, t, t)
 
@@ -54,12 +63,17 @@ def draws_views(facts: RunFacts) -> bool:
     return not facts.finetuned or (facts.recipe.get("classifier") or {}).get("method") == "network"
 
 
-def acting(settings: Sequence[Setting]) -> list[str]:
-    """The settings of augmentation that change a picture, such as `hflip=0.5`."""
+def acting(settings: Sequence[Setting], channels: int) -> list[str]:
+    """The settings of augmentation that change pictures of so many channels: `hflip=0.5`, say."""
     values = {s.key: s.value for s in settings if s.key.startswith("augment.")}
+    if values.get("augment.pipeline", "null") != "null":  # it takes the place of most others
+        told = {key: values[key] for key in _BESIDE_PIPELINE if key in values}
+        told["augment.pipeline"] = "given"
+    else:
+        told = {k: v for k, v in values.items() if channels == 3 or k not in _COLOURS}
     return [
         f"{key.removeprefix('augment.')}={value}"
-        for key, value in values.items()
+        for key, value in told.items()
         if value not in _NOTHING and values.get(_ONLY_WITH.get(key, key)) not in _NOTHING
     ]
 
