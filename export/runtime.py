@@ -130,6 +130,7 @@ class Extractor:
         """Features (n, width) float32 of paths, Pillow images or arrays.
 
         Raises:
+            BundleError: a single picture instead of several, or a batch of none.
             Unreadable: a picture cannot be used; says which and why.
         """
         return self._of_all(pictures, batch_size, FEATURES, self.width)
@@ -138,7 +139,7 @@ class Extractor:
         """Probabilities (n, classes) float32 of paths, Pillow images or arrays.
 
         Raises:
-            BundleError: the bundle has no classifier.
+            BundleError: the bundle has no classifier; or as `embed`.
             Unreadable: a picture cannot be used; says which and why.
         """
         if not self.classes:
@@ -148,6 +149,7 @@ class Extractor:
     def _of_all(
         self, pictures: Sequence[Picture], batch_size: int, output: str, width: int
     ) -> Array:
+        _refuse_odd_batches(pictures, batch_size)
         rows = np.empty((len(pictures), width), np.float32)
         for start in range(0, len(pictures), batch_size):
             chunk = pictures[start : start + batch_size]
@@ -159,6 +161,7 @@ class Extractor:
         self, paths: Sequence[Path], batch_size: int = 32
     ) -> Iterator[tuple[list[Path], dict[str, Array], list[tuple[Path, str]]]]:
         """Batch by batch: readable paths, their outputs, and (path, reason) of the others."""
+        _refuse_odd_batches(paths, batch_size)
         for start in range(0, len(paths), batch_size):
             good: list[Path] = []
             batch: list[Array] = []
@@ -489,6 +492,15 @@ def _load_cudart() -> Any:
         except OSError:
             continue
     raise BundleError(f"{ENGINE} needs CUDA's runtime library (libcudart), which is not here")
+
+
+def _refuse_odd_batches(pictures: object, batch_size: int) -> None:
+    numbers = isinstance(pictures, np.ndarray) and pictures.dtype.kind in "biuf"
+    single = isinstance(pictures, (str, os.PathLike, Image.Image))
+    if single or (numbers and pictures.ndim != 4):  # type: ignore[attr-defined]
+        raise BundleError("a list of pictures is wanted; put a single one into a list")
+    if batch_size < 1:
+        raise BundleError(f"batch_size: got {batch_size}; give 1 or more")
 
 
 def decode(source: Picture, channels: int, max_pixels: int = MAX_PIXELS) -> Array:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 
 from tinyssl.data import Pictures, load_pictures, write_skipped
 from tinyssl.errors import JobError, UsageError
+from tinyssl.labels import write_csv
 from tinyssl.opening import IMAGE_EXTENSIONS
 from tinyssl.picture import decode, resize
 from tinyssl.scanning import scan
@@ -302,3 +304,17 @@ def test_no_warning_filter_is_left_behind(picture_folder: Folder) -> None:
     before = list(warnings.filters)
     load(picture_folder(), workers=4)
     assert list(warnings.filters) == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems take no such names")
+def test_lists_hold_whatever_names_there_are(tmp_path: Path) -> None:
+    names = ["#1.png", "new\nline.png", "nel\x85.png", 'quo"te, comma.png', "plain.png"]
+    paths = [tmp_path / name for name in names]
+    for path in paths:
+        path.touch()
+    write_csv(tmp_path / "labels.csv", paths, ["x"] * 5)
+    assert set(scan([tmp_path / "labels.csv"])) == set(paths)
+    (tmp_path / "beside.csv").write_text("path,label\r\n#1.png,x\r\n\r\n plain.png,\r\n")
+    assert set(scan([tmp_path / "beside.csv"])) == {paths[0], paths[4]}
+    (tmp_path / "names.txt").write_text("# a remark\nnel\x85.png\r\nplain.png\n")
+    assert set(scan([tmp_path / "names.txt"])) == {paths[2], paths[4]}

@@ -266,7 +266,7 @@ def test_what_is_up_to_date_is_left(
     assert embed(run, data, out).pictures == 4
     assert not counted
     assert out.stat().st_mtime_ns == before.st_mtime_ns
-    with pytest.raises(UsageError, match="exists; name another file, or give --overwrite"):
+    with pytest.raises(UsageError, match=r"another encoder\); name another file, or give --over"):
         embed(run, data, out, raw=True)
     embed(run, data, out, raw=True, overwrite=True)
     assert counted == [4]

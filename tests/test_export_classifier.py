@@ -69,6 +69,12 @@ def test_probabilities_are_those_of_torch(made: tuple[Path, Path, Path]) -> None
         assert runtime.check(extractor)[0]
     features = extractor.embed(sorted(pictures.iterdir()))
     np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, atol=1e-3)
+    for single in (np.zeros((8, 8, 3), np.uint8), str(next(pictures.iterdir()))):
+        with pytest.raises(runtime.BundleError, match="put a single one into a list"):
+            extractor.embed(single)
+    for call in (extractor.embed, extractor.classify, lambda *a: list(extractor.run_files(*a))):
+        with pytest.raises(runtime.BundleError, match="batch_size: got -1; give 1 or more"):
+            call(sorted(pictures.iterdir()), -1)
 
 
 def test_raw_features_do_not_change_the_classes(

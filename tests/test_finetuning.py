@@ -303,6 +303,15 @@ def test_used_folder_is_refused_or_replaced(
     assert "mine.png" in (out / "labels.csv").read_text()
 
 
+def test_a_run_that_was_moved_has_its_labels_along(
+    run: Path, picture_folder: Folder, tmp_path: Path
+) -> None:
+    data = picture_folder(per_class=3)
+    made = finetune(run, data, "few-label-linear", tmp_path / "made", overrides=SHORT)
+    moved = made.rename(tmp_path / "moved")
+    assert sources_of(moved) == [str(moved / "labels.csv")]
+
+
 def test_the_run_may_be_the_folder_one_is_in(
     run: Path, picture_folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,6 @@ import pytest
 
 from tinyssl.errors import UsageError
 from tinyssl.labels import from_class_folders, from_csv, stratified_split, write_csv
-from tinyssl.opening import IMAGE_EXTENSIONS
 from tinyssl.scanning import scan
 
 Folder = Callable[..., Path]
@@ -26,13 +26,13 @@ def table(tmp_path: Path, text: str, pictures: str = "abc") -> Path:
 
 def test_class_folders(picture_folder: Folder) -> None:
     folder = picture_folder()
-    found = from_class_folders(folder, IMAGE_EXTENSIONS)
+    found = from_class_folders(folder)
     assert [p.parent.name for p in found.paths] == found.labels
     assert len(found.paths) == 16
     with pytest.raises(UsageError, match="at least 2"):
-        from_class_folders(folder / "dark", IMAGE_EXTENSIONS)
+        from_class_folders(folder / "dark")
     with pytest.raises(UsageError, match="no folder"):
-        from_class_folders(folder / "nope", IMAGE_EXTENSIONS)
+        from_class_folders(folder / "nope")
 
 
 @pytest.mark.parametrize("splits", [None, ["train", "test", "train"]])
@@ -105,7 +105,7 @@ def test_repeated_rows_and_empty_class_folders_are_counted(tmp_path: Path) -> No
         (tmp_path / name).mkdir()
         (tmp_path / name / "1.png").touch()
     (tmp_path / "c").mkdir()
-    assert from_class_folders(tmp_path, {".png"}).empty == ("c",)
+    assert from_class_folders(tmp_path).empty == ("c",)
     (tmp_path / "l.csv").write_text("path,label\na/1.png,x\nb/1.png,y\na/1.png,x\na/1.png,x\n")
     table = from_csv(tmp_path / "l.csv")
     assert (table.labels, table.repeated) == (["x", "y"], 2)
@@ -122,9 +122,7 @@ def test_a_roundabout_path_gives_the_same_files(
 ) -> None:
     folder = picture_folder()
     roundabout = folder / "dark" / ".."
-    assert from_class_folders(roundabout, IMAGE_EXTENSIONS) == from_class_folders(
-        folder, IMAGE_EXTENSIONS
-    )
+    assert from_class_folders(roundabout) == from_class_folders(folder)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems take no such names")
@@ -144,3 +142,30 @@ def test_other_encodings_are_told(row: str, tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_bytes(f"path,label\n{row}\n".encode("latin-1"))
     with pytest.raises(UsageError, match="not UTF-8; save it as such"):
         from_csv(tmp_path / "labels.csv")
+
+
+def test_linked_folders_count_as_everywhere(picture_folder: Folder, tmp_path: Path) -> None:
+    folder, elsewhere = picture_folder(), picture_folder("elsewhere")
+    (folder / "dark" / "more").symlink_to(elsewhere / "dark")
+    found = from_class_folders(folder)
+    assert found.paths == scan([folder])
+    assert found.labels.count("dark") == 2 * found.labels.count("bright")
+
+
+def test_columns_may_be_written_in_any_way(tmp_path: Path) -> None:
+    found = from_csv(table(tmp_path, "Path, label,Split \na.png,x,train\nb.png,y,Test\n"))
+    assert (found.labels, found.splits) == (["x", "y"], ["train", "test"])
+
+
+def test_classes_that_look_the_same_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    two = [unicodedata.normalize(form, "Müll") for form in ("NFC", "NFD")]
+    rows = f"a.png,{two[0]}\nb.png,{two[1]}\nc.png,glass\nd.png,other\n"
+    assert len(set(from_csv(table(tmp_path, f"path,label\n{rows}", "abcd")).labels)) == 4
+    assert [record.getMessage() for record in caplog.records] == [
+        f"the labels {two[1]!r} and {two[0]!r} are two classes; are they one?"
+    ]
+    caplog.clear()
+    from_csv(table(tmp_path, "path,label\na.png,glass\nb.png,Glass\n"))
+    assert "'Glass' and 'glass' are two classes" in caplog.text

@@ -137,3 +137,15 @@ def test_works_in_a_pipeline_and_a_search(run: Path, picture_folder: Folder) -> 
     pipeline = make_pipeline(EmbeddingTransformer(run), StandardScaler(), LogisticRegression())
     search = GridSearchCV(pipeline, {"logisticregression__C": [0.1, 1.0]}, cv=2)
     assert search.fit(paths, labels).score(paths, labels) > 0.8
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 3)])
+def test_a_single_array_is_no_batch_of_rows(shape: tuple[int, ...], run: Path) -> None:
+    with pytest.raises(UsageError, match="put a single one into a list"):
+        load(run).embed(np.zeros(shape, np.uint8))
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_has_pictures(batch_size: int, run: Path) -> None:
+    with pytest.raises(UsageError, match=f"batch_size: got {batch_size}; give 1 or more"):
+        load(run).embed([np.zeros((8, 8, 3), np.uint8)], batch_size=batch_size)

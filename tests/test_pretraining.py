@@ -228,6 +228,22 @@ def test_resume_refuses_other_pictures(picture_folder: Folder, tmp_path: Path) -
         pretrain(out=run, resume=True)
 
 
+def test_resume_says_that_the_pictures_must_be_back(
+    picture_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = picture_folder()
+    whole = pretrain(data, out=tmp_path / "whole", overrides=QUICK)
+    with monkeypatch.context() as patch:
+        stop_at(4, patch)
+        with pytest.raises(Interrupted):
+            pretrain(data, out=tmp_path / "cut", overrides=QUICK)
+    data.rename(tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match=r"no folder or file .*; --resume .* a link will do"):
+        pretrain(out=tmp_path / "cut", resume=True)
+    data.symlink_to(tmp_path / "elsewhere")
+    assert_same_run(whole, pretrain(out=tmp_path / "cut", resume=True))
+
+
 def test_resume_of_a_finished_run_changes_nothing(picture_folder: Folder, tmp_path: Path) -> None:
     run = pretrain(picture_folder(), out=tmp_path / "run", overrides=QUICK)
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name != "train.log"}

@@ -290,7 +290,14 @@ def sources_of(run: str | Path) -> list[str]:
     sources = data.get("sources") if isinstance(data, dict) else None
     if not isinstance(sources, list) or not sources:
         raise UsageError(f"the recipe of {run} names no pictures")
-    return [str(source) for source in sources]
+    return [_moved_along(str(source), Path(run)) for source in sources]
+
+
+def _moved_along(source: str, run: Path) -> str:
+    """A fine-tuned run's list of labels lies in it, wherever the run was moved to."""
+    own = run / "labels.csv"
+    gone = Path(source).name == own.name and not Path(source).exists()
+    return str(own) if gone and own.is_file() else source
 
 
 def shortcuts(given: Mapping[str, object]) -> list[str]:

@@ -135,7 +135,10 @@ def embed_paths(
         log.info(f"{out} is up to date")
         return Embedded(out, int(count), len(paths) - int(count), extractor)
     if out.exists() and not overwrite:
-        raise UsageError(f"{out} exists; name another file, or give --overwrite")
+        raise UsageError(
+            f"{out} exists and holds none of these features (other pictures, or another encoder); "
+            "name another file, or give --overwrite"
+        )
     folder = _named_after(beside or out, ".parts")
     with ExitStack() as held:
         _start_parts(folder, key, held)

@@ -91,6 +91,7 @@ def evaluate(
     description = read_description(run)
     target = writable(Path(out) if out is not None else Path(run) / "eval.json")
     split, recorded = read_split(train, test, labels, seed, target.parent)
+    log.info(f"test pictures: {recorded}")
     encoders = _encoders(run, description, baselines, seed)
     result = _header(run, split, recorded, seed)
     augment = augment_of_run(run)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tinyssl.labels import LabeledPaths, from_class_folders, from_csv
-from tinyssl.opening import IMAGE_EXTENSIONS
 
 
 @dataclass(frozen=True)
@@ -34,8 +33,8 @@ def read_table(source: str | Path) -> LabeledPaths:
     if not root.is_dir():
         return from_csv(source)
     if not all((root / part).is_dir() for part in ("train", "test")):
-        return from_class_folders(source, IMAGE_EXTENSIONS)
-    parts = {part: from_class_folders(root / part, IMAGE_EXTENSIONS) for part in ("train", "test")}
+        return from_class_folders(source)
+    parts = {part: from_class_folders(root / part) for part in ("train", "test")}
     paths = [path for part in parts.values() for path in part.paths]
     names = [name for part in parts.values() for name in part.labels]
     splits = [name for name, part in parts.items() for _ in part.paths]

@@ -15,7 +15,7 @@ from tinyssl.data import Pictures, load_pictures
 from tinyssl.errors import UsageError
 from tinyssl.labeled import refuse_unreadable
 from tinyssl.labels import from_class_folders, from_csv, stratified_split, write_csv
-from tinyssl.opening import IMAGE_EXTENSIONS, MAX_PIXELS
+from tinyssl.opening import MAX_PIXELS
 
 SPLIT_FILE = "eval_split.csv"
 
@@ -73,7 +73,7 @@ def read_split(
             told = f"25 % stratified, seed {seed}, in {SPLIT_FILE}"
         return _make_split(table.paths, table.labels, is_test), told
     if labels is None and train is not None and test is not None:
-        sets = [from_class_folders(f, IMAGE_EXTENSIONS) for f in (train, test)]
+        sets = [from_class_folders(f) for f in (train, test)]
         paths = sets[0].paths + sets[1].paths
         is_test = np.arange(len(paths)) >= len(sets[0].paths)
         return _make_split(paths, sets[0].labels + sets[1].labels, is_test), f"{train} and {test}"

@@ -5,17 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Collection, Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tinyssl.console import log
 from tinyssl.errors import UsageError
 from tinyssl.files import csv_text, is_utf8, read_limited, write_text
-from tinyssl.opening import IMAGE_EXTENSIONS
-from tinyssl.scanning import begins_like_picture
+from tinyssl.scanning import pictures_below
 
 _LARGEST = 1 << 28  # bytes; a list of labels, not pictures
 SPLITS = ("train", "test")
@@ -41,16 +42,15 @@ class LabeledPaths:
 def read_labels(source: str | Path) -> LabeledPaths:
     """Labels of a folder of class folders, or of a CSV; raises UsageError as the two below do."""
     if Path(source).is_dir():
-        return from_class_folders(source, IMAGE_EXTENSIONS)
+        return from_class_folders(source)
     return from_csv(source)
 
 
-def from_class_folders(folder: str | Path, extensions: Collection[str]) -> LabeledPaths:
-    """Every picture below `folder/<class>/`, at any depth, labeled by that class.
+def from_class_folders(folder: str | Path) -> LabeledPaths:
+    """Every picture below `folder/<class>/` that `scan` finds there, labeled by that class.
 
     Args:
         folder: holds one folder per class.
-        extensions: lower-case suffixes that count as pictures, such as `.png`.
 
     Raises:
         UsageError: no such folder, or fewer than two classes with pictures in it.
@@ -63,7 +63,7 @@ def from_class_folders(folder: str | Path, extensions: Collection[str]) -> Label
     empty: list[str] = []
     for child in sorted(root.iterdir()):
         if child.is_dir() and not child.name.startswith("."):
-            found = _pictures_below(child, extensions)
+            found = [Path(name) for name in sorted(pictures_below(child))]
             paths += found
             labels += [child.name] * len(found)
             empty += [] if found else [child.name]
@@ -72,6 +72,7 @@ def from_class_folders(folder: str | Path, extensions: Collection[str]) -> Label
             f"{folder} holds pictures of {len(set(labels))} class folders; at least 2 are needed, "
             f"laid out as {folder}/<class>/picture.png"
         )
+    _warn_of_alike(labels)
     return LabeledPaths(paths, labels, empty=tuple(empty))
 
 
@@ -108,6 +109,7 @@ def from_csv(path: str | Path, root: str | Path | None = None) -> LabeledPaths:
     if missing:
         raise UsageError(_tell_missing(missing, bases))
     labels = [label for label, _ in seen.values()]
+    _warn_of_alike(labels)
     splits = [split for _, split in seen.values()]
     if not labels:
         raise UsageError(f"{path} labels no picture ({unlabeled} rows have an empty label)")
@@ -151,17 +153,13 @@ def write_csv(
     write_text(path, csv_text([header, *zip(*columns, strict=True)]))
 
 
-def _pictures_below(folder: Path, extensions: Collection[str]) -> list[Path]:
-    found = []
-    for base, folders, names in os.walk(folder, followlinks=False):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        visible = (name for name in names if not name.startswith("."))
-        found += [path for path in (Path(base, n) for n in visible) if _counts(path, extensions)]
-    return sorted(found)
-
-
-def _counts(path: Path, extensions: Collection[str]) -> bool:
-    return path.suffix.lower() in extensions or begins_like_picture(path)
+def _warn_of_alike(labels: Iterable[str]) -> None:
+    """Tells of classes whose names differ by capitals or by how accents are written only."""
+    first: dict[str, str] = {}
+    for name in sorted(set(labels)):
+        other = first.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
+        if other != name:
+            log.warning(f"the labels {other!r} and {name!r} are two classes; are they one?")
 
 
 def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
@@ -172,6 +170,7 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
         raise UsageError(f"cannot read labels from {path}: {error}") from None
     reader = csv.DictReader(io.StringIO(text, newline=""))
     try:
+        reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or []]
         rows = [(reader.line_num, row) for row in reader]
     except csv.Error as error:
         raise UsageError(f"cannot read labels from {path}: {error}") from None
@@ -181,8 +180,7 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     if not {"path", "label"} <= set(columns):
         raise UsageError(
             f"{path} has the columns {', '.join(columns) or '(none)'}; "
-            "the first line must name path,label and optionally split, in small letters and with "
-            "commas between"
+            "the first line must name path,label and optionally split, with commas between"
         )
     return rows
 

@@ -57,10 +57,13 @@ class Model:
             (n, width) float32.
 
         Raises:
-            UsageError: a picture cannot be read; says which and why.
+            UsageError: a picture cannot be read; says which and why. Or a single picture, or a
+                batch of none.
         """
-        if isinstance(pictures, str | os.PathLike | Image.Image):
+        if _is_single(pictures):
             raise UsageError("embed takes a list of pictures; put a single one into a list")
+        if batch_size < 1:
+            raise UsageError(f"batch_size: got {batch_size}; give 1 or more")
         features = np.empty((len(pictures), self.width), np.float32)
         for start in range(0, len(pictures), batch_size):
             chunk = pictures[start : start + batch_size]
@@ -93,6 +96,12 @@ class Model:
             return resize(array, self.image_size, self.description["resize"])
         except Unreadable as error:
             raise UsageError(f"picture {name} cannot be used: {error}") from None
+
+
+def _is_single(pictures: object) -> bool:
+    if isinstance(pictures, np.ndarray) and pictures.dtype.kind in "biuf":
+        return pictures.ndim != 4
+    return isinstance(pictures, str | os.PathLike | Image.Image)
 
 
 def load(path: str | Path, device: str = "auto") -> Model:

@@ -135,7 +135,7 @@ def _prepare(
     check_bf16(settled.run.precision, device, settled.augment.view_size)
     check_loggers(settled.run.loggers)
     with distributed.one_goes_first():
-        pictures = read_pictures(settled)
+        pictures = _pictures_again(settled) if resume else read_pictures(settled)
     settled = settle(settled, len(pictures.paths), pictures.array.shape[3])
     run = Run(settled, pictures, folder, state)
     if state is None:
@@ -143,6 +143,15 @@ def _prepare(
     if distributed.is_main():
         folder.begin_log()
     return run
+
+
+def _pictures_again(recipe: Recipe) -> Pictures:
+    try:
+        return read_pictures(recipe)
+    except UsageError as error:
+        raise UsageError(
+            f"{error}; --resume goes on with the same pictures: put them back there, a link will do"
+        ) from None
 
 
 def _read_saved(folder: RunFolder, held: ExitStack) -> tuple[dict[str, Any] | None, Recipe]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
@@ -59,13 +60,14 @@ def begins_like_picture(path: str | Path) -> bool:
 def _names(source: str | Path) -> Iterable[str]:
     path = Path(os.path.abspath(source))
     if os.path.isdir(path):
-        return _walk(path)
+        return pictures_below(path)
     if not os.path.exists(path):
         raise UsageError(f"no folder or file {source}; give one that exists")
     return _listed(path) if path.suffix.lower() in (".txt", ".csv") else [str(path)]
 
 
-def _walk(folder: Path) -> Iterator[str]:
+def pictures_below(folder: Path) -> Iterator[str]:
+    """Paths of the pictures of a folder, as `scan` finds them, in no order."""
     seen: set[tuple[int, int]] = set()
     closed: list[str] = []
 
@@ -116,10 +118,12 @@ def _listed(path: Path) -> Iterator[str]:
 
 
 def _lines(path: Path, text: str) -> list[str]:
-    stripped = (line.strip() for line in text.splitlines())
-    lines = [line for line in stripped if line and not line.startswith("#")]
+    """Names: those of a .txt file end with the line, those of a .csv file may hold line ends."""
     if path.suffix.lower() != ".csv":
-        return lines
-    rows = list(csv.reader(lines))
+        lines = (line.strip() for line in text.split("\n"))
+        return [line for line in lines if line and not line.startswith("#")]
+    table = csv.reader(io.StringIO(text, newline=""))
+    rows = [[cell.strip() for cell in row] for row in table if any(row)]
     column = rows[0].index("path") if rows and "path" in rows[0] else 0
-    return [row[column] for row in rows if len(row) > column and row[column] != "path"]
+    names = [row[column] for row in rows if len(row) > column]
+    return [name for name in names if name and name != "path"]

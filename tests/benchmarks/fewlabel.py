@@ -40,7 +40,6 @@ from tinyssl.files import write_text
 from tinyssl.intervals import interval
 from tinyssl.labels import LabeledPaths, from_class_folders, from_csv, write_csv
 from tinyssl.model import load
-from tinyssl.opening import IMAGE_EXTENSIONS
 from tinyssl.scoring import scores
 from tinyssl.weights import (
     load_weights,
@@ -88,7 +87,7 @@ def other_start(run: Path, start: str, recipe: str, data: Path, out: Path, seed:
         encoder = random_like(description, seed, "zero")
     elif start == "random":
         shown = load_pictures(
-            from_class_folders(data / "train", IMAGE_EXTENSIONS).paths,
+            from_class_folders(data / "train").paths,
             size=description["image_size"],
             rule=description["resize"],
             channels=description["channels"],
@@ -209,7 +208,7 @@ def main() -> None:
     given = parser.parse_intermixed_args()
     if given.remember:
         Memory().use()
-    labeled = from_class_folders(given.data / "train", IMAGE_EXTENSIONS)
+    labeled = from_class_folders(given.data / "train")
     rows = json.loads(given.out.read_text())["rows"] if given.out.exists() else []
     done = {(row["job"], row["shots"], row["seed"]) for row in rows}
     wanted = [(j, n, s) for s in given.seeds for n in given.shots for j in given.jobs]
@@ -220,7 +219,7 @@ def main() -> None:
             test = (
                 undrawn(labeled, labels)
                 if given.undrawn
-                else from_class_folders(given.data / "test", IMAGE_EXTENSIONS)
+                else from_class_folders(given.data / "test")
             )
             found = measure(job, given.run, labels, given.data, test, seed, given.settings, place)
         asked = {"job": job, "shots": shots, "seed": seed, "settings": given.settings}

@@ -25,7 +25,6 @@ from tinyssl.config import load_recipe
 from tinyssl.data import load_pictures
 from tinyssl.encoder import embed_pictures
 from tinyssl.labels import from_class_folders
-from tinyssl.opening import IMAGE_EXTENSIONS
 from tinyssl.scoring import choose_k, few_shot, knn_predict, linear_probe, rankme, scores
 from tinyssl.weights import load_encoder, widen_like
 
@@ -64,7 +63,7 @@ def thirds(labels: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def study(data: Path, recipe: str, settings: list[str], unseen: bool) -> dict[str, object]:
-    labeled = from_class_folders(data / "train", IMAGE_EXTENSIONS)
+    labeled = from_class_folders(data / "train")
     labels = np.unique(labeled.labels, return_inverse=True)[1]
     fit, held = thirds(labels)[0]
     with TemporaryDirectory() as folder:
