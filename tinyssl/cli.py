@@ -115,6 +115,17 @@ class _Echo(logging.Handler):
             click.echo(text, err=True)
 
 
+_workers = click.option(
+    "--workers",
+    type=click.IntRange(0),
+    default=0,
+    help="Threads that decode.  [default: one a core]",
+)
+_seed = click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of everything random."
+)
+
+
 def _recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The shortcuts for settings that every training verb has."""
     for option in reversed(
@@ -266,15 +277,8 @@ def evaluate(
 )
 @click.option("--labeled", help="CSV path,label of earlier rounds.")
 @click.option("--features", help="Keep features here for the next round; used if it is there.")
-@click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of everything random."
-)
-@click.option(
-    "--workers",
-    type=click.IntRange(0),
-    default=0,
-    help="Threads that decode.  [default: one a core]",
-)
+@_seed
+@_workers
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N.")
 @click.option("--overwrite", is_flag=True, help="Replace the list in --out.")
 def select(run: str, data: tuple[str, ...], budget: int, out: str, **options: Any) -> None:
@@ -318,12 +322,7 @@ def select(run: str, data: tuple[str, ...], budget: int, out: str, **options: An
 )  # fmt: skip
 @click.option("--outliers", is_flag=True, help="List pictures by how little they fit.")
 @click.option("--batch-size", default=64, show_default=True, help="Pictures at a time.")
-@click.option(
-    "--workers",
-    type=click.IntRange(0),
-    default=0,
-    help="Threads that decode.  [default: one a core]",
-)
+@_workers
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N.")
 @click.option("--overwrite", is_flag=True, help="Replace another file in --out.")
 @click.option(
@@ -576,12 +575,7 @@ def _need(*modules: str, extra: str) -> None:
 @click.option("--bundle", help="Of the run, for its tables.  [default: RUN-bundle]")
 @click.option("--card", help="YAML with fields of the model card.")
 @click.option("--pictures", default=3000, show_default=True, help="Shown at most.")
-@click.option(
-    "--workers",
-    type=click.IntRange(0),
-    default=0,
-    help="Threads that decode.  [default: one a core]",
-)
+@_workers
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N.")
 def report(runs: tuple[str, ...], compare: bool, out: str | None, **options: Any) -> None:
     """Write what there is to know of RUN as one HTML file that needs no network: whether it
@@ -685,9 +679,7 @@ def recipes(name: str | None) -> None:
 @click.option("--adapt", is_flag=True, help="Start from ImageNet weights instead.")
 @click.option("--out", type=click.Path(), help="The run folder.  [default: runs/demo]")
 @click.option("--epochs", help="Epochs.  [default: what the recipe says]")
-@click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of everything random."
-)
+@_seed
 @click.option("--overwrite", is_flag=True, help="Replace an earlier demo in --out.")
 def demo(adapt: bool, out: str | None, epochs: str | None, seed: int, overwrite: bool) -> None:
     """Pretrain on the solar-cell pictures of the package elpv-dataset and judge the encoder on
