@@ -495,9 +495,11 @@ def _load_cudart() -> Any:
 
 
 def _refuse_odd_batches(pictures: object, batch_size: int) -> None:
-    numbers = isinstance(pictures, np.ndarray) and pictures.dtype.kind in "biuf"
     single = isinstance(pictures, (str, os.PathLike, Image.Image))
-    if single or (numbers and pictures.ndim != 4):  # type: ignore[attr-defined]
+    if isinstance(pictures, np.ndarray) and pictures.dtype.kind in "biuf":
+        colour = pictures.ndim == 3 and 1 <= pictures.shape[2] <= 4
+        single = pictures.ndim == 2 or colour  # of other three axes the first counts gray ones
+    if single:
         raise BundleError("a list of pictures is wanted; put a single one into a list")
     if batch_size < 1:
         raise BundleError(f"batch_size: got {batch_size}; give 1 or more")

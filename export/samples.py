@@ -90,15 +90,15 @@ def draw_samples(
     """
     paths = _paths(run, pictures)
     if not calibrate:
-        return Samples(_measurable(reader.read(_spaced(paths, MEASURED))), np.empty(0))
+        return Samples(_measurable(reader.read(_spaced(paths, MEASURED)), FEW), np.empty(0))
     if calibration is not None:
         measured = reader.read(_spaced(paths, MEASURED))
         calibrated = reader.read(_spaced(scan([calibration]), CALIBRATED))
-        return Samples(_measurable(measured), _enough(calibrated, 2, "--calibration"))
+        return Samples(_measurable(measured, FEW), _enough(calibrated, 2, "--calibration"))
     both = reader.read(_spaced(paths, MEASURED + CALIBRATED))
     third = np.arange(len(both)) % 3 == 0
     calibrated = _enough(both[~third], 2, "--pictures")
-    return Samples(_measurable(both[third]), calibrated)
+    return Samples(_measurable(both[third], 3 * FEW), calibrated)
 
 
 def labeled_pictures(reader: Reader, labels: str | Path) -> tuple[Pictures, NDArray[np.int64]]:
@@ -167,11 +167,12 @@ def _spaced(items: Sequence[Any], count: int) -> list[Any]:
     return [items[row] for row in spaced_rows(len(items), count)]
 
 
-def _measurable(pictures: Pictures) -> Pictures:
+def _measurable(pictures: Pictures, wanted: int) -> Pictures:
+    """The pictures; tells if they are few, and how many more to give."""
     if len(_enough(pictures, 2, "--pictures")) < FEW:
         log.warning(
-            f"measured on {len(pictures)} pictures only, which say little of others; give {FEW} or "
-            "more by --pictures DIR"
+            f"measured on {len(pictures)} pictures only, which say little of others; give "
+            f"{wanted} or more by --pictures DIR"
         )
     return pictures
 

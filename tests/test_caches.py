@@ -13,6 +13,7 @@ import zoo
 from tinyssl.caches import list_caches, prune, report
 from tinyssl.data import Pictures, load_pictures
 from tinyssl.errors import UsageError
+from tinyssl.files import in_home
 from tinyssl.locks import InUse, locked
 from tinyssl.scanning import scan
 
@@ -173,6 +174,24 @@ def test_prune_takes_nothing_from_a_folder_of_pictures(picture_folder: Folder) -
     before = sorted(folder.rglob("*"))
     assert prune(folder, "all") == []
     assert sorted(folder.rglob("*")) == before
+
+
+def test_a_cache_of_an_earlier_format_is_stale(
+    picture_folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = picture_folder()
+    with monkeypatch.context() as patch:
+        patch.setattr("tinyssl.data.CACHE_FORMAT", 1)
+        earlier = load(folder)
+    now = load(folder)
+    assert {c.folder: c.state for c in list_caches()} == {
+        earlier.folder: "stale", now.folder: "current"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-that-name", "~"])
+def test_a_name_may_begin_like_a_home(name: str, tmp_path: Path) -> None:
+    assert in_home(name) == (Path.home() if name == "~" else Path(name))
 
 
 def test_the_folder_may_be_in_the_home(

@@ -316,5 +316,17 @@ def test_lists_hold_whatever_names_there_are(tmp_path: Path) -> None:
     assert set(scan([tmp_path / "labels.csv"])) == set(paths)
     (tmp_path / "beside.csv").write_text("path,label\r\n#1.png,x\r\n\r\n plain.png,\r\n")
     assert set(scan([tmp_path / "beside.csv"])) == {paths[0], paths[4]}
+    table = "# mine\n#plain.png,x\nlabel,Path\nx,#1.png\ny,#gone.png\n"
+    (tmp_path / "remarks.csv").write_text(table)
+    assert scan([tmp_path / "remarks.csv"]) == [paths[0]]
     (tmp_path / "names.txt").write_text("# a remark\nnel\x85.png\r\nplain.png\n")
     assert set(scan([tmp_path / "names.txt"])) == {paths[2], paths[4]}
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+@pytest.mark.parametrize("suffix", [".txt", ".csv"])
+def test_lists_in_other_encodings_are_told(encoding: str, suffix: str, tmp_path: Path) -> None:
+    save(tmp_path / "ä.png")
+    (tmp_path / f"list{suffix}").write_bytes("ä.png\nb.png\n".encode(encoding))
+    with pytest.raises(UsageError, match="not UTF-8; save it as such"):
+        scan([tmp_path / f"list{suffix}"])

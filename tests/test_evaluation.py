@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -274,3 +275,14 @@ def test_scores_of_other_weights_are_not_the_runs(
     save_encoder(create_encoder("mobilenetv3-small", seed=6), run, image_size=32, resize="crop")
     assert read_run(run).result == {}
     assert "eval.json is of weights that the run had earlier" in caplog.text
+
+
+def test_a_run_without_weights_is_told_before_anything_is_written(
+    run: Path, picture_folder: Folder, tmp_path: Path
+) -> None:
+    (run / "encoder.safetensors").unlink()
+    os.mkfifo(run / "encoder.safetensors")  # a stranger's folder must not hang the command
+    before = sorted(run.iterdir())
+    with pytest.raises(UsageError, match="no weights at"):
+        evaluate(run, labels=labels_csv(tmp_path / "labels.csv", picture_folder(per_class=4)))
+    assert sorted(run.iterdir()) == before

@@ -147,7 +147,7 @@ def test_a_fine_tuned_run_is_measured_on_its_pretrainings_pictures_too(
     assert len(found.measured) + len(found.calibrated) == 66
     assert len(measured_on(tuned["run"]).calibrated) == 40
     assert caplog.text.count("measured on 22 pictures only") == 1
-    assert caplog.text.count("give 32 or more by --pictures DIR") == 2
+    assert caplog.text.count("give 96 or more by --pictures DIR") == 2
 
 
 @pytest.mark.parametrize("gone", ["run", "its recipe", "its pictures", "own results", "own list"])

@@ -17,6 +17,7 @@ from torch import Tensor
 from tinyssl.errors import UsageError
 from tinyssl.loader import (
     ResidentPictures,
+    _leave_signals,
     ahead,
     epoch_order,
     fits_budget,
@@ -181,5 +182,16 @@ def signalled(pictures: NDArray[Any], seeds: list[int]) -> Tensor:
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12 and later
 def test_workers_leave_signals_to_the_run() -> None:
-    array, order = np.zeros((4, 2, 2, 1), np.uint8), torch.arange(4).view(2, 2)
-    assert len(list(pipeline_batches(array, order, signalled, order, 1))) == 2
+    array, order = np.zeros((4, 2, 2, 1), np.uint8), torch.arange(4).view(1, 4)
+    assert len(list(pipeline_batches(array, order, signalled, order, 1))) == 1
+
+
+def test_a_worker_that_hangs_is_ended_by_a_second_signal() -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    try:
+        _leave_signals(0)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGINT, before[0])
+        signal.signal(signal.SIGTERM, before[1])

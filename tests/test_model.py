@@ -145,6 +145,12 @@ def test_a_single_array_is_no_batch_of_rows(shape: tuple[int, ...], run: Path) -
         load(run).embed(np.zeros(shape, np.uint8))
 
 
+def test_gray_pictures_may_be_one_array(run: Path) -> None:
+    gray = np.random.default_rng(0).integers(0, 256, (3, 28, 28), dtype=np.uint8)
+    np.testing.assert_array_equal(load(run).embed(gray), load(run).embed(list(gray)))
+    assert load(run).embed(gray[:0]).shape[0] == 0
+
+
 @pytest.mark.parametrize("batch_size", [0, -1])
 def test_a_batch_has_pictures(batch_size: int, run: Path) -> None:
     with pytest.raises(UsageError, match=f"batch_size: got {batch_size}; give 1 or more"):

@@ -67,7 +67,6 @@ def test_nearest_leaves_one_row_out() -> None:
     assert mixed[1, 0] != 1
 
 
-@pytest.mark.usefixtures("_blocks")
 def test_as_many_are_found_as_there_are() -> None:
     rows = unit_rows(np.random.default_rng(0).normal(size=(5, 3)))
     assert nearest(rows[:1], rows, 9)[0].shape == (1, 5)
@@ -75,6 +74,7 @@ def test_as_many_are_found_as_there_are() -> None:
     assert nearest(rows[:1], rows, 9, without=np.array([0]))[0].shape == (1, 4)
 
 
+@pytest.mark.usefixtures("_blocks")
 def test_equal_rows_come_in_order() -> None:
     rows = np.repeat(some_rows(1), 4, axis=0)
     numbers, _ = nearest(rows[:1], rows, 4)

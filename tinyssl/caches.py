@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tinyssl.data import BUILDING, INDEX, LARGEST_INDEX, default_cache_dir, fingerprint
+from tinyssl.data import (
+    BUILDING,
+    CACHE_FORMAT,
+    INDEX,
+    LARGEST_INDEX,
+    default_cache_dir,
+    fingerprint,
+)
 from tinyssl.errors import JobError, UsageError, one_line
 from tinyssl.files import read_json
 from tinyssl.locks import InUse, locked
@@ -23,7 +30,8 @@ class Cache:
     Attributes:
         folder: where it lies.
         size: bytes on the disk.
-        state: `current`; `stale` if a file has changed since, or gone; `damaged`; `unfinished`.
+        state: `current`; `stale` if a file has changed since or gone, or an earlier tinyssl made
+            it; `damaged`; `unfinished`.
         told: what is in it.
     """
 
@@ -88,8 +96,9 @@ def _look(folder: Path) -> Cache | None:
         n, side, _, channels = index["shape"]
         told = f"{n:,} x {side} x {side} x {channels} {index['dtype']}"
         first = f", first {files[0]}" if files else ""
-        now = fingerprint(files, str(index["settings"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        settings = str(index["settings"])
+        now = fingerprint(files, settings) if settings.split()[0] == str(CACHE_FORMAT) else ""
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
         return Cache(folder, size, "damaged", "")
     return Cache(folder, size, "current" if now == folder.name else "stale", told + first)
 

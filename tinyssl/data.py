@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyssl.errors import JobError, TinysslError
-from tinyssl.files import csv_text, read_json, reason, write_text
+from tinyssl.files import csv_text, in_home, read_json, reason, write_text
 from tinyssl.headers import read_header
 from tinyssl.locks import locked
 from tinyssl.opening import MAX_PIXELS, allow_pixels, quiet, read_file
@@ -86,7 +86,7 @@ def default_cache_dir() -> Path:
     """`$TINYSSL_CACHE`, or tinyssl's folder in the user's cache folder."""
     given = os.environ.get("TINYSSL_CACHE")
     if given:
-        return Path(given).expanduser()
+        return in_home(given)
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "tinyssl"
 
@@ -121,7 +121,7 @@ def load_pictures(
     Raises:
         JobError: no picture can be read, or the cache cannot be written.
     """
-    root = default_cache_dir() if cache_dir is None else cache_dir.expanduser()
+    root = default_cache_dir() if cache_dir is None else in_home(cache_dir)
     settings = _settings(size, rule, channels, max_pixels)
     key = fingerprint(files, settings)
     found = find_cache(files, size, rule, channels, max_pixels, root)

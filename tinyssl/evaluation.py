@@ -89,6 +89,8 @@ def evaluate(
     """
     _refuse(draws, curve)
     description = read_description(run)
+    if not (Path(run) / WEIGHTS).is_file():
+        raise UsageError(f"no weights at {Path(run) / WEIGHTS}; give the folder of a whole run")
     target = writable(Path(out) if out is not None else Path(run) / "eval.json")
     split, recorded = read_split(train, test, labels, seed, target.parent)
     log.info(f"test pictures: {recorded}")

@@ -109,6 +109,17 @@ def read_json(path: Path, limit: int = 1 << 26) -> Any:
         raise ValueError("nested too deeply") from None
 
 
+def in_home(path: str | Path) -> Path:
+    """The path with `~` as the user's folder, which no shell puts in after `=` or in a YAML file.
+
+    A name that only begins so, `~backup`, stays what it is.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def with_name(path: str | Path) -> Path:
     """The path; absolute where its last part names nothing, as in `.` and `..`."""
     named = Path(path).name not in ("", "..")

@@ -227,7 +227,8 @@ def pipeline_batches(
 def _leave_signals(_worker: int) -> None:
     """A terminal or a scheduler signals the whole group: the run stops by itself, and its workers.
 
-    A worker that died of it would take the run along before anything is saved.
+    A worker that died of it would take the run along before anything is saved. Of the second
+    SIGTERM it does: that is how a worker that hangs is ended.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))

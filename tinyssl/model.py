@@ -49,7 +49,7 @@ class Model:
 
         Args:
             pictures: paths, Pillow images or arrays (h, w), (h, w, c) of uint8 or uint16, of any
-                size; or one array (n, h, w, c).
+                size; or one array (n, h, w, c) or (n, h, w).
             batch_size: pictures at a time; decoded pictures of one batch are held in memory.
             progress: told the number of newly finished pictures.
 
@@ -99,8 +99,9 @@ class Model:
 
 
 def _is_single(pictures: object) -> bool:
+    """An array of three axes is a colour picture if the last one fits, else several gray ones."""
     if isinstance(pictures, np.ndarray) and pictures.dtype.kind in "biuf":
-        return pictures.ndim != 4
+        return pictures.ndim == 2 or (pictures.ndim == 3 and 1 <= pictures.shape[2] <= 4)
     return isinstance(pictures, str | os.PathLike | Image.Image)
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tinyssl.errors import UsageError
-from tinyssl.files import read_json
+from tinyssl.files import in_home, read_json
 from tinyssl.plain_yaml import read_yaml
 
 
@@ -64,7 +64,7 @@ def read_pipeline(spec: Mapping[str, Any] | str | Path) -> Mapping[str, Any]:
     """
     if isinstance(spec, Mapping):
         return spec
-    path = Path(spec).expanduser()
+    path = in_home(spec)
     try:
         values = read_json(path) if path.suffix == ".json" else read_yaml(path)
     except (OSError, ValueError) as error:

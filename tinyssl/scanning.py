@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from tinyssl.errors import UsageError
-from tinyssl.files import read_limited
+from tinyssl.files import is_utf8, read_limited
 from tinyssl.opening import IMAGE_EXTENSIONS
 
 # No TIFF and no BMP: cameras' raw files begin like the one, and any two letters like the other.
@@ -109,21 +109,31 @@ def _listed(path: Path) -> Iterator[str]:
     except (OSError, ValueError, csv.Error) as error:
         raise UsageError(f"cannot read the list {path}: {error}") from None
     for line in lines:
+        found = None if "\0" in line else _listed_file(path, line)
+        if found is None and not is_utf8(line):
+            raise UsageError(f"cannot read the list {path}: not UTF-8; save it as such")
         if "\0" in line:
             raise UsageError(f"the list {path} holds a name with a zero byte: {line[:80]!r}")
-        beside, here = path.parent / line, Path.cwd() / line
-        yield os.path.abspath(
-            here if not os.path.exists(beside) and os.path.exists(here) else beside
-        )
+        if found is not None or path.suffix.lower() == ".txt" or not line.startswith("#"):
+            yield found or os.path.abspath(path.parent / line)
+
+
+def _listed_file(path: Path, name: str) -> str | None:
+    """A file of a list: beside the list, or else from here; None where there is none."""
+    places = (os.path.abspath(folder / name) for folder in (path.parent, Path.cwd()))
+    return next((place for place in places if os.path.exists(place)), None)
 
 
 def _lines(path: Path, text: str) -> list[str]:
     """Names: those of a .txt file end with the line, those of a .csv file may hold line ends."""
     if path.suffix.lower() != ".csv":
-        lines = (line.strip() for line in text.split("\n"))
+        lines = (line.strip() for line in text.replace("\r", "\n").split("\n"))
         return [line for line in lines if line and not line.startswith("#")]
     table = csv.reader(io.StringIO(text, newline=""))
     rows = [[cell.strip() for cell in row] for row in table if any(row)]
-    column = rows[0].index("path") if rows and "path" in rows[0] else 0
-    names = [row[column] for row in rows if len(row) > column]
-    return [name for name in names if name and name != "path"]
+    first = next((number for number, row in enumerate(rows) if not row[0].startswith("#")), 0)
+    header = [cell.lower() for cell in rows[first]] if rows else []
+    if "path" not in header:
+        return [row[0] for row in rows if row[0]]
+    column = header.index("path")
+    return [row[column] for row in rows[first + 1 :] if len(row) > column and row[column]]

@@ -12,7 +12,7 @@ from tinyssl.config import Recipe
 from tinyssl.console import log, progress
 from tinyssl.data import Pictures, load_pictures
 from tinyssl.errors import UsageError
-from tinyssl.files import csv_text
+from tinyssl.files import csv_text, in_home
 from tinyssl.pipeline import read_pipeline
 from tinyssl.scanning import scan
 
@@ -41,7 +41,7 @@ def with_sources(recipe: Recipe, data: str | Path | Sequence[str | Path]) -> Rec
 
 
 def _absolute(path: str | Path) -> str:
-    return str(Path(path).expanduser().absolute())
+    return str(in_home(path).absolute())
 
 
 def read_pictures(recipe: Recipe) -> Pictures:
