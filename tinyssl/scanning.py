@@ -130,10 +130,11 @@ def _lines(path: Path, text: str) -> list[str]:
         lines = (line.strip() for line in text.replace("\r", "\n").split("\n"))
         return [line for line in lines if line and not line.startswith("#")]
     table = csv.reader(io.StringIO(text, newline=""))
-    rows = [[cell.strip() for cell in row] for row in table if any(row)]
+    rows = [row for cells in table if any(row := [cell.strip() for cell in cells])]
     first = next((number for number, row in enumerate(rows) if not row[0].startswith("#")), 0)
     header = [cell.lower() for cell in rows[first]] if rows else []
     if "path" not in header:
         return [row[0] for row in rows if row[0]]
     column = header.index("path")
-    return [row[column] for row in rows[first + 1 :] if len(row) > column and row[column]]
+    names = [row[column] for row in rows[first + 1 :] if len(row) > column]
+    return [name for name in names if name and name.lower() != "path"]  # lists joined keep headers
