@@ -181,3 +181,19 @@ def test_likeness_of_arrays(dtype: Any) -> None:
     assert near_copies(rows, list("abcdef")) == [[1, 4]]
     assert near_copies(rows, list("abcdea")) == [[0, 5], [1, 4]]
     assert blank(rows) == ([5], [])
+
+
+def test_inputs_and_strangers_files_are_not_replaced(
+    picture_folder: Folder, tmp_path: Path
+) -> None:
+    data, labels, mine = picture_folder(), tmp_path / "labels.csv", tmp_path / "mine.csv"
+    pictures = sorted(data.rglob("*.png"))
+    labels.write_text("path,label\n" + "".join(f"{p},{p.parent.name}\n" for p in pictures))
+    mine.write_text("a,b\n")
+    before = {path: path.read_bytes() for path in (labels, mine, pictures[0])}
+    for wrong in ({"listed": labels}, {"listed": mine}, {"augment": pictures[0]}):
+        with pytest.raises(UsageError, match="name another file"):
+            check(data, overrides=SMALL, labels=labels, **wrong)
+    assert {path: path.read_bytes() for path in before} == before
+    for _ in range(2):  # its own list may be replaced
+        check(data, overrides=SMALL, listed=tmp_path / "found.csv")

@@ -286,3 +286,16 @@ def test_a_run_without_weights_is_told_before_anything_is_written(
     with pytest.raises(UsageError, match="no weights at"):
         evaluate(run, labels=labels_csv(tmp_path / "labels.csv", picture_folder(per_class=4)))
     assert sorted(run.iterdir()) == before
+
+
+def test_a_refused_evaluation_changes_nothing(
+    run: Path, picture_folder: Folder, tmp_path: Path
+) -> None:
+    labels = labels_csv(tmp_path / "labels.csv", picture_folder(per_class=12))
+    evaluate(run, labels=labels)
+    before = {path: path.read_bytes() for path in (*run.iterdir(), labels)}
+    other = make_run(tmp_path / "other", "resnet18") / "encoder.safetensors"
+    for wrong in ({"baselines": [other]}, {"out": labels}, {"seed": 3, "baselines": str(other)}):
+        with pytest.raises(UsageError):
+            evaluate(run, labels=labels, **wrong)
+    assert {path: path.read_bytes() for path in (*run.iterdir(), labels)} == before

@@ -1,6 +1,7 @@
 """Files are whole or not there."""
 
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from tinyssl.checkpoint import load_checkpoint, save_checkpoint
 from tinyssl.errors import JobError, UsageError
-from tinyssl.files import atomic, write_text
+from tinyssl.files import atomic, writable, write_text
 
 
 def test_a_failed_write_keeps_what_was_there(tmp_path: Path) -> None:
@@ -66,3 +67,22 @@ def test_wrong_checkpoints_are_refused_in_one_line(case: str, tmp_path: Path) ->
         load_checkpoint(path)
     assert "\n" not in str(caught.value)
     assert not Path("/tmp/tinyssl_was_here").exists()
+
+
+def test_what_may_be_replaced(tmp_path: Path) -> None:
+    labels, page = tmp_path / "labels.csv", tmp_path / "page.HTML"
+    labels.write_text("mine")
+    page.write_text("old")
+    (tmp_path / "link.csv").symlink_to(labels)
+    os.mkfifo(tmp_path / "pipe.html")
+    assert writable(tmp_path / "new.json", ".html") == tmp_path / "new.json"
+    assert writable(page, ".html", [labels]) == page
+    with pytest.raises(UsageError, match="does not end in .html; name another file"):
+        writable(labels, ".html")
+    with pytest.raises(UsageError, match="is read here and would be lost"):
+        writable(tmp_path / "link.csv", ".csv", [labels])
+    with pytest.raises(UsageError, match="is no plain file"):
+        writable(tmp_path / "pipe.html", ".html")
+    with pytest.raises(JobError, match="it is no plain file"):
+        write_text(tmp_path / "pipe.html", "x")
+    assert stat.S_ISFIFO((tmp_path / "pipe.html").stat().st_mode)

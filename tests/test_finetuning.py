@@ -289,13 +289,16 @@ def test_used_folder_is_refused_or_replaced(
     data, out = picture_folder(per_class=3), tmp_path / "out"
     out.mkdir()
     (out / "notes.txt").write_text("mine")
-    (out / "eval.json").write_text("{}")
     with pytest.raises(UsageError, match=r"is not empty; replace the run with --overwrite"):
         finetune(run, data, "few-label-linear", out)
     finetune(run, data, "few-label-linear", out, overwrite=True, overrides=SHORT)
+    (out / "eval.json").write_text("{}")
+    finetune(run, data, "few-label-linear", out, overwrite=True, overrides=SHORT)
     assert {path.name for path in out.iterdir()} == FILES | {"notes.txt"}
-    with pytest.raises(UsageError, match="is the run itself"):
-        finetune(run, data, out=run, overwrite=True)
+    (tmp_path / "link").symlink_to(run)
+    for one, other in ((run, run), (tmp_path / "link", run), (run, tmp_path / "link")):
+        with pytest.raises(UsageError, match="is the run itself"):
+            finetune(one, data, out=other, overwrite=True)
     finetune(run, data, "few-label-linear", out, overwrite=True, overrides=SHORT)
     (out / "labels.csv").write_text("path,label\nmine.png,good\n")
     with pytest.raises(UsageError, match=r"labels.csv is none of tinyssl's; move it"):

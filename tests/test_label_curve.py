@@ -30,7 +30,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def split_of(labels: Path) -> Any:
-    return read_split(None, None, labels, 0, labels.parent)[0]
+    return read_split(None, None, labels, 0)[0]
 
 
 def test_every_point_is_there_and_repeats(

@@ -579,3 +579,35 @@ def test_another_gpu_than_the_first(picture_folder: Folder, tmp_path: Path) -> N
     torch.cuda.set_device(0)
     for first, second in zip(*(weights(run).values() for run in runs), strict=True):
         torch.testing.assert_close(first.cpu(), second.cpu())
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe"),
+    [("checkpoints/theirs.pt", False), ("checkpoints/theirs.pt", True), ("train.log", False),
+     ("wandb/run-1/log", False)],
+)  # fmt: skip
+def test_what_no_run_left_is_not_replaced(
+    name: str, recipe: bool, picture_folder: Folder, tmp_path: Path
+) -> None:
+    """Other programs use such names as well."""
+    out = tmp_path / "project"
+    theirs = out / name
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("theirs")
+    if recipe:
+        (out / "recipe.yaml").write_text("task: other\n")
+    with pytest.raises(UsageError, match=f"holds {name.split('/')[0]}.*which no run of tinyssl"):
+        pretrain(picture_folder(), out=out, overrides=QUICK, overwrite=True)
+    assert theirs.read_text() == "theirs"
+
+
+def test_the_start_is_not_replaced_by_the_run(picture_folder: Folder, tmp_path: Path) -> None:
+    data = picture_folder()
+    first = pretrain(data, out=tmp_path / "first", overrides=QUICK)
+    (tmp_path / "link").symlink_to(first)
+    before = (first / "encoder.safetensors").read_bytes()
+    for start in (first, tmp_path / "link", first / "encoder.safetensors"):
+        settings = [*QUICK, f"encoder.init={start}"]
+        with pytest.raises(UsageError, match=r"is where encoder.init lies"):
+            pretrain(data, out=first, overrides=settings, overwrite=True)
+    assert (first / "encoder.safetensors").read_bytes() == before

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from tinyssl.augment import Augment
 from tinyssl.build import augment_from
 from tinyssl.config import Recipe, load_recipe
 from tinyssl.data import Pictures
-from tinyssl.files import atomic, write_text
-from tinyssl.findings import find
+from tinyssl.errors import UsageError
+from tinyssl.files import atomic, writable, write_text
+from tinyssl.findings import COLUMNS, find
 from tinyssl.grid import picture_grid
 from tinyssl.label_checks import read_table
 from tinyssl.loader import generator_for
@@ -64,6 +65,8 @@ def check(
     files = set() if table is None else set(table.paths)
     if settled.data.sources or table is None:
         files |= set(find_files(settled))
+    named = [*settled.data.sources, *([] if labels is None else [labels])]
+    _refuse_to_replace(augment, listed, named, files)
     ordered = sorted(files, key=str)  # as a run has them, whose cache this then is
     pictures = decode_files(ordered, settled)
     headers = survey(ordered, settled.data.max_pixels, settled.run.workers)
@@ -78,6 +81,21 @@ def check(
         _write_grid(Path(augment), settled, pictures, rows)
         findings.say("wrote", f"{augment}: originals on the left, {_VIEWS} views of each")
     return findings.text()
+
+
+def _refuse_to_replace(
+    augment: str | Path | None,
+    listed: str | Path | None,
+    named: Sequence[str | Path],
+    files: Collection[Path],
+) -> None:
+    """Raises UsageError where what is to be written would take the place of something else."""
+    if augment is not None:
+        writable(Path(augment), ".png", files)
+    if listed is not None:
+        path = writable(Path(listed), ".csv", named)
+        if path.exists() and not path.read_bytes().startswith(",".join(COLUMNS).encode()):
+            raise UsageError(f"{path} is there and no list of tinyssl checks; name another file")
 
 
 def _write_grid(path: Path, recipe: Recipe, pictures: Pictures, rows: int) -> None:

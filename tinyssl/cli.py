@@ -539,7 +539,9 @@ def export(run: str, **options: Any) -> None:
 @cli.command(short_help="Time a bundle's models on this machine.")
 @click.argument("bundle")
 @click.option("--batch", default="1,8", show_default=True, help="Pictures a call.")
-@click.option("--threads", default=1, show_default=True, help="Of the CPU; 0: all.")
+@click.option(
+    "--threads", type=click.IntRange(0), default=1, show_default=True, help="Of the CPU; 0: all."
+)
 @click.option("--seconds", default=2.0, show_default=True, help="For each measurement.")
 def benchmark(bundle: str, batch: str, threads: int, seconds: float) -> None:
     """Time every model of BUNDLE on this machine, beside torch without compiling: latency,

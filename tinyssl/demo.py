@@ -15,6 +15,7 @@ from tinyssl.files import atomic, write_text
 from tinyssl.pretraining import pretrain
 from tinyssl.reporting.command import report
 from tinyssl.reporting.page import missing
+from tinyssl.run_folder import RunFolder
 
 SPLIT_SEED = 0
 EPOCHS = 60  # the recipe's own are 81 on a CPU; these take two and a half minutes with all else
@@ -65,6 +66,8 @@ def demo(
     """
     folder = Path(out) if out is not None else Path("runs") / ("demo-adapt" if adapt else "demo")
     recipe = "adapt" if adapt else "mobilenetv3-small"
+    if not overwrite:
+        RunFolder(folder).refuse_if_used(resumable=False)
     paths, names = elpv()
     work = folder.parent / f"{folder.name}-data"
     work.mkdir(parents=True, exist_ok=True)

@@ -93,7 +93,10 @@ def embed(
     """
     check_format(Path(out))
     extractor = open_extractor(run, raw=raw, device=device)
-    paths = scan([data] if isinstance(data, str | Path) else data)
+    sources = [data] if isinstance(data, str | Path) else list(data)
+    if not sources:
+        raise UsageError("no pictures given; name a folder, a picture or a .txt/.csv list of paths")
+    paths = scan(sources)
     return embed_paths(
         extractor,
         paths,

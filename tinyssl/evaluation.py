@@ -29,7 +29,13 @@ from tinyssl.files import sha256, writable, write_text
 from tinyssl.intervals import half_of_draws
 from tinyssl.label_curve import CurveWishes, label_curve
 from tinyssl.labeled import used_digests
-from tinyssl.labeled_split import LabeledSplit, read_split, split_pictures, warn_of
+from tinyssl.labeled_split import (
+    SPLIT_FILE,
+    LabeledSplit,
+    read_split,
+    split_pictures,
+    warn_of,
+)
 from tinyssl.rows import spaced_rows
 from tinyssl.scoring import evaluate_features, pixel_features, retrieval, scores
 from tinyssl.views import two_views
@@ -91,10 +97,12 @@ def evaluate(
     description = read_description(run)
     if not (Path(run) / WEIGHTS).is_file():
         raise UsageError(f"no weights at {Path(run) / WEIGHTS}; give the folder of a whole run")
-    target = writable(Path(out) if out is not None else Path(run) / "eval.json")
-    split, recorded = read_split(train, test, labels, seed, target.parent)
+    read = [] if labels is None else [labels]
+    target = writable(Path(out) if out is not None else Path(run) / "eval.json", ".json", read)
+    split, recorded = read_split(train, test, labels, seed)
     log.info(f"test pictures: {recorded}")
-    encoders = _encoders(run, description, baselines, seed)
+    others = [baselines] if isinstance(baselines, str | Path) else list(baselines)
+    encoders = _encoders(run, description, others, seed)
     result = _header(run, split, recorded, seed)
     augment = augment_of_run(run)
     with progress("judging", 2 + len(encoders), "encoders") as advance:
@@ -107,6 +115,8 @@ def evaluate(
     if curve is not None:
         result["curve"] = label_curve(run, split, curve, seed=seed, device=device)
         _draw_curve(run, result["curve"], target.with_name(CURVE_FILE))
+    if split.drawn:
+        split.write(target.parent / SPLIT_FILE)
     write_text(target, json.dumps(result, indent=1) + "\n")
     log.info(f"wrote {target}")
     return result

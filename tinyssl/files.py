@@ -28,8 +28,10 @@ def atomic(path: Path, needs: int = 0) -> Iterator[IO[bytes]]:
 
     Raises:
         JobError: the file cannot be written (no space, no permission); names the path, and the
-            bytes needed where space is what lacks.
+            bytes needed where space is what lacks. Or a device is there.
     """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise JobError(f"cannot write {path}: it is no plain file")
     temporary, written = None, 0
     try:
         with tempfile.NamedTemporaryFile(
@@ -143,12 +145,30 @@ def write_text(path: Path, text: str) -> None:
         file.write(data)
 
 
-def writable(target: Path) -> Path:
-    """A file's path; raises UsageError where it is a folder or no folder is there to hold it."""
+def writable(target: Path, ending: str = "", inputs: Iterable[str | Path] = ()) -> Path:
+    """The path of a file that is to be written, or replaced.
+
+    Args:
+        target: of the file.
+        ending: such as `.json`: of what may be replaced.
+        inputs: files that are read and must stay.
+
+    Raises:
+        UsageError: it is a folder, a device or an input, no folder is there to hold it, or a file
+            of another ending is there.
+    """
     if target.is_dir():
         raise UsageError(f"{target} is a folder; name a file in it")
     if not target.parent.is_dir():
         raise UsageError(f"{target}: there is no folder {target.parent}")
+    if not target.exists():
+        return target
+    if not target.is_file():
+        raise UsageError(f"{target} is no plain file; name one")
+    if any(os.path.exists(path) and target.samefile(path) for path in inputs):
+        raise UsageError(f"{target} is read here and would be lost; name another file")
+    if not target.name.lower().endswith(ending):
+        raise UsageError(f"{target} is there and does not end in {ending}; name another file")
     return target
 
 

@@ -17,6 +17,8 @@ from tinyssl.survey import Survey
 
 _SHOWN = 5
 
+COLUMNS = ("problem", "group", "path", "detail")  # of the list
+
 
 @dataclass
 class Findings:
@@ -50,7 +52,7 @@ class Findings:
 
     def to_csv(self) -> str:
         """All rows as `problem,group,path,detail`."""
-        return csv_text([("problem", "group", "path", "detail"), *self.rows])
+        return csv_text([COLUMNS, *self.rows])
 
 
 def find(pictures: Pictures, found: Survey, table: LabeledPaths | None = None) -> Findings:

@@ -75,17 +75,18 @@ def finetune(
         JobError: training failed; nothing was written.
     """
     target = RunFolder(out if out is not None else f"{with_name(run)}-cls")
-    if target.path.absolute() == Path(run).absolute():
+    if os.path.realpath(target.path) == os.path.realpath(run):
         raise UsageError(f"--out {target.path} is the run itself; name another folder")
     if overwrite:
         target.refuse_to_lose_labels()
+        target.refuse_to_replace()
     else:
         target.refuse_if_used(resumable=False)
     given = [*overrides, *shortcuts(settings)]
     names = FOR_AUTO if str(recipe) == "auto" else (str(recipe),)
     recipes = {name: load_finetune_recipe(name, given) for name in names}
     with _workplace(target.path) as folder:
-        job = _Job(run, labels, recipes, unlabeled)
+        job = _Job(run, labels, recipes, None if unlabeled is None else _as_list(unlabeled))
         job.finish(folder, target.path)
         with ExitStack() as held:
             target.create(held, overwrite, resumable=False)
@@ -132,7 +133,7 @@ class _Job:
         run: str | Path,
         labels: str | Path,
         recipes: dict[str, FinetuneRecipe],
-        unlabeled: str | Path | Sequence[str | Path] | None,
+        unlabeled: list[str | Path] | None,
     ) -> None:
         self.start = time.monotonic()
         keep_freed_memory()
@@ -178,17 +179,17 @@ class _Job:
         self._write(folder, out, name, reason, judged, fitted.encoder, classifier)
 
     def _read_unlabeled(
-        self, given: str | Path | Sequence[str | Path] | None
+        self, given: Sequence[str | Path] | None
     ) -> tuple[NDArray[np.float32] | None, str]:
         """Features of the pictures without a label, or why there are none."""
-        self.unlabeled_from = [os.path.abspath(path) for path in _as_list(given or [])]
+        self.unlabeled_from = [os.path.abspath(path) for path in given or []]
         semi = [r for r in self.recipes.values() if r.classifier.method == "semi"]
         if not semi or (len(self.recipes) > 1 and not self.folds):
             if given is not None:
                 log.warning("--unlabeled is for few-label-semi; the pictures are not used")
             return None, ""
         try:
-            sources = _as_list(given) if given is not None else sources_of(self.run)
+            sources = given if given is not None else sources_of(self.run)
             paths = scan(sources)
         except UsageError as error:
             if given is not None or len(self.recipes) == 1:
@@ -418,6 +419,10 @@ def _workplace(out: Path) -> Iterator[Path]:
 
 
 def _move(folder: Path, out: Path) -> None:
-    """The encoder's description comes last: a folder without it is no run to any verb."""
-    for path in sorted(folder.iterdir(), key=lambda path: path.name == "encoder.json"):
+    """The encoder's description comes last: a folder without it is no run to any verb.
+
+    The recipe comes first: by that a folder is known as one that may be replaced.
+    """
+    order = {"recipe.yaml": 0, "encoder.json": 2}
+    for path in sorted(folder.iterdir(), key=lambda path: order.get(path.name, 1)):
         path.replace(out / path.name)

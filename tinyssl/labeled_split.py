@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,19 @@ class LabeledSplit:
         labels: (n,) numbers of classes.
         classes: names in alphabetical order, each with a training picture.
         test: (n,) True for test pictures.
+        drawn: whether the test pictures were drawn here, and not given.
     """
 
     paths: list[Path]
     labels: NDArray[np.int64]
     classes: list[str]
     test: NDArray[np.bool_]
+    drawn: bool = False
+
+    def write(self, path: Path) -> None:
+        """As a CSV path,label,split, which gives the same split again."""
+        names = [self.classes[number] for number in self.labels]
+        write_csv(path, self.paths, names, ["test" if t else "train" for t in self.test])
 
 
 def read_split(
@@ -42,16 +49,14 @@ def read_split(
     test: str | Path | None,
     labels: str | Path | None,
     seed: int,
-    folder: Path,
 ) -> tuple[LabeledSplit, str]:
-    """Reads labels with a split, or draws one and writes it to `folder`.
+    """Reads labels with a split, or draws one.
 
     Args:
         train: a folder of class folders to fit classifiers on; goes with `test`.
         test: a folder of class folders to measure on.
         labels: instead of the two: a CSV with path,label and optionally split.
         seed: of a split that is drawn.
-        folder: where that one is written.
 
     Returns:
         The split, and where it is from in words.
@@ -68,10 +73,9 @@ def read_split(
             is_test, told = np.array([s == "test" for s in table.splits]), f"of {labels}"
         else:
             is_test = stratified_split(table.labels, seed=seed)
-            names = ["test" if t else "train" for t in is_test]
-            write_csv(folder / SPLIT_FILE, table.paths, table.labels, names)
             told = f"25 % stratified, seed {seed}, in {SPLIT_FILE}"
-        return _make_split(table.paths, table.labels, is_test), told
+        split = _make_split(table.paths, table.labels, is_test)
+        return replace(split, drawn=table.splits is None), told
     if labels is None and train is not None and test is not None:
         sets = [from_class_folders(f) for f in (train, test)]
         paths = sets[0].paths + sets[1].paths

@@ -128,8 +128,8 @@ def _prepare(
             raise UsageError("--resume goes on with the saved recipe; give no data and no settings")
     else:
         settled = with_sources(load_recipe(recipe, overrides), data)
-        if not overwrite:
-            distributed.on_main(folder.refuse_if_used)
+        _refuse_own_start(settled.encoder.init, folder.path)
+        distributed.on_main(folder.refuse_to_replace if overwrite else folder.refuse_if_used)
     resolve_name(settled.encoder.name)
     device = pick_device(settled.run.device)
     check_bf16(settled.run.precision, device, settled.augment.view_size)
@@ -143,6 +143,13 @@ def _prepare(
     if distributed.is_main():
         folder.begin_log()
     return run
+
+
+def _refuse_own_start(init: str, out: Path) -> None:
+    there = Path(os.path.realpath(out))
+    start = Path(os.path.realpath(init))
+    if init not in ("random", "pretrained") and (start == there or there in start.parents):
+        raise UsageError(f"--out {out} is where encoder.init lies; name another folder")
 
 
 def _pictures_again(recipe: Recipe) -> Pictures:

@@ -17,11 +17,12 @@ from tinyssl.files import reason, remove_leftovers, write_text
 from tinyssl.locks import InUse, locked
 
 _OURS = (
-    "recipe.yaml", "metrics.jsonl", "results.csv", "train.log", "skipped.csv", "duplicates.csv",
+    "metrics.jsonl", "results.csv", "train.log", "skipped.csv", "duplicates.csv",
     "encoder.safetensors", "encoder.json", "eval.json", "eval_split.csv", "label_curve.png",
     "checkpoints",
     "classifier.safetensors", "finetune.json",
     "machine.json", "report.html", "report_features.npz", "tensorboard", "wandb",
+    "recipe.yaml",  # the last to go: by that a folder is known as a run's
 )  # fmt: skip
 
 LABELS, LABELS_HEADER = "labels.csv", ("path", "label", "digest")  # of a fine-tuned run
@@ -57,6 +58,21 @@ class RunFolder:
             raise UsageError(
                 f"--out {self.path} is not empty; {resume}replace the run with "
                 "--overwrite, or name another folder"
+            )
+
+    def refuse_to_replace(self) -> None:
+        """Raises UsageError where `clear` would remove what no run left: others use such names."""
+        odd = []
+        if not self.recipe.is_file():
+            names = (name for name in _OURS if name != self.checkpoint.parent.name)
+            odd = [name for name in names if (self.path / name).exists()]
+        if self.checkpoint.parent.is_dir():
+            beside = (path.name for path in self.checkpoint.parent.iterdir())
+            odd += [f"checkpoints/{n}" for n in beside if self.checkpoint.name not in n]
+        if odd:
+            raise UsageError(
+                f"--out {self.path} holds {odd[0]}, which no run of tinyssl left there; move it, "
+                "or name another folder"
             )
 
     def clear(self) -> None:
@@ -95,6 +111,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             held.enter_context(self.hold())
             if overwrite:
+                self.refuse_to_replace()
                 self.clear()
             else:
                 self.refuse_if_used(resumable=resumable)

@@ -11,7 +11,6 @@ that `tinyssl eval` gives. What the run started from is measured too, with the s
 
 import argparse
 import json
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -71,14 +70,13 @@ def judge(
 
 def measure(name: str, folder: Path, run: Path, levels: list[str]) -> Iterator[dict[str, Any]]:
     """A row for each encoder and number of levels."""
-    with tempfile.TemporaryDirectory() as work:
-        split = read_split(folder / "train", folder / "test", None, 0, Path(work))[0]
-        for which, encoder, description in encoders(run):
-            array = split_pictures(split, description).array
-            for count in levels:
-                value = count if count == "all" else int(count)
-                about = {"set": name, "backbone": description["name"], "encoder": which}
-                yield about | judge(encoder, array, split, value)
+    split = read_split(folder / "train", folder / "test", None, 0)[0]
+    for which, encoder, description in encoders(run):
+        array = split_pictures(split, description).array
+        for count in levels:
+            value = count if count == "all" else int(count)
+            about = {"set": name, "backbone": description["name"], "encoder": which}
+            yield about | judge(encoder, array, split, value)
 
 
 def main() -> None:

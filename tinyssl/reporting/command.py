@@ -87,8 +87,9 @@ def report(
     facts = read_run(run)
     told = model_card.read_card(card)
     device_facts = find_bundle(facts.path, bundle)
-    target = writable(facts.path / REPORT if out is None else Path(out))
     sources = [data] if isinstance(data, str | Path) else list(data)
+    read = [*sources, *([] if labels is None else [labels])]
+    target = writable(facts.path / REPORT if out is None else Path(out), ".html", read)
     gallery = gather(facts, sources, labels, most=pictures, device=device, workers=workers)
     context = _run_context(facts, facts.machine.get("pictures"), told)
     context |= _seen_context(facts, gallery)

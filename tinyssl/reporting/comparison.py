@@ -37,7 +37,7 @@ def compare(runs: Sequence[str | Path], out: str | Path = "compare.html") -> Pat
     check_installed()
     if len(runs) < 2:
         raise UsageError(f"--compare: got {len(runs)} run; give at least 2")
-    target = writable(Path(out))
+    target = writable(Path(out), ".html")
     facts = [read_run(run) for run in runs]
     names = run_names(facts)
     encoders = [own_scores(name, fact) for name, fact in zip(names, facts, strict=True)]

@@ -139,7 +139,7 @@ def compare(name: str, given: argparse.Namespace) -> None:
     views = round(views_for(load_recipe(given.recipe).run.views, "cpu") * given.budget)
     settings = [f"run.seed={given.seed}", f"run.views={views}"]
     recipe = load_recipe(given.recipe, settings)
-    split, _ = read_split(folder / "train", folder / "test", None, 0, given.out)
+    split, _ = read_split(folder / "train", folder / "test", None, 0)
     pictures = load_pictures(split.paths, size=recipe.data.image_size, rule=recipe.data.resize)
     tuned = json.loads((given.costs / "tuned.json").read_text())
     target = given.out / f"{name}-tinyssl-{given.budget:g}-s{given.seed}.json"

@@ -169,7 +169,7 @@ class Study:
     def split(self, name: str) -> LabeledSplit:
         """The pictures of a set."""
         folder = self.data / name
-        return read_split(folder / "train", folder / "test", None, 0, self.out)[0]
+        return read_split(folder / "train", folder / "test", None, 0)[0]
 
     @staticmethod
     def _grid(grid: Mapping[str, Any]) -> list[dict[str, Any]]:
