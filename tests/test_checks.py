@@ -183,9 +183,7 @@ def test_likeness_of_arrays(dtype: Any) -> None:
     assert blank(rows) == ([5], [])
 
 
-def test_inputs_and_strangers_files_are_not_replaced(
-    picture_folder: Folder, tmp_path: Path
-) -> None:
+def test_inputs_and_files_of_others_stay(picture_folder: Folder, tmp_path: Path) -> None:
     data, labels, mine = picture_folder(), tmp_path / "labels.csv", tmp_path / "mine.csv"
     pictures = sorted(data.rglob("*.png"))
     labels.write_text("path,label\n" + "".join(f"{p},{p.parent.name}\n" for p in pictures))

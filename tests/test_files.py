@@ -77,7 +77,7 @@ def test_what_may_be_replaced(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.html")
     assert writable(tmp_path / "new.json", ".html") == tmp_path / "new.json"
     assert writable(page, ".html", [labels]) == page
-    with pytest.raises(UsageError, match="does not end in .html; name another file"):
+    with pytest.raises(UsageError, match=r"does not end in .html; name another file"):
         writable(labels, ".html")
     with pytest.raises(UsageError, match="is read here and would be lost"):
         writable(tmp_path / "link.csv", ".csv", [labels])
