@@ -35,7 +35,7 @@ PAIRS = {
     "grid": {"picture"},
     "headers": {"opening", "picture", "tiff"},
     "near": {"console", "describing", "encoder", "neighbours"},
-    "labels": {"opening", "scanning"},
+    "labels": {"console", "scanning"},
     "likeness": {"neighbours"},
     "picture": {"opening", "tiff"},
     "reporting.device_tables": {"reporting.run_schema"},

@@ -135,7 +135,7 @@ def test_a_folder_that_vanishes_during_the_scan(tmp_path: Path) -> None:
         zoo.rgb().save(tmp_path / name / "a.png")
     from tinyssl import scanning
 
-    walk = scanning._walk(tmp_path)
+    walk = scanning.pictures_below(tmp_path)
     assert next(walk).endswith("a/a.png")
     shutil.rmtree(tmp_path / "b")
     assert [Path(path).parent.name for path in walk] == ["c"]
