@@ -60,7 +60,7 @@ def evaluate(
     train: str | Path | None = None,
     test: str | Path | None = None,
     labels: str | Path | None = None,
-    baselines: Sequence[str | Path] = (),
+    baselines: str | Path | Sequence[str | Path] = (),
     draws: int = 10,
     seed: int = 0,
     device: str = "auto",
@@ -97,12 +97,10 @@ def evaluate(
     description = read_description(run)
     if not (Path(run) / WEIGHTS).is_file():
         raise UsageError(f"no weights at {Path(run) / WEIGHTS}; give the folder of a whole run")
-    read = [] if labels is None else [labels]
-    target = writable(Path(out) if out is not None else Path(run) / "eval.json", ".json", read)
+    target = writable(Path(out or Path(run) / "eval.json"), ".json", [labels] if labels else [])
     split, recorded = read_split(train, test, labels, seed)
     log.info(f"test pictures: {recorded}")
-    others = [baselines] if isinstance(baselines, str | Path) else list(baselines)
-    encoders = _encoders(run, description, others, seed)
+    encoders = _encoders(run, description, baselines, seed)
     result = _header(run, split, recorded, seed)
     augment = augment_of_run(run)
     with progress("judging", 2 + len(encoders), "encoders") as advance:
@@ -114,12 +112,18 @@ def evaluate(
     result |= _own_classifier(run, split, description, features)
     if curve is not None:
         result["curve"] = label_curve(run, split, curve, seed=seed, device=device)
-        _draw_curve(run, result["curve"], target.with_name(CURVE_FILE))
+    _write(result, split, target)
+    return result
+
+
+def _write(result: dict[str, Any], split: LabeledSplit, target: Path) -> None:
+    """All that is left is written at the end: what fails before changes nothing."""
+    if "curve" in result:
+        _draw_curve(result["run"], result["curve"], target.with_name(CURVE_FILE))
     if split.drawn:
         split.write(target.parent / SPLIT_FILE)
     write_text(target, json.dumps(result, indent=1) + "\n")
     log.info(f"wrote {target}")
-    return result
 
 
 def _refuse(draws: int, curve: CurveWishes | None) -> None:
@@ -234,7 +238,10 @@ Embed = Callable[[NDArray[Any]], NDArray[np.float32]]
 
 
 def _encoders(
-    run: str | Path, description: dict[str, Any], baselines: Sequence[str | Path], seed: int
+    run: str | Path,
+    description: dict[str, Any],
+    baselines: str | Path | Sequence[str | Path],
+    seed: int,
 ) -> dict[str, Build]:
     """How to get each encoder of the table, in the order of its rows, the run's last."""
     own_seed = int(description.get("seed", seed))
@@ -247,7 +254,8 @@ def _encoders(
     elif init != "random":
         encoders["start, frozen"] = partial(_start, description, init)
     own = "pretrained" if init == "random" else "adapted"
-    for path in map(Path, baselines):
+    given = [baselines] if isinstance(baselines, str | Path) else baselines
+    for path in map(Path, given):
         taken = path.name in {*FLOORS, own, *encoders}
         # Weights from elsewhere keep all features: components cost ImageNet's in 10-shot.
         theirs = description | {"components": 0, "descriptors": False}
