@@ -115,6 +115,8 @@ def test_wrong_override_is_told_in_one_line(override: str, told: str) -> None:
         ("optim: [1, 2", "not valid YAML"),
         ("- 1", "holds no sections"),
         ("just text", "holds no sections"),
+        ("", "holds no sections"),
+        ("# no setting left", "holds no sections"),
         ("optim: 3", "optim: got 3"),
         ("data: {image_size: '${oc.env:HOME}'}", "data.image_size: got"),
         ("run: !!python/object/apply:os.system ['true']", "not valid YAML"),

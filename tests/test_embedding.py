@@ -277,6 +277,10 @@ def test_other_files_are_not_touched(run: Path, picture_folder: Folder, tmp_path
     labels.write_text("path,label\n")
     with pytest.raises(UsageError, match="exists"):
         embed(run, data, labels)
+    listed = tmp_path / "list.csv"
+    listed.write_text("".join(f"{path}\n" for path in data.rglob("*.png")))
+    with pytest.raises(UsageError, match="is read here and would be lost"):
+        embed(run, listed, listed, overwrite=True)
     parts = tmp_path / "f.npz.parts"
     parts.mkdir()
     (parts / "mine.txt").write_text("precious")

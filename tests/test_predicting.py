@@ -104,6 +104,17 @@ def test_what_is_there_is_not_lost(run: Path, picture_folder: Folder, tmp_path: 
     assert predict(run, data / "dark", out, overwrite=True).pictures == 2
 
 
+def test_a_list_that_is_read_is_not_replaced(
+    run: Path, picture_folder: Folder, tmp_path: Path
+) -> None:
+    listed = tmp_path / "list.csv"
+    listed.write_text("".join(f"{path}\n" for path in picture_folder(per_class=2).rglob("*.png")))
+    before = listed.read_text()
+    with pytest.raises(UsageError, match="is read here and would be lost"):
+        predict(run, listed, listed, overwrite=True)
+    assert listed.read_text() == before
+
+
 def test_nothing_given_is_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no pictures given"):
         predict(run, [], tmp_path / "p.csv")

@@ -179,6 +179,13 @@ def test_labels_are_not_overwritten(run: Path, picture_folder: Folder, tmp_path:
         select(run, data, 3, out)
     assert out.read_text() == before
     assert len(select(run, data, 3, out, overwrite=True).paths) == 3
+    with pytest.raises(UsageError, match="is read here and would be lost"):
+        select(run, out, 1, out, overwrite=True)
+    sheet = data / "a.png"
+    out.with_suffix(".png").rename(sheet)
+    with pytest.raises(UsageError, match="is read here and would be lost"):
+        select(run, data, 1, data / "a.csv", overwrite=True)
+    assert sheet.is_file()
 
 
 @pytest.mark.parametrize(

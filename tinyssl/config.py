@@ -19,6 +19,7 @@ from tinyssl.augment import PRESETS
 from tinyssl.errors import UsageError
 from tinyssl.opening import MAX_PIXELS
 from tinyssl.recipe_files import recipe_text
+from tinyssl.run_folder import LABELS
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -295,7 +296,7 @@ def sources_of(run: str | Path) -> list[str]:
 
 def _moved_along(source: str, run: Path) -> str:
     """A fine-tuned run's list of labels lies in it, wherever the run was moved to."""
-    own = run / "labels.csv"
+    own = run / LABELS
     gone = Path(source).name == own.name and not Path(source).exists()
     return str(own) if gone and own.is_file() else source
 
@@ -354,7 +355,7 @@ def _parse_yaml(text: str, source: str) -> dict[str, Any]:
 
 
 def _is_plain_mapping(text: str) -> bool:
-    """Refuses what no recipe needs and a stranger's may hold; whether it is a mapping, or empty.
+    """Refuses what no recipe needs and a stranger's may hold; whether it is a mapping.
 
     Tags name types to build, an alias of an alias of ... grows without end, and so do depths.
     """
@@ -370,7 +371,7 @@ def _is_plain_mapping(text: str) -> bool:
             raise ValueError(f"more than {_DEEPEST} levels{event.start_mark}")
         if first is None and isinstance(event, yaml.NodeEvent):
             first = event
-    return first is None or isinstance(first, yaml.MappingStartEvent)
+    return isinstance(first, yaml.MappingStartEvent)
 
 
 def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from tinyssl.feature_file import (
     read_key,
     write_features,
 )
-from tinyssl.files import atomic, is_utf8, write_text
+from tinyssl.files import atomic, is_utf8, refuse_input, write_text
 from tinyssl.locks import InUse, locked
 from tinyssl.scanning import scan
 from tinyssl.signals import stop_signal
@@ -97,6 +97,7 @@ def embed(
     if not sources:
         raise UsageError("no pictures given; name a folder, a picture or a .txt/.csv list of paths")
     paths = scan(sources)
+    refuse_input(Path(out), sources)
     return embed_paths(
         extractor,
         paths,

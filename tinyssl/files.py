@@ -165,11 +165,16 @@ def writable(target: Path, ending: str = "", inputs: Iterable[str | Path] = ()) 
         return target
     if not target.is_file():
         raise UsageError(f"{target} is no plain file; name one")
-    if any(os.path.exists(path) and target.samefile(path) for path in inputs):
-        raise UsageError(f"{target} is read here and would be lost; name another file")
+    refuse_input(target, inputs)
     if not target.name.lower().endswith(ending):
         raise UsageError(f"{target} is there and does not end in {ending}; name another file")
     return target
+
+
+def refuse_input(target: Path, inputs: Iterable[str | Path]) -> None:
+    """Raises UsageError if what is to be written would take the place of something that is read."""
+    if target.exists() and any(os.path.exists(p) and target.samefile(p) for p in inputs):
+        raise UsageError(f"{target} is read here and would be lost; name another file")
 
 
 def csv_text(rows: Iterable[Sequence[object]]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ class Model:
 
     def embed(
         self,
-        pictures: Sequence[Picture] | NDArray[Any],
+        pictures: Iterable[Picture] | NDArray[Any],
         *,
         batch_size: int = 256,
         progress: Callable[[int], None] | None = None,
@@ -64,6 +64,8 @@ class Model:
             raise UsageError("embed takes a list of pictures; put a single one into a list")
         if batch_size < 1:
             raise UsageError(f"batch_size: got {batch_size}; give 1 or more")
+        if not isinstance(pictures, Sequence | np.ndarray):
+            pictures = list(pictures)
         features = np.empty((len(pictures), self.width), np.float32)
         for start in range(0, len(pictures), batch_size):
             chunk = pictures[start : start + batch_size]

@@ -15,7 +15,7 @@ from tinyssl.classifier import Classifier, load_classifier
 from tinyssl.console import log, progress
 from tinyssl.errors import JobError, UsageError
 from tinyssl.extraction import Extractor, open_extractor
-from tinyssl.files import atomic, csv_text, writable
+from tinyssl.files import atomic, csv_text, refuse_input, writable
 from tinyssl.scanning import scan
 
 _CHUNK = 256
@@ -73,6 +73,7 @@ def predict(
     if not sources:
         raise UsageError("no pictures given; name a folder, a picture or a .txt/.csv list of paths")
     paths = scan(sources)
+    refuse_input(target, [*sources, *paths])
     skipped: list[tuple[str, str]] = []
     with progress("predicting", len(paths)) as advance, atomic(target) as file:
         _write(file, ["path", "label", "probability", *(f"p({c})" for c in classifier.classes)])

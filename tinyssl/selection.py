@@ -15,7 +15,7 @@ from tinyssl.embedding import embed_paths
 from tinyssl.errors import UsageError
 from tinyssl.extraction import Extractor, open_extractor
 from tinyssl.feature_file import Features
-from tinyssl.files import atomic, csv_text, write_text
+from tinyssl.files import atomic, csv_text, refuse_input, write_text
 from tinyssl.grid import contact_sheet
 from tinyssl.labels import LabeledPaths, from_csv
 from tinyssl.opening import allow_pixels, quiet
@@ -79,7 +79,10 @@ def select(
     _refuse(target, sheet, method, budget, overwrite)
     earlier = None if labeled is None else from_csv(labeled)
     known = set() if earlier is None else {str(path) for path in earlier.paths}
-    found = {str(path) for path in scan([data] if isinstance(data, str | Path) else data)}
+    sources = [data] if isinstance(data, str | Path) else list(data)
+    found = {str(path) for path in scan(sources)}
+    refuse_input(target, sources)
+    refuse_input(sheet, found)
     why = f"{len(found):,} there, {len(found & known):,} labeled already"
     _refuse_budget(budget, len(found - known), why)
     paths = [Path(name) for name in sorted(found | known)]
