@@ -185,10 +185,13 @@ def test_tiffs_of_many_channels_come_as_they_are(
     for big in (False, True):
         data = zoo.tiff(values, planes=planes, deflate=deflate, big=big)
         (tmp_path / f"{big}.tif").write_bytes(data)
+    wide = zoo.tiff(values, planes=planes, deflate=deflate, wide=True)
+    (tmp_path / "wide.tif").write_bytes(wide)
     if channels == 3:
         return  # one gray and two others: nothing that data.channels=3 should take for colours
     pictures = load(tmp_path, channels=channels)
     assert pictures.array.dtype == dtype
+    assert len(pictures.paths) == 3
     for row in pictures.array:
         np.testing.assert_array_equal(row, values)
 

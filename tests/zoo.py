@@ -45,10 +45,12 @@ def tiff(
     planes: bool = False,
     deflate: bool = False,
     big: bool = False,
+    wide: bool = False,
     says: tuple[int, int] | None = None,
 ) -> bytes:
-    """A TIFF of any number of channels in one strip a plane (TIFF 6.0, section 2)."""
+    """A TIFF of any number of channels in one strip a plane (TIFF 6.0); wide: BigTIFF."""
     order, (h, w, c) = ">" if big else "<", values.shape
+    count, address, room = ("Q", "Q", 8) if wide else ("H", "I", 4)
     width, height = says or (w, h)
     stored = values.astype(values.dtype.newbyteorder(order))
     strips = [np.moveaxis(stored, 2, 0)[i].tobytes() for i in range(c)] if planes else [
@@ -57,7 +59,7 @@ def tiff(
     strips = [zlib.compress(strip) for strip in strips] if deflate else strips
     body, places = b"", []
     for strip in strips:
-        places.append(8 + len(body))
+        places.append(2 * room + len(body))
         body += strip + b"\0" * (len(strip) % 2)
     extra = c - 1
     wanted: dict[int, tuple[str, list[int]]] = {
@@ -69,14 +71,14 @@ def tiff(
     entries = b""
     for tag, (kind, numbers) in wanted.items():
         packed = struct.pack(f"{order}{len(numbers)}{kind}", *numbers)
-        if len(packed) > 4:
-            place, body = 8 + len(body), body + packed
-            packed = struct.pack(f"{order}I", place)
-        head = struct.pack(f"{order}HHI", tag, 3 if kind == "H" else 4, len(numbers))
-        entries += head + packed.ljust(4, b"\0")
-    directory = struct.pack(f"{order}H", len(wanted)) + entries + b"\0" * 4
-    mark = b"MM\0*" if big else b"II*\0"
-    return mark + struct.pack(f"{order}I", 8 + len(body)) + body + directory
+        if len(packed) > room:
+            place, body = 2 * room + len(body), body + packed
+            packed = struct.pack(f"{order}{address}", place)
+        head = struct.pack(f"{order}HH{address}", tag, 3 if kind == "H" else 4, len(numbers))
+        entries += head + packed.ljust(room, b"\0")
+    directory = struct.pack(f"{order}{count}", len(wanted)) + entries + b"\0" * room
+    mark = b"MM\0*" if big else b"II+\0\x08\0\0\0" if wide else b"II*\0"
+    return mark + struct.pack(f"{order}{address}", 2 * room + len(body)) + body + directory
 
 
 def png_header(width: int, height: int) -> bytes:

@@ -23,6 +23,7 @@ _PREDICTOR, _TILES, _EXTRA, _FORMAT = 317, 322, 338, 339
 _DEFLATE = (8, 32946)
 _RGB, _KNOWN = 2, (0, 1, 2)
 _ALPHA = (1, 2)  # values of ExtraSamples
+_BIG = b"II+\0"  # BigTIFF; Pillow takes none with the highest byte first
 
 
 @dataclass(frozen=True)
@@ -76,14 +77,14 @@ class Layout:
 def read_layout(file: IO[bytes]) -> Layout | None:
     """The layout of the TIFF that begins at the file's position; None if it is no such file."""
     head = file.read(8)
-    if head[:4] not in (b"II*\0", b"MM\0*"):
+    if head[:4] not in (b"II*\0", b"MM\0*", _BIG):
         return None
-    directory = ImageFileDirectory_v2(head)
     try:
+        directory = ImageFileDirectory_v2(head + file.read(8) if head[:4] == _BIG else head)
         file.seek(directory.next)
         directory.load(file)
         return _layout(directory, head[:1] == b"M")
-    except (OSError, ValueError, TypeError, KeyError, IndexError, struct.error):
+    except (OSError, ValueError, TypeError, KeyError, IndexError, SyntaxError, struct.error):
         return None
 
 
