@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMAT = 1
 MANIFEST, GOLDEN = "manifest.json", "golden.npz"
@@ -524,6 +524,8 @@ def decode(source: Picture, channels: int, max_pixels: int = MAX_PIXELS) -> Arra
         if Path(source).stat().st_size > 8 * max_pixels + (1 << 26):
             raise Unreadable(f"more bytes than a picture of {max_pixels:,} pixels can have")
         data = Path(source).read_bytes()
+        if not data:
+            raise Unreadable("empty file")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if (Image.MAX_IMAGE_PIXELS or max_pixels) < max_pixels:
@@ -534,6 +536,8 @@ def decode(source: Picture, channels: int, max_pixels: int = MAX_PIXELS) -> Arra
                 return _from_pillow(image, channels)
     except Unreadable:
         raise
+    except UnidentifiedImageError:
+        raise Unreadable("not a picture") from None
     except OSError as error:
         raise Unreadable(error.strerror or str(error).partition("\n")[0]) from None
     except Exception as error:  # decoders raise nearly anything on broken data
@@ -754,8 +758,10 @@ def _peak_mb() -> float | None:
     return int(lines["VmHWM"].split()[0]) / 1e3
 
 
-def _refuse_unwritable(out: Path) -> None:
+def _refuse_unwritable(out: Path, overwrite: bool) -> None:
     """Raises BundleError where no file can be written, before there is anything to lose."""
+    if out.exists() and not out.is_dir() and not (overwrite and out.is_file()):
+        raise BundleError(f"--out {out} exists; name another file, or give --overwrite")
     if out.is_dir():
         raise BundleError(f"--out {out} is a folder; name a file in it")
     if not out.parent.is_dir():
@@ -864,6 +870,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("pictures", nargs="*", help="picture files or folders")
     parser.add_argument("--out", type=Path, help="features.npz or features.csv")
+    parser.add_argument("--overwrite", action="store_true", help="replace a file at --out")
     parser.add_argument("--bundle", type=Path, help="folder of the bundle (this file's)")
     parser.add_argument("--variant", help="model file of the bundle (the engine, or encoder.onnx)")
     parser.add_argument("--device", default="auto", help="auto, tensorrt, cuda or cpu")
@@ -887,7 +894,7 @@ def _main(arguments: Sequence[str] | None = None) -> int:
     if given.batch < 1:
         parser.error("--batch must be at least 1")
     if given.pictures and given.out is not None:
-        _refuse_unwritable(given.out)
+        _refuse_unwritable(given.out, given.overwrite)
     extractor = Extractor(given.bundle, given.variant, given.device, given.threads)
     if given.pictures and given.out is None and not extractor.classes:
         parser.error("give --out FILE.npz or --out FILE.csv")
