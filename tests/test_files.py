@@ -9,7 +9,7 @@ import torch
 
 from tinyssl.checkpoint import load_checkpoint, save_checkpoint
 from tinyssl.errors import JobError, UsageError
-from tinyssl.files import atomic, writable, write_text
+from tinyssl.files import atomic, csv_text, refuse_other_table, writable, write_text
 
 
 def test_a_failed_write_keeps_what_was_there(tmp_path: Path) -> None:
@@ -86,3 +86,14 @@ def test_what_may_be_replaced(tmp_path: Path) -> None:
     with pytest.raises(JobError, match="it is no plain file"):
         write_text(tmp_path / "pipe.html", "x")
     assert stat.S_ISFIFO((tmp_path / "pipe.html").stat().st_mode)
+
+
+def test_a_list_with_notes_is_not_ours_to_replace(tmp_path: Path) -> None:
+    path, columns = tmp_path / "list.csv", ("group", "path")
+    refuse_other_table(path, columns)
+    write_text(path, csv_text([columns, (1, "a.png")]))
+    refuse_other_table(path, columns)
+    for first in ("group,path,keep", "my notes", ""):
+        path.write_text(f"{first}\n1,a.png,yes\n")
+        with pytest.raises(UsageError, match=r"would be lost: its first line is not group,path;"):
+            refuse_other_table(path, columns)

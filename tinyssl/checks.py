@@ -17,8 +17,7 @@ from tinyssl.augment import Augment
 from tinyssl.build import augment_from
 from tinyssl.config import Recipe, load_recipe
 from tinyssl.data import Pictures
-from tinyssl.errors import UsageError
-from tinyssl.files import atomic, writable, write_text
+from tinyssl.files import atomic, refuse_other_table, writable, write_text
 from tinyssl.findings import COLUMNS, find
 from tinyssl.grid import picture_grid
 from tinyssl.label_checks import read_table
@@ -93,9 +92,7 @@ def _refuse_to_replace(
     if augment is not None:
         writable(Path(augment), ".png", files)
     if listed is not None:
-        path = writable(Path(listed), ".csv", named)
-        if path.exists() and not path.read_bytes().startswith(",".join(COLUMNS).encode()):
-            raise UsageError(f"{path} is there and no list of tinyssl checks; name another file")
+        refuse_other_table(writable(Path(listed), ".csv", named), COLUMNS)
 
 
 def _write_grid(path: Path, recipe: Recipe, pictures: Pictures, rows: int) -> None:

@@ -177,6 +177,22 @@ def refuse_input(target: Path, inputs: Iterable[str | Path]) -> None:
         raise UsageError(f"{target} is read here and would be lost; name another file")
 
 
+def refuse_other_table(path: Path, columns: Sequence[str]) -> None:
+    """Raises UsageError where a file is there that is no CSV of just these columns.
+
+    One that has more of them is a list of ours in which someone has made notes.
+    """
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        first = file.readline(1 << 16).strip()
+    if first != ",".join(columns).encode():
+        raise UsageError(
+            f"{path} is there and would be lost: its first line is not {','.join(columns)}; "
+            "move it, or name another --out"
+        )
+
+
 def csv_text(rows: Iterable[Sequence[object]]) -> str:
     """Rows as the text of a CSV, lines ending as RFC 4180 has it."""
     text = io.StringIO(newline="")
