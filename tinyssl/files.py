@@ -189,7 +189,7 @@ def refuse_other_table(path: Path, columns: Sequence[str]) -> None:
     if first != ",".join(columns).encode():
         raise UsageError(
             f"{path} is there and would be lost: its first line is not {','.join(columns)}; "
-            "move it, or name another --out"
+            "move it, or name another file"
         )
 
 
