@@ -1,6 +1,7 @@
 """Labels and splits: read back as written, refused with the line that is wrong."""
 
 import os
+import shutil
 import sys
 import unicodedata
 from collections.abc import Callable
@@ -10,7 +11,13 @@ import numpy as np
 import pytest
 
 from tinyssl.errors import UsageError
-from tinyssl.labels import from_class_folders, from_csv, stratified_split, write_csv
+from tinyssl.labels import (
+    from_class_folders,
+    from_csv,
+    read_labels,
+    stratified_split,
+    write_csv,
+)
 from tinyssl.scanning import scan
 
 Folder = Callable[..., Path]
@@ -33,6 +40,23 @@ def test_class_folders(picture_folder: Folder) -> None:
         from_class_folders(folder / "dark")
     with pytest.raises(UsageError, match="no folder"):
         from_class_folders(folder / "nope")
+
+
+def test_class_folders_in_train_and_test_are_a_split(
+    picture_folder: Folder, tmp_path: Path
+) -> None:
+    root = tmp_path / "set"
+    root.mkdir()
+    shutil.copytree(picture_folder(per_class=3), root / "train")
+    shutil.copytree(root / "train", root / "test")
+    found = read_labels(root)
+    assert set(found.labels) == {"dark", "bright"}
+    assert found.splits == ["train"] * 6 + ["test"] * 6
+    assert [path.parent.parent.name for path in found.paths] == found.splits
+    (root / "test").rename(root / "val")
+    with pytest.raises(UsageError, match=r"holds train, val: parts of a set by their names"):
+        read_labels(root)
+    assert len(read_labels(root / "val").paths) == 6
 
 
 @pytest.mark.parametrize("splits", [None, ["train", "test", "train"]])
@@ -58,6 +82,10 @@ def test_paths_count_from_the_csv_or_the_root_given(
     assert from_csv(other).paths[0] == tmp_path / "a.png"
 
 
+def test_empty_cells_at_the_end_of_a_row_are_no_labels(tmp_path: Path) -> None:
+    assert from_csv(table(tmp_path, "path,label\na.png,x,,\nb.png,y, \n")).labels == ["x", "y"]
+
+
 def test_empty_labels_are_counted_and_equal_rows_merged(tmp_path: Path) -> None:
     found = from_csv(table(tmp_path, "path,label\na.png,x\nb.png,\na.png,x\nc.png,y\n"))
     assert (found.labels, found.unlabeled) == (["x", "y"], 1)
@@ -74,6 +102,9 @@ def test_empty_labels_are_counted_and_equal_rows_merged(tmp_path: Path) -> None:
         ("path,label,split\na.png,x,train\nb.png,y,\n", "1 rows have no split"),
         ("path,label\na.png,\n", "labels no picture (1 rows"),
         ('path,label\n"' + "x" * 200_000, "cannot read labels"),
+        ("path,label\na.png,x\nb.png,red, glass\n", "line 3: more cells than columns; put a label"),
+        ('path,label\na.png,x\nb.png,"y\nc.png,z\n', "in the row after line 2"),
+        ('path,label\na.png,"x" y\n', "in the row after line 1"),
     ],
 )
 def test_wrong_tables_are_told_in_one_line(text: str, told: str, tmp_path: Path) -> None:

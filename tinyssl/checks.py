@@ -20,7 +20,7 @@ from tinyssl.data import Pictures
 from tinyssl.files import atomic, refuse_other_table, writable, write_text
 from tinyssl.findings import COLUMNS, find
 from tinyssl.grid import picture_grid
-from tinyssl.label_checks import read_table
+from tinyssl.labels import read_labels
 from tinyssl.loader import generator_for
 from tinyssl.pipeline import apply_pipeline, load_pipeline
 from tinyssl.rows import spaced_rows
@@ -60,7 +60,7 @@ def check(
         JobError: no picture can be read.
     """
     settled = with_sources(load_recipe(recipe, overrides), data)
-    table = None if labels is None else read_table(labels)
+    table = None if labels is None else read_labels(labels)
     files = set() if table is None else set(table.paths)
     if settled.data.sources or table is None:
         files |= set(find_files(settled))

@@ -200,7 +200,9 @@ def pretrain(
 
 @cli.command("eval", short_help="Judge an encoder on labeled pictures.")
 @click.argument("arguments", nargs=-1, metavar="RUN [SECTION.KEY=VALUE...]")
-@click.option("--labels", help="CSV with the columns path,label[,split].")
+@click.option(
+    "--labels", help="CSV path,label[,split], or class folders, also in train/ and test/."
+)
 @click.option("--train", help="Folder of class folders to fit classifiers on.")
 @click.option("--test", help="Folder of class folders to measure on.")
 @click.option("--baseline", "baselines", multiple=True, help="Another run or weight file.")
@@ -412,7 +414,9 @@ def _from_here(path: str) -> str:
 
 @cli.command(short_help="Make a classifier from few labels.")
 @click.argument("arguments", nargs=-1, metavar="RUN [SECTION.KEY=VALUE...]")
-@click.option("--labels", required=True, help="CSV with path,label, or a folder of class folders.")
+@click.option(
+    "--labels", required=True, help="CSV path,label[,split], or class folders, also in train/."
+)
 @click.option("--recipe", default="auto", show_default=True, help="Name, YAML file, or auto.")
 @click.option("--out", type=click.Path(), help="The new run folder.  [default: RUN-cls]")
 @click.option(

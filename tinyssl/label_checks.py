@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from tinyssl.labels import LabeledPaths, from_class_folders, from_csv
+from tinyssl.labels import LabeledPaths
 
 
 @dataclass(frozen=True)
@@ -21,24 +20,6 @@ class LabelFindings:
 
     contradictions: list[list[str]]
     leaks: list[list[str]]
-
-
-def read_table(source: str | Path) -> LabeledPaths:
-    """Labels of a CSV, of class folders, or of class folders in `train/` and `test/`.
-
-    Raises:
-        UsageError: none of these.
-    """
-    root = Path(source)
-    if not root.is_dir():
-        return from_csv(source)
-    if not all((root / part).is_dir() for part in ("train", "test")):
-        return from_class_folders(source)
-    parts = {part: from_class_folders(root / part) for part in ("train", "test")}
-    paths = [path for part in parts.values() for path in part.paths]
-    names = [name for part in parts.values() for name in part.labels]
-    splits = [name for name, part in parts.items() for _ in part.paths]
-    return LabeledPaths(paths, names, splits)
 
 
 def check_labels(table: LabeledPaths, groups: Sequence[Sequence[str]]) -> LabelFindings:

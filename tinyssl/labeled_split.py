@@ -14,7 +14,7 @@ from tinyssl.console import log
 from tinyssl.data import Pictures, load_pictures
 from tinyssl.errors import UsageError
 from tinyssl.labeled import refuse_unreadable
-from tinyssl.labels import from_class_folders, from_csv, stratified_split, write_csv
+from tinyssl.labels import from_class_folders, read_labels, stratified_split, write_csv
 from tinyssl.opening import MAX_PIXELS
 
 SPLIT_FILE = "eval_split.csv"
@@ -66,7 +66,7 @@ def read_split(
             classes or no test picture.
     """
     if labels is not None and train is None and test is None:
-        table = from_csv(labels)
+        table = read_labels(labels)
         if table.unlabeled:
             log.warning(f"{labels}: {table.unlabeled} rows have no label and are left out")
         if table.splits is not None:

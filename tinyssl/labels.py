@@ -6,9 +6,10 @@ import csv
 import io
 import os
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from tinyssl.scanning import pictures_below
 
 _LARGEST = 1 << 28  # bytes; a list of labels, not pictures
 SPLITS = ("train", "test")
+_PARTS = {*SPLITS, "training", "testing", "val", "valid", "validation", "dev", "holdout"}
 _NOT_UTF8 = "cannot read labels from {}: not UTF-8; save it as such"
 
 
@@ -40,10 +42,39 @@ class LabeledPaths:
 
 
 def read_labels(source: str | Path) -> LabeledPaths:
-    """Labels of a folder of class folders, or of a CSV; raises UsageError as the two below do."""
-    if Path(source).is_dir():
-        return from_class_folders(source)
-    return from_csv(source)
+    """Labels of a CSV, of class folders, or of class folders in `train/` and `test/`.
+
+    Raises:
+        UsageError: as `from_csv` and `from_class_folders` do, or parts of a set under other names.
+    """
+    root = Path(source)
+    if not root.is_dir():
+        return from_csv(source)
+    if all((root / part).is_dir() for part in SPLITS):
+        return _from_parts({part: from_class_folders(root / part) for part in SPLITS})
+    _refuse_parts(root)
+    return from_class_folders(source)
+
+
+def _from_parts(parts: Mapping[str, LabeledPaths]) -> LabeledPaths:
+    return LabeledPaths(
+        [path for part in parts.values() for path in part.paths],
+        [name for part in parts.values() for name in part.labels],
+        [split for split, part in parts.items() for _ in part.paths],
+        empty=parts["train"].empty,
+    )
+
+
+def _refuse_parts(root: Path) -> None:
+    """Class folders that are all called as parts of a set, and hold folders, are no classes."""
+    names = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if not names or not _PARTS.issuperset(names):
+        return
+    if all(any(child.is_dir() for child in (root / name).iterdir()) for name in names):
+        raise UsageError(
+            f"{root} holds {', '.join(names)}: parts of a set by their names, and no classes; "
+            f"give one of them, or call the two that are wanted {' and '.join(SPLITS)}"
+        )
 
 
 def from_class_folders(folder: str | Path) -> LabeledPaths:
@@ -168,12 +199,18 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
         text = read_limited(path, _LARGEST).decode("utf-8-sig", "surrogateescape")
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read labels from {path}: {error}") from None
-    reader = csv.DictReader(io.StringIO(text, newline=""))
+    # Strict: else a quote that nothing closes takes all lines after it for one label.
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    last = 1
     try:
         reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or []]
-        rows = [(reader.line_num, row) for row in reader]
+        rows = []
+        for row in reader:
+            last = reader.line_num
+            rows.append((last, row))
     except csv.Error as error:
-        raise UsageError(f"cannot read labels from {path}: {error}") from None
+        told = f"{error}, in the row after line {last}"
+        raise UsageError(f"cannot read labels from {path}: {told}") from None
     columns = list(reader.fieldnames or [])
     if not is_utf8("".join(columns)):
         raise UsageError(_NOT_UTF8.format(path))
@@ -182,6 +219,12 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
             f"{path} has the columns {', '.join(columns) or '(none)'}; "
             "the first line must name path,label and optionally split, with commas between"
         )
+    for line, row in rows:
+        surplus: Any = row.get(None)
+        if any(cell.strip() for cell in surplus or ()):
+            raise UsageError(
+                f"{path}, line {line}: more cells than columns; put a label with a comma in quotes"
+            )
     return rows
 
 
