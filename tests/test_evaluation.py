@@ -14,7 +14,8 @@ from rich.console import Console
 
 from tinyssl.encoder import create_encoder, widen
 from tinyssl.errors import UsageError
-from tinyssl.evaluation import _some, evaluate, table
+from tinyssl.evaluation import evaluate, table
+from tinyssl.judged_encoders import some
 from tinyssl.recipe_files import recipe_text
 from tinyssl.reporting.run_facts import read_run
 from tinyssl.reporting.verdict import judged
@@ -259,10 +260,57 @@ def test_wrong_input_is_told_and_nothing_written(
     assert not (run / "eval.json").exists()
 
 
+def test_files_of_others_stay(run: Path, picture_folder: Folder, tmp_path: Path) -> None:
+    data = picture_folder(per_class=12)
+    labels = labels_csv(tmp_path / "eval_split.csv", data)
+    mine, notes = tmp_path / "mine.json", tmp_path / "b_split.csv"
+    mine.write_text('{"my": "settings"}')
+    notes.write_text("path,label,split,note\n")
+    before = {path: path.read_bytes() for path in (labels, mine, notes)}
+    for name, told in (
+        ("mine.json", "no result of tinyssl eval"),
+        ("eval.json", "is read here and would be lost"),
+        ("b.json", "its first line is not path,label,split"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            evaluate(run, labels=labels, out=tmp_path / name)
+    assert {path: path.read_bytes() for path in before} == before
+    result = evaluate(run, labels=labels, out=tmp_path / "a.json")
+    assert result["split"] == "25 % stratified, seed 0, in a_split.csv"
+    assert evaluate(run, labels=tmp_path / "a_split.csv", out=tmp_path / "a.json")["test"] == 6
+
+
+def test_pictures_that_were_pretrained_on_are_counted(
+    run: Path, picture_folder: Folder, tmp_path: Path
+) -> None:
+    data = picture_folder(per_class=12)
+    split = labels_csv(tmp_path / "l.csv", data, lambda n: "test" if n % 3 == 0 else "train")
+    recipe = recipe_text("mobilenetv3-small")
+    for sources, seen in (([data], 8), ([data / "dark"], 4), ([tmp_path / "gone"], None)):
+        told = recipe.replace("sources: []", f"sources: [{', '.join(map(str, sources))}]")
+        assert told != recipe
+        (run / "recipe.yaml").write_text(told)
+        result = evaluate(run, labels=split)
+        assert result.get("pretrained_on") == seen
+        lines = f"{seen} test pictures were pretrained on, without their labels."
+        assert (lines in shown(result)) == (seen is not None)
+
+
+def test_a_baseline_takes_no_other_row(
+    run: Path, picture_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run(tmp_path / "pretrained", "resnet18")
+    monkeypatch.chdir(tmp_path)
+    labels = labels_csv(tmp_path / "labels.csv", picture_folder(per_class=12))
+    rows = evaluate(run, labels=labels, baselines=["pretrained", "pretrained"])["encoders"]
+    assert list(rows)[3:] == [str(tmp_path / "pretrained"), "pretrained"]
+    assert [found["width"] for found in rows.values()][3:] == [512, 1024]
+
+
 def test_some_pictures_are_those_of_all_that_are_wanted() -> None:
     pictures, wanted = np.arange(40).reshape(10, 2, 2), np.arange(10) % 3 == 0
-    assert np.array_equal(_some(pictures, wanted, 9), pictures[wanted])
-    assert np.array_equal(_some(pictures, wanted, 2), pictures[[0, 9]])
+    assert np.array_equal(some(pictures, wanted, 9), pictures[wanted])
+    assert np.array_equal(some(pictures, wanted, 2), pictures[[0, 9]])
 
 
 def test_scores_of_other_weights_are_not_the_runs(

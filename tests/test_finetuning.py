@@ -25,6 +25,7 @@ from tinyssl.evaluation import table as evaluation_table
 from tinyssl.finetune_config import FOR_AUTO, load_finetune_recipe
 from tinyssl.finetuning import finetune, table
 from tinyssl.model import load
+from tinyssl.reporting.verdict import label_verdict
 from tinyssl.scanning import scan
 from tinyssl.weights import read_description, save_encoder
 
@@ -229,9 +230,18 @@ def test_a_tuned_run_is_judged_like_any(
     with console.capture() as captured:
         console.print(evaluation_table(result))
     assert "The run's own classifier:" in captured.get()
-    again = evaluate(out, train=other, test=data)
+    again = evaluate(out, train=other, test=data, baselines=[out])
     assert again["classifier"]["seen_in_finetuning"] == 12
     assert "12 test pictures were used in fine-tuning" in caplog.text
+    taught = {name: found.get("taught_by_test") for name, found in again["encoders"].items()}
+    assert taught == {**dict.fromkeys(list(taught)[:4]), "out": 12, "adapted": 12}
+    assert "labels of 12 test pictures trained the encoder 'adapted'" in caplog.text
+    found = label_verdict(again)
+    assert found.level == "unknown"
+    assert any(line.startswith("out is not compared: the labels of 12") for line in found.sentences)
+    with console.capture() as captured:
+        console.print(evaluation_table(again))
+    assert "too good: it was fine-tuned on 12 of them." in " ".join(captured.get().split())
 
 
 def test_what_an_encoder_learned_from_is_not_held_out(
@@ -241,6 +251,7 @@ def test_what_an_encoder_learned_from_is_not_held_out(
     frozen = finetune(run, data, "few-label-linear", tmp_path / "frozen", overrides=SHORT)
     finetune(frozen, data, "few-label-linear", tmp_path / "again", overrides=SHORT)
     assert "trained the encoder" not in caplog.text
+    assert list(evaluate(frozen, train=data, test=other)["encoders"])[3:] == ["start, frozen"]
     trained = finetune(run, data, "few-label", tmp_path / "trained", overrides=SHORT)
     child = finetune(trained, other, "few-label-linear", tmp_path / "child", overrides=SHORT)
     assert "trained the encoder" not in caplog.text

@@ -104,6 +104,7 @@ def test_modules_below_take_no_recipe() -> None:
         "build",
         "checks",
         "config",
+        "evaluation",
         "finetune_config",
         "finetuning",
         "pretraining",

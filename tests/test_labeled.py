@@ -1,5 +1,6 @@
 """Labels to learn from: odd ones are told, contradictory ones refused."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tinyssl.errors import UsageError
-from tinyssl.labeled import read_labeled, smallest_class, used_digests
+from tinyssl.labeled import read_labeled, shaped_by, smallest_class, used_digests
 
 Folder = Callable[..., Path]
 DESCRIPTION = {"image_size": 32, "resize": "crop", "channels": 3}
@@ -44,6 +45,22 @@ def test_what_was_used_reads_back(picture_folder: Folder, tmp_path: Path) -> Non
     assert (again.paths, again.digests) == (labeled.paths, labeled.digests)
     assert used_digests(tmp_path) == set(labeled.digests)
     assert used_digests(tmp_path / "elsewhere") == set()
+
+
+def test_what_taught_a_run_taught_those_that_start_from_it(tmp_path: Path) -> None:
+    first, second, third = (tmp_path / name for name in ("first", "second", "third"))
+    for folder, init in ((first, "random"), (second, str(first)), (third, str(second / "w"))):
+        folder.mkdir()
+        (folder / "encoder.json").write_text(json.dumps({"init": init}))
+    (second / "w").touch()
+    (first / "finetune.json").write_text(json.dumps({"encoder_learned": ["a", "b"]}))
+    (second / "finetune.json").write_text(json.dumps({"encoder_learned": ["c"]}))
+    assert [shaped_by(f) for f in (first, second, third)] == [{"a", "b"}, *2 * [{"a", "b", "c"}]]
+    (first / "encoder.json").write_text(json.dumps({"init": str(third)}))  # no end
+    assert shaped_by(first) == {"a", "b", "c"}
+    (first / "finetune.json").write_text("[")
+    with pytest.raises(UsageError, match=r"first/finetune\.json cannot be read"):
+        shaped_by(third)
 
 
 def test_same_label_twice_counts_once(

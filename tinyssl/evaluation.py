@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,40 +17,39 @@ from tinyssl import __version__
 from tinyssl.augment import Augment
 from tinyssl.build import augment_of_run
 from tinyssl.classifier import load_classifier
+from tinyssl.config import sources_of
 from tinyssl.console import log, progress
 from tinyssl.curve_lines import Points
 from tinyssl.curve_plot import plot_curve
-from tinyssl.describing import DescriptorFeatures
-from tinyssl.device import keep_freed_memory, pick_device
-from tinyssl.encoder import LOOKED_AT, Encoder, create_encoder, embed_pictures
-from tinyssl.errors import JobError, UsageError
-from tinyssl.files import sha256, writable, write_text
+from tinyssl.errors import UsageError
+from tinyssl.files import (
+    LARGEST_RESULT,
+    read_json,
+    refuse_other_table,
+    sha256,
+    writable,
+    write_text,
+)
 from tinyssl.intervals import half_of_draws
+from tinyssl.judged_encoders import Contender, Embed, contenders, embedders, some
 from tinyssl.label_curve import CurveWishes, label_curve
+from tinyssl.labeled import RESULT as FINETUNED
 from tinyssl.labeled import used_digests
 from tinyssl.labeled_split import (
-    SPLIT_FILE,
+    SPLIT_COLUMNS,
     LabeledSplit,
     read_split,
     split_pictures,
     warn_of,
 )
-from tinyssl.rows import spaced_rows
-from tinyssl.scoring import evaluate_features, pixel_features, retrieval, scores
+from tinyssl.scanning import scan
+from tinyssl.scoring import evaluate_features, retrieval, scores
 from tinyssl.views import two_views
 from tinyssl.watch import VIEWED
-from tinyssl.weights import (
-    WEIGHTS,
-    load_encoder,
-    load_weights,
-    random_like,
-    read_description,
-    widen_like,
-)
+from tinyssl.weights import WEIGHTS, read_description
 
 SHOTS = (1, 5, 10, 20)
-CURVE_FILE = "label_curve.png"
-FLOORS = ("raw pixels", "descriptors")  # rows that need no network
+RESULT_FILE, CURVE_FILE = "eval.json", "label_curve.png"
 
 
 def evaluate(
@@ -73,20 +71,24 @@ def evaluate(
         run: a run folder.
         train: a folder of class folders to fit the classifiers on; goes with `test`.
         test: a folder of class folders to measure on.
-        labels: instead of the two: columns path,label and optionally split; without a
-            split a stratified one is drawn and written beside `eval.json`.
+        labels: instead of the two: columns path,label and optionally split, or class folders;
+            without a split a stratified one is drawn and written beside the result, as
+            `eval_split.csv` beside `eval.json`.
         baselines: run folders or weight files for the run's architecture.
         draws: random choices of labels for each number of shots, at least 10.
         seed: of the draws, of the folds and of the random weights' baseline if the run has none.
         device: auto, cpu, cuda or cuda:N.
-        out: where to write the result; `eval.json` in the run folder when None.
+        out: where to write the result; `eval.json` in the run folder when None. Replaced if it
+            is an earlier result.
         curve: draw accuracy over the number of labels too, see `label_curve`; the picture is
             written beside the result as `label_curve.png`.
 
     Returns:
         What is written: `encoders` by name, see `evaluate_features`, and what was measured on.
         Where the run has a recipe with built-in augmentation, each encoder also has `retrieval`,
-        of two such views of test pictures; see `tinyssl.scoring.retrieval`. Of a fine-tuned run
+        of two such views of test pictures; see `tinyssl.scoring.retrieval`. `pretrained_on`
+        counts the test pictures among the run's own, `taught_by_test` of an encoder those whose
+        labels trained it, which makes its figures too good. Of a fine-tuned run
         with these classes there are the scores of its own `classifier`, with `curve` its points.
 
     Raises:
@@ -97,33 +99,60 @@ def evaluate(
     description = read_description(run)
     if not (Path(run) / WEIGHTS).is_file():
         raise UsageError(f"no weights at {Path(run) / WEIGHTS}; give the folder of a whole run")
-    target = writable(Path(out or Path(run) / "eval.json"), ".json", [labels] if labels else [])
-    split, recorded = read_split(train, test, labels, seed)
+    inputs = [labels] if labels else []
+    target = _target(out or Path(run) / RESULT_FILE, inputs)
+    # Named after the result, so that each has its own.
+    split_file = target.with_name(f"{target.stem}_split.csv")
+    split, recorded = read_split(train, test, labels, seed, split_file.name)
+    if split.drawn:
+        refuse_other_table(writable(split_file, ".csv", inputs), SPLIT_COLUMNS)
     log.info(f"test pictures: {recorded}")
-    encoders = _encoders(run, description, baselines, seed)
-    result = _header(run, split, recorded, seed)
+    pictures = split_pictures(split, description)
+    warn_of(split, pictures.hashes)
+    given = [baselines] if isinstance(baselines, str | Path) else list(baselines)
+    judged = contenders(run, description, given, seed)
+    result = _header(run, split, recorded, seed) | _pretrained_on(run, description, split)
     augment = augment_of_run(run)
-    with progress("judging", 2 + len(encoders), "encoders") as advance:
-        for name, embed, pictures in _embedders(encoders, split, description, device):
-            features = embed(pictures)
+    with progress("judging", 2 + len(judged), "encoders") as advance:
+        for name, embed, array in embedders(judged, split, pictures, description, device):
+            features = embed(array)
             found = _judge(features, split, draws, seed)
-            result["encoders"][name] = found | _viewed(embed, pictures, split, augment, seed)
+            result["encoders"][name] = found | _viewed(embed, array, split, augment, seed)
             advance(1)
-    result |= _own_classifier(run, split, description, features)
+    tested = {digest for digest, test in zip(pictures.hashes, split.test, strict=True) if test}
+    _tell_taught(result["encoders"], judged, tested)
+    result |= _own_classifier(run, split, tested, features)
     if curve is not None:
         result["curve"] = label_curve(run, split, curve, seed=seed, device=device)
-    _write(result, split, target)
+    _write(result, split, target, split_file)
     return result
 
 
-def _write(result: dict[str, Any], split: LabeledSplit, target: Path) -> None:
+def _target(out: str | Path, inputs: Sequence[str | Path]) -> Path:
+    target = writable(Path(out), ".json", inputs)
+    if target.exists() and not _is_result(target):
+        raise UsageError(f"{target} is there and no result of tinyssl eval; name another --out")
+    return target
+
+
+def _is_result(path: Path) -> bool:
+    try:
+        found = read_json(path, LARGEST_RESULT)
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and {"tinyssl", "encoders"} <= found.keys()
+
+
+def _write(result: dict[str, Any], split: LabeledSplit, target: Path, split_file: Path) -> None:
     """All that is left is written at the end: what fails before changes nothing."""
-    if "curve" in result:
-        _draw_curve(result["run"], result["curve"], target.with_name(CURVE_FILE))
     if split.drawn:
-        split.write(target.parent / SPLIT_FILE)
+        split.write(split_file)
     write_text(target, json.dumps(result, indent=1) + "\n")
     log.info(f"wrote {target}")
+    if "curve" in result:
+        own = target.name == RESULT_FILE
+        name = CURVE_FILE if own else f"{target.stem}_{CURVE_FILE}"
+        _draw_curve(result["run"], result["curve"], target.with_name(name))
 
 
 def _refuse(draws: int, curve: CurveWishes | None) -> None:
@@ -147,6 +176,32 @@ def _header(run: str | Path, split: LabeledSplit, recorded: str, seed: int) -> d
         "seed": seed,
         "encoders": {},
     }
+
+
+def _pretrained_on(
+    run: str | Path, description: dict[str, Any], split: LabeledSplit
+) -> dict[str, int]:
+    """How many test pictures the run was pretrained on, as far as its sources still tell."""
+    finetuned = (Path(run) / FINETUNED).is_file()
+    try:
+        sources = sources_of(description.get("init", "random") if finetuned else run)
+        seen = {str(path) for path in scan(sources)}
+    except UsageError:
+        return {}
+    tested = (str(path) for path, test in zip(split.paths, split.test, strict=True) if test)
+    return {"pretrained_on": sum(path in seen for path in tested)}
+
+
+def _tell_taught(encoders: dict[str, Any], judged: Sequence[Contender], tested: set[str]) -> None:
+    """Notes and tells which encoders learned from labels of test pictures."""
+    for contender in judged:
+        taught = len(tested & contender.taught)
+        if taught and contender.name in encoders:
+            encoders[contender.name]["taught_by_test"] = taught
+            log.warning(
+                f"the labels of {taught} test pictures trained the encoder {contender.name!r}: "
+                "its figures are too good; judge it on pictures that had no part in it"
+            )
 
 
 def _draw_curve(run: str | Path, points: Points, picture: Path) -> None:
@@ -173,14 +228,8 @@ def _viewed(
     """The score of two views of some test pictures, where it is known how to make them."""
     if augment is None:
         return {}
-    shown = _some(pictures, split.test, VIEWED)
+    shown = some(pictures, split.test, VIEWED)
     return {"retrieval": retrieval(*map(embed, two_views(shown, augment, seed)))}
-
-
-def _some(pictures: NDArray[Any], wanted: NDArray[np.bool_], most: int) -> NDArray[Any]:
-    """Evenly spaced ones of those wanted: all of them would be read from the cache and copied."""
-    rows = np.flatnonzero(wanted)
-    return pictures[rows[spaced_rows(len(rows), most)]]
 
 
 def table(result: dict[str, Any], title: str = "Balanced accuracy, %") -> Table:
@@ -221,9 +270,23 @@ def table(result: dict[str, Any], title: str = "Balanced accuracy, %") -> Table:
         )
     if viewed:
         shown.caption += "\nviews: % of views whose nearest other view is of the same picture."
+    if result.get("pretrained_on"):
+        shown.caption += (
+            f"\n{result['pretrained_on']:,} test pictures were pretrained on, without their labels."
+        )
+    for name, found in result["encoders"].items():
+        if found.get("taught_by_test"):
+            shown.caption += (
+                f"\nToo good: labels of {found['taught_by_test']:,} test pictures trained {name!r}."
+            )
     if "classifier" in result:
-        accuracy = 100 * result["classifier"]["balanced_accuracy"]
-        shown.caption += f"\nThe run's own classifier: {accuracy:.1f} on the test pictures."
+        accuracy, seen = (
+            result["classifier"][key] for key in ("balanced_accuracy", "seen_in_finetuning")
+        )
+        shown.caption += (
+            f"\nThe run's own classifier: {100 * accuracy:.1f} on the test pictures"
+            + (f", too good: it was fine-tuned on {seen:,} of them." if seen else ".")
+        )
     return shown
 
 
@@ -233,92 +296,14 @@ def _few_shot_cell(found: dict[str, Any], tested: NDArray[Any]) -> str:
     return f"{100 * found['mean']:.1f}±{half:.{0 if half >= 9.95 else 1}f}"
 
 
-Build = Callable[[], tuple[Encoder, dict[str, Any]]]
-Embed = Callable[[NDArray[Any]], NDArray[np.float32]]
-
-
-def _encoders(
-    run: str | Path,
-    description: dict[str, Any],
-    baselines: str | Path | Sequence[str | Path],
-    seed: int,
-) -> dict[str, Build]:
-    """How to get each encoder of the table, in the order of its rows, the run's last."""
-    own_seed = int(description.get("seed", seed))
-    encoders: dict[str, Build] = {
-        "random weights": lambda: (random_like(description, own_seed), description)
-    }
-    init = str(description.get("init", "random"))
-    if init not in ("random", "pretrained") and not Path(init).exists():
-        log.warning(f"the run's start {init} is no longer there; the table has no row for it")
-    elif init != "random":
-        encoders["start, frozen"] = partial(_start, description, init)
-    own = "pretrained" if init == "random" else "adapted"
-    given = [baselines] if isinstance(baselines, str | Path) else baselines
-    for path in map(Path, given):
-        taken = path.name in {*FLOORS, own, *encoders}
-        # Weights from elsewhere keep all features: components cost ImageNet's in 10-shot.
-        theirs = description | {"components": 0, "descriptors": False}
-        build = partial(_start, theirs, str(path))
-        encoders[str(path) if taken else path.name] = build
-    encoders[own] = lambda: load_encoder(run)
-    return encoders
-
-
-def _from_init(description: dict[str, Any], init: str) -> Encoder:
-    pretrained = init == "pretrained"
-    encoder = create_encoder(
-        description["name"],
-        channels=description["channels"],
-        stem=description["stem"],
-        pretrained=pretrained,
-    )
-    if not pretrained:
-        load_weights(encoder, init)
-    return encoder
-
-
-def _start(description: dict[str, Any], init: str) -> tuple[Encoder, dict[str, Any]]:
-    """An earlier run's encoder with the features that it had, or weights for this architecture."""
-    if init != "pretrained" and (Path(init) / WEIGHTS).exists():
-        return load_encoder(init)
-    return _from_init(description, init), description
-
-
-def _embedders(
-    encoders: dict[str, Build], split: LabeledSplit, description: dict[str, Any], device: str
-) -> Iterator[tuple[str, Embed, NDArray[Any]]]:
-    """Name, how to get features, and the split's pictures as wanted, of pixels and each encoder."""
-    chosen = pick_device(device)
-    keep_freed_memory()
-    pictures = split_pictures(split, description)
-    warn_of(split, pictures.hashes)
-    yield FLOORS[0], pixel_features, pictures.array
-    shown = _some(pictures.array, ~split.test, LOOKED_AT)
-    described = DescriptorFeatures(shown, description["mean"], description["std"], chosen)
-    yield FLOORS[1], described, pictures.array
-    for name, build in encoders.items():
-        try:
-            encoder, own = build()
-        except JobError as error:  # the start came from a hub that is out of reach now
-            log.warning(f"the table has no row for {name!r}: {error}")
-            continue
-        array = split_pictures(split, own).array
-        if not encoder.standardized:
-            # A network made for this table has one level and nothing else: it gets as many.
-            encoder = widen_like(encoder, own, _some(array, ~split.test, LOOKED_AT))
-        yield name, partial(embed_pictures, encoder, device=chosen), array
-
-
 def _own_classifier(
-    run: str | Path, split: LabeledSplit, description: dict[str, Any], features: NDArray[np.float32]
+    run: str | Path, split: LabeledSplit, tested: set[str], features: NDArray[np.float32]
 ) -> dict[str, Any]:
     """Scores of a fine-tuned run's `classifier` on the test rows; empty where there is none."""
     classifier = load_classifier(run)
     if classifier is None:
         return {}
-    digests = np.array(split_pictures(split, description).hashes)[split.test]
-    seen = len(set(digests) & used_digests(run))
+    seen = len(tested & used_digests(run))
     if seen:
         log.warning(f"{seen} test pictures were used in fine-tuning; its figures are too good")
     if classifier.classes != split.classes:

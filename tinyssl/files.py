@@ -98,6 +98,9 @@ def read_limited(path: Path, limit: int) -> bytes:
     return data
 
 
+LARGEST_RESULT = 1 << 29  # bytes of `eval.json`: 100 MB with 1,000 classes and six encoders
+
+
 def read_json(path: Path, limit: int = 1 << 26) -> Any:
     """What a JSON file holds, if it has no more than `limit` bytes.
 

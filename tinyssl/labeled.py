@@ -22,6 +22,7 @@ from tinyssl.files import csv_text, read_json
 from tinyssl.labels import LabeledPaths, read_labels
 from tinyssl.opening import MAX_PIXELS
 from tinyssl.run_folder import LABELS, LABELS_HEADER
+from tinyssl.weights import DESCRIPTION
 
 RESULT = "finetune.json"  # of a fine-tuned run
 
@@ -172,15 +173,37 @@ def used_digests(run: str | Path) -> set[str]:
 def shaped_by(run: str | Path) -> set[str]:
     """Digests of the pictures whose labels changed the weights of a run's encoder.
 
+    Those of the runs that it started from belong to it, as far as they are still there.
+
+    Args:
+        run: the folder, or weights in it.
+
     Raises:
-        UsageError: what it wrote of itself is damaged.
+        UsageError: what one of them wrote of itself is damaged.
     """
-    path = Path(run) / RESULT
+    found: set[str] = set()
+    folder, known = _folder(run), set[Path]()
+    while folder is not None and folder not in known and folder.is_dir():
+        known.add(folder)
+        found |= set(map(str, _read(folder / RESULT).get("encoder_learned", ())))
+        folder = _folder(_read(folder / DESCRIPTION).get("init", "random"))
+    return found
+
+
+def _folder(run: str | Path) -> Path | None:
+    """Of a run or of weights in it; None for starts that are no run."""
+    if str(run) in ("random", "pretrained"):
+        return None
+    return Path(run).parent if Path(run).is_file() else Path(run)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Of a JSON file; empty where there is none."""
     if not path.is_file():
-        return set()
+        return {}
     try:
-        return set(map(str, read_json(path).get("encoder_learned", ())))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        return dict(read_json(path))
+    except (OSError, ValueError, TypeError) as error:
         raise UsageError(f"{path} cannot be read: {error}; remove it") from None
 
 

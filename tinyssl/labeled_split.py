@@ -17,7 +17,7 @@ from tinyssl.labeled import refuse_unreadable
 from tinyssl.labels import from_class_folders, read_labels, stratified_split, write_csv
 from tinyssl.opening import MAX_PIXELS
 
-SPLIT_FILE = "eval_split.csv"
+SPLIT_COLUMNS = ("path", "label", "split")
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ def read_split(
     test: str | Path | None,
     labels: str | Path | None,
     seed: int,
+    kept: str = "",
 ) -> tuple[LabeledSplit, str]:
     """Reads labels with a split, or draws one.
 
@@ -57,6 +58,7 @@ def read_split(
         test: a folder of class folders to measure on.
         labels: instead of the two: a CSV with path,label and optionally split.
         seed: of a split that is drawn.
+        kept: the file that a drawn split will be written to, for the words.
 
     Returns:
         The split, and where it is from in words.
@@ -73,7 +75,7 @@ def read_split(
             is_test, told = np.array([s == "test" for s in table.splits]), f"of {labels}"
         else:
             is_test = stratified_split(table.labels, seed=seed)
-            told = f"25 % stratified, seed {seed}, in {SPLIT_FILE}"
+            told = f"25 % stratified, seed {seed}" + (f", in {kept}" if kept else "")
         split = _make_split(table.paths, table.labels, is_test)
         return replace(split, drawn=table.splits is None), told
     if labels is None and train is not None and test is not None:

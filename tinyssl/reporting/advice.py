@@ -166,6 +166,15 @@ def _tested(facts: RunFacts) -> Iterator[Advice]:
             f"Only {result['test']:,} test pictures: the intervals are wide.",
             "Label some hundred test pictures before you decide by these figures.",
         )
+    own = list(result.get("encoders", {}).values())[-1:]
+    if taught := sum(found.get("taught_by_test", 0) for found in own):
+        yield Advice(
+            f"The labels of {taught:,} test pictures trained this encoder: its figures are too "
+            "good.",
+            "Judge it on pictures that had no part in its training, in this run or in those that "
+            "it started from.",
+            serious=True,
+        )
     seen = result.get("classifier", {}).get("seen_in_finetuning", 0)
     if seen:
         yield Advice(

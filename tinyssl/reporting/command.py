@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from tinyssl import __version__
 from tinyssl.classifier import load_classifier
@@ -16,7 +17,7 @@ from tinyssl.console import log, progress
 from tinyssl.data import Pictures
 from tinyssl.errors import UsageError
 from tinyssl.files import writable
-from tinyssl.labeled import used_digests
+from tinyssl.labeled import shaped_by, used_digests
 from tinyssl.reporting import card as model_card
 from tinyssl.reporting import content
 from tinyssl.reporting.advice import advise, all_clear, collapse_of
@@ -226,6 +227,13 @@ def _seen_context(facts: RunFacts, gallery: Gallery) -> dict[str, Any]:
     return {"seen": told, "near_copies": near}
 
 
+def _untaught(gallery: Gallery, taught: set[str]) -> NDArray[np.int64]:
+    """The labels, but -1 for pictures to judge on whose labels trained the encoder itself."""
+    known = np.array([digest in taught for digest in gallery.pictures.hashes])
+    judged = np.ones_like(known) if gallery.test is None else gallery.test
+    return np.where(known & judged, -1, gallery.labels)
+
+
 def _mistakes(facts: RunFacts, gallery: Gallery) -> Mistakes | None:
     """Of the run's own classifier where it has these classes, else of a linear fit."""
     if not gallery.classes:
@@ -243,7 +251,7 @@ def _mistakes(facts: RunFacts, gallery: Gallery) -> Mistakes | None:
     own_scores: dict[str, Any] = list(encoders.values())[-1] if encoders else {}
     return find_mistakes(
         gallery.features,
-        gallery.labels,
+        _untaught(gallery, shaped_by(facts.path)),
         len(gallery.classes),
         test=gallery.test,
         strength=own_scores.get("linear", {}).get("C"),

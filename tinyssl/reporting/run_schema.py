@@ -8,7 +8,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tinyssl.errors import UsageError
-from tinyssl.files import read_json
+from tinyssl.files import LARGEST_RESULT, read_json
 
 Count = Annotated[int, Field(ge=0)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -44,6 +44,7 @@ class _Encoder(_Part):
     few_shot: dict[str, _Shots] = {}
     rankme: float | None = None
     retrieval: float | None = None
+    taught_by_test: Count = 0
 
 
 class _Classifier(_Part):
@@ -59,6 +60,7 @@ class Evaluation(_Part):
     test: Count
     split: Any
     fewest: Count | None = None
+    pretrained_on: Count = 0
     weights: str | None = None
     classifier: _Classifier = _Classifier()
 
@@ -139,7 +141,7 @@ def read_part(path: Path, schema: type[BaseModel]) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        found = read_json(path)
+        found = read_json(path, LARGEST_RESULT)
         schema.model_validate(found)
     except ValidationError as error:
         first = error.errors()[0]

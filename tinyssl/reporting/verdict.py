@@ -21,6 +21,8 @@ _FAILED = (
     "is, this encoder is not worth shipping."
 )
 
+_TAUGHT = "Not known: labels of test pictures trained this encoder, and its figures are too good."
+
 Level = Literal["yes", "partly", "no", "unknown"]
 Figure = Mapping[str, Any]
 
@@ -55,6 +57,7 @@ class Judged:
     scores: dict[str, Score]
     rankme: float | None
     retrieval: float | None = None
+    taught: int = 0  # test pictures whose labels trained it
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,11 @@ def judged(result: Mapping[str, Any]) -> list[Judged]:
     """The encoders of `eval.json`, the run's own last."""
     return [
         Judged(
-            name, _scores(found, result.get("fewest")), found.get("rankme"), found.get("retrieval")
+            name,
+            _scores(found, result.get("fewest")),
+            found.get("rankme"),
+            found.get("retrieval"),
+            found.get("taught_by_test", 0),
         )
         for name, found in result.get("encoders", {}).items()
     ]
@@ -87,11 +94,21 @@ def recall_score(confusion: Sequence[Sequence[int]]) -> Score:
 def label_verdict(result: Mapping[str, Any]) -> Verdict:
     """Judges the last encoder of `eval.json` against all others."""
     *rivals, own = judged(result)
-    outcomes = {rival.name: compare(own, rival) for rival in rivals}
-    level = _level(outcomes)
+    outcomes = {rival.name: compare(own, rival) for rival in rivals if not rival.taught}
+    level = "unknown" if own.taught else _level(outcomes)
+    headline = _TAUGHT if own.taught else _headline(level, outcomes)
     sentences = [_against(name, found) for name, found in outcomes.items()]
     sentences += [_FAILED] if level == "no" else []
-    return Verdict(level, _headline(level, outcomes), [*sentences, measured_on(result)])
+    return Verdict(level, headline, [*sentences, *_left_out(rivals), measured_on(result)])
+
+
+def _left_out(encoders: Sequence[Judged]) -> list[str]:
+    """Tells of encoders that learned from labels of test pictures, and are not compared."""
+    return [
+        f"{e.name} is not compared: the labels of {e.taught:,} test pictures trained it."
+        for e in encoders
+        if e.taught
+    ]
 
 
 def compare(own: Judged, rival: Judged) -> dict[str, Score]:
@@ -167,15 +184,20 @@ def best_of(encoders: Sequence[Judged]) -> Verdict:
     measures = counted(encoders)
     if not measures:
         return Verdict("unknown", "Not known: the runs share no measure.", [])
-    best = max(encoders, key=lambda e: sum(e.scores[m].mean for m in measures))
-    outcomes = {other.name: compare(best, other) for other in encoders if other is not best}
+    fair = [encoder for encoder in encoders if not encoder.taught]
+    if len(fair) < 2:
+        headline = "Not known: labels of test pictures trained too many of the runs."
+        return Verdict("unknown", headline, _left_out(encoders))
+    best = max(fair, key=lambda e: sum(e.scores[m].mean for m in measures))
+    outcomes = {other.name: compare(best, other) for other in fair if other is not best}
     beaten = [n for n, found in outcomes.items() if _mostly_better(found)]
     close = [name for name in outcomes if name not in beaten]
     parts = [f"clearly better than {_listed(beaten)}"] if beaten else []
     parts += [f"too close to call against {_listed(close)}"] if close else []
     headline = f"Best on average is {best.name}: {'; '.join(parts)}."
     sentences = [_against(name, found) for name, found in outcomes.items()]
-    return Verdict("yes" if not close else "partly", headline, sentences)
+    level: Level = "yes" if not close else "partly"
+    return Verdict(level, headline, [*sentences, *_left_out(encoders)])
 
 
 def _scores(found: Figure, fewest: int | None) -> dict[str, Score]:
@@ -256,8 +278,15 @@ def measured_on(result: Mapping[str, Any]) -> str:
     missing = f" (no picture of {named - there} others)" if 0 < there < named else ""
     return (
         f"Measured on {result['test']:,} test pictures of {there or named} classes{missing}; "
-        f"classifiers were fitted on {result['train']:,} others. Balanced accuracy in percent; "
-        "± is a 95 % interval."
+        f"classifiers were fitted on {result['train']:,} others. {_pretrained_on(result)}Balanced "
+        "accuracy in percent; ± is a 95 % interval."
+    )
+
+
+def _pretrained_on(result: Mapping[str, Any]) -> str:
+    seen = result.get("pretrained_on", 0)
+    return (
+        f"{seen:,} of the test pictures were pretrained on, without their labels. " if seen else ""
     )
 
 

@@ -1,0 +1,143 @@
+"""The encoders that `tinyssl eval` judges: how to get each, and which labels taught it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyssl.console import log
+from tinyssl.data import Pictures
+from tinyssl.describing import DescriptorFeatures
+from tinyssl.device import keep_freed_memory, pick_device
+from tinyssl.encoder import LOOKED_AT, Encoder, create_encoder, embed_pictures
+from tinyssl.errors import JobError
+from tinyssl.files import sha256
+from tinyssl.labeled import shaped_by
+from tinyssl.labeled_split import LabeledSplit, split_pictures
+from tinyssl.rows import spaced_rows
+from tinyssl.scoring import pixel_features
+from tinyssl.weights import WEIGHTS, load_encoder, load_weights, random_like, widen_like
+
+FLOORS = ("raw pixels", "descriptors")  # rows that need no network
+START = "start, frozen"
+
+Build = Callable[[], tuple[Encoder, dict[str, Any]]]
+Embed = Callable[[NDArray[Any]], NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """An encoder of the table.
+
+    Attributes:
+        name: of its row.
+        build: makes it, with the description of what it takes.
+        taught: digests of the pictures whose labels changed its weights.
+    """
+
+    name: str
+    build: Build
+    taught: set[str] = field(default_factory=set)
+
+
+def contenders(
+    run: str | Path, description: dict[str, Any], baselines: Sequence[str | Path], seed: int
+) -> list[Contender]:
+    """Random weights, the run's start, the baselines and the run's own encoder, which is last.
+
+    Args:
+        run: a run folder.
+        description: of its encoder.
+        baselines: run folders, or weights of the same network.
+        seed: of the random weights if the run has none.
+    """
+    init = str(description.get("init", "random"))
+    given = description | {"seed": description.get("seed", seed)}
+    found = [Contender("random weights", partial(_random, given))]
+    unchanged = _same_weights(run, init)
+    if not unchanged:
+        found += _start_of(description, init)
+    own = "pretrained" if init == "random" else START if unchanged else "adapted"
+    # Weights from elsewhere keep all features: components cost ImageNet's in 10-shot.
+    theirs = description | {"components": 0, "descriptors": False}
+    for path in map(Path, baselines):
+        taken = {*FLOORS, own, *(contender.name for contender in found)}
+        whole = path.absolute()  # else a folder called `pretrained` would be the hub's weights
+        name = next(n for n in (path.name, str(path), str(whole), "") if n not in taken)
+        if name:  # else it was given before
+            found.append(Contender(name, partial(_start, theirs, str(whole)), shaped_by(whole)))
+    return [*found, Contender(own, lambda: load_encoder(run), shaped_by(run))]
+
+
+def _random(description: dict[str, Any]) -> tuple[Encoder, dict[str, Any]]:
+    return random_like(description, int(description["seed"])), description
+
+
+def _same_weights(run: str | Path, init: str) -> bool:
+    """Whether a run has its start's own weights, as fine-tuning of a classifier alone leaves it."""
+    files = [Path(folder) / WEIGHTS for folder in (run, init)]
+    return all(file.is_file() for file in files) and len({sha256(file) for file in files}) == 1
+
+
+def _start_of(description: dict[str, Any], init: str) -> list[Contender]:
+    if init == "random":
+        return []
+    if init != "pretrained" and not Path(init).exists():
+        log.warning(f"the run's start {init} is no longer there; the table has no row for it")
+        return []
+    return [Contender(START, partial(_start, description, init), shaped_by(init))]
+
+
+def _start(description: dict[str, Any], init: str) -> tuple[Encoder, dict[str, Any]]:
+    """An earlier run's encoder with the features that it had, or weights for this architecture."""
+    if init != "pretrained" and (Path(init) / WEIGHTS).exists():
+        return load_encoder(init)
+    pretrained = init == "pretrained"
+    encoder = create_encoder(
+        description["name"],
+        channels=description["channels"],
+        stem=description["stem"],
+        pretrained=pretrained,
+    )
+    if not pretrained:
+        load_weights(encoder, init)
+    return encoder, description
+
+
+def embedders(
+    found: Sequence[Contender],
+    split: LabeledSplit,
+    pictures: Pictures,
+    description: dict[str, Any],
+    device: str,
+) -> Iterator[tuple[str, Embed, NDArray[Any]]]:
+    """Name, how to get features, and the split's pictures as wanted, of pixels and each encoder."""
+    chosen = pick_device(device)
+    keep_freed_memory()
+    yield FLOORS[0], pixel_features, pictures.array
+    shown = some(pictures.array, ~split.test, LOOKED_AT)
+    described = DescriptorFeatures(shown, description["mean"], description["std"], chosen)
+    yield FLOORS[1], described, pictures.array
+    for contender in found:
+        try:
+            encoder, own = contender.build()
+        except JobError as error:  # the start came from a hub that is out of reach now
+            log.warning(f"the table has no row for {contender.name!r}: {error}")
+            continue
+        array = split_pictures(split, own).array
+        if not encoder.standardized:
+            # A network made for this table has one level and nothing else: it gets as many.
+            encoder = widen_like(encoder, own, some(array, ~split.test, LOOKED_AT))
+        yield contender.name, partial(embed_pictures, encoder, device=chosen), array
+
+
+def some(pictures: NDArray[Any], wanted: NDArray[np.bool_], most: int) -> NDArray[Any]:
+    """Evenly spaced ones of those wanted: all of them would be read from the cache and copied."""
+    rows = np.flatnonzero(wanted)
+    return pictures[rows[spaced_rows(len(rows), most)]]
