@@ -258,36 +258,34 @@ def table(result: dict[str, Any], title: str = "Balanced accuracy, %") -> Table:
             f"{found['rankme']:.0f}",
             *([f"{100 * found['retrieval']:.0f}"] if viewed else []),
         )
-    shown.caption = (
+    shown.caption = "\n".join(_notes(result, counts, shots[0]["draws"]))
+    return shown
+
+
+def _notes(result: dict[str, Any], counts: NDArray[Any], draws: int) -> list[str]:
+    """What to know of the figures; `counts` are test pictures of each class."""
+    encoders = result["encoders"]
+    notes = [
         f"{len(result['classes'])} classes, {result['train']:,} training and {result['test']:,} "
-        f"test pictures ({counts.min():,} to {counts.max():,} a class).\n"
-        f"Shots: mean of {shots[0]['draws']} draws, seed {result['seed']}; "
-        "± 95 %, of draws and pictures."
-    )
+        f"test pictures ({counts.min():,} to {counts.max():,} a class).",
+        f"Shots: mean of {draws} draws, seed {result['seed']}; ± 95 %, of draws and pictures.",
+    ]
     if result["fewest"] < max(SHOTS):
-        shown.caption += (
-            f"\nA class has {result['fewest']:,} training pictures: more shots take all."
-        )
-    if viewed:
-        shown.caption += "\nviews: % of views whose nearest other view is of the same picture."
-    if result.get("pretrained_on"):
-        shown.caption += (
-            f"\n{result['pretrained_on']:,} test pictures were pretrained on, without their labels."
-        )
-    for name, found in result["encoders"].items():
-        if found.get("taught_by_test"):
-            shown.caption += (
-                f"\nToo good: labels of {found['taught_by_test']:,} test pictures trained {name!r}."
-            )
-    if "classifier" in result:
-        accuracy, seen = (
-            result["classifier"][key] for key in ("balanced_accuracy", "seen_in_finetuning")
-        )
-        shown.caption += (
-            f"\nThe run's own classifier: {100 * accuracy:.1f} on the test pictures"
+        notes.append(f"A class has {result['fewest']:,} training pictures: more shots take all.")
+    if all("retrieval" in found for found in encoders.values()):
+        notes.append("views: % of views whose nearest other view is of the same picture.")
+    if seen := result.get("pretrained_on"):
+        notes.append(f"{seen:,} test pictures were pretrained on, without their labels.")
+    for name, found in encoders.items():
+        if taught := found.get("taught_by_test"):
+            notes.append(f"Too good: labels of {taught:,} test pictures trained {name!r}.")
+    if own := result.get("classifier"):
+        seen = own["seen_in_finetuning"]
+        notes.append(
+            f"The run's own classifier: {100 * own['balanced_accuracy']:.1f} on the test pictures"
             + (f", too good: it was fine-tuned on {seen:,} of them." if seen else ".")
         )
-    return shown
+    return notes
 
 
 def _few_shot_cell(found: dict[str, Any], tested: NDArray[Any]) -> str:
