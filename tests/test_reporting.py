@@ -315,6 +315,10 @@ def test_nothing_to_warn_of() -> None:
             {"result": {"test": 300, "classifier": {"seen_in_finetuning": 4}}},
             2000, None, "4 test pictures were used in fine-tuning",
         ),
+        (
+            {"result": {"test": 300, "encoders": {"a": {}, "b": {"taught_by_test": 5}}}},
+            2000, None, "The labels of 5 test pictures trained this encoder",
+        ),
     ],
 )  # fmt: skip
 def test_warnings_say_what_to_do(

@@ -1,5 +1,6 @@
 """Words that follow from figures."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -65,6 +66,31 @@ def test_a_better_baseline_takes_the_yes_away() -> None:
     found = label_verdict(result(**scores))
     assert found.level == "partly"
     assert "worse than other" in found.headline
+
+
+def test_encoders_that_test_labels_trained_are_not_judged() -> None:
+    scores = {"raw_pixels": 0.5, "random_weights": 0.5, "other": 0.9, "pretrained": 0.8}
+    found = result(**scores)
+    found["encoders"]["other"]["taught_by_test"] = 7
+    verdict = label_verdict(found)
+    assert verdict.level == "yes"
+    assert "other is not compared: the labels of 7 test pictures trained it." in verdict.sentences
+    found["encoders"]["pretrained"]["taught_by_test"] = 1500
+    verdict = label_verdict(found)
+    assert (verdict.level, "trained this encoder" in verdict.headline) == ("unknown", True)
+    raw, random, taught, _ = judged(found)
+    best = best_of(
+        [taught, raw, replace(random, name="best", scores=judged(result(x=0.7))[0].scores)]
+    )
+    assert best.headline == "Best on average is best: clearly better than raw pixels."
+    assert best_of([taught, raw]).level == "unknown"
+
+
+def test_pictures_that_were_pretrained_on_are_told() -> None:
+    found = result(raw_pixels=0.5, pretrained=0.8)
+    assert "pretrained on" not in label_verdict(found).sentences[-1]
+    text = label_verdict(found | {"pretrained_on": 1200}).sentences[-1]
+    assert "1,200 of the test pictures were pretrained on, without their labels." in text
 
 
 def test_few_shot_scores_are_as_unsure_as_their_test_pictures_are_few() -> None:
