@@ -163,6 +163,47 @@ def test_select_and_embed(
     assert "must end in" in err
 
 
+@pytest.mark.parametrize(
+    ("wish", "told"),
+    [
+        (["--nearest", "broken.png"], "picture broken.png cannot be used: broken data"),
+        (["--duplicates"], "g.duplicates.csv is there and would be lost"),
+        (["--outliers", "--nearest", "gray.png"], "g.outliers.csv is there and would be lost"),
+    ],
+)
+def test_embed_refuses_wishes_before_the_work(
+    wish: list[str], told: str, capsys: pytest.CaptureFixture[str], picture_folder: Folder,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    data, model = picture_folder(), tmp_path / "run"
+    model.mkdir()
+    save_encoder(create_encoder("test_resnet", seed=0), model, image_size=32, resize="crop")
+    monkeypatch.chdir(tmp_path)
+    picture = (data / "dark" / "000.png").read_bytes()
+    Path("broken.png").write_bytes(picture[: len(picture) // 2])
+    Image.new("L", (40, 40)).save("gray.png")
+    for name in ("duplicates", "outliers"):
+        Path(f"g.{name}.csv").write_text("group,path,mine\n")
+    status, _, err = run(capsys, "embed", model, data, "--out", "g.npz", *wish)
+    assert (status, len(err.splitlines())) == (2, 1)
+    assert told in err
+    assert not Path("g.npz").exists()
+
+
+def test_a_query_may_have_all_the_pixels_that_the_run_allows(
+    capsys: pytest.CaptureFixture[str], picture_folder: Folder, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    data, model = picture_folder(), tmp_path / "run"
+    model.mkdir()
+    encoder = create_encoder("test_resnet", seed=0)
+    save_encoder(encoder, model, image_size=32, resize="crop", extra={"max_pixels": 10_000})
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)  # Pillow refuses twice as many
+    query, out = data / "dark" / "000.png", tmp_path / "f.npz"
+    status, _, err = run(capsys, "embed", model, data, "--out", out, "--nearest", query)
+    assert status == 0, err
+
+
 def wrong_uses(good: Path, tmp: Path) -> dict[str, tuple[list[object], str]]:
     empty, used, no_pictures = tmp / "empty", tmp / "used", tmp / "texts"
     for folder in (empty, used, no_pictures):

@@ -117,5 +117,20 @@ def test_outliers_are_all_pictures_the_oddest_first(tmp_path: Path) -> None:
     ],
 )
 def test_wishes_that_cannot_be(wish: dict[str, Any], told: str) -> None:
+    plain: dict[str, Any] = {
+        "out": "f.npz", "lists": ["nearest"], "queries": [], "k": 10, "threshold": 0.95,
+    }  # fmt: skip
     with pytest.raises(UsageError, match=told):
-        check_wishes(**({"queries": [], "k": 10, "threshold": 0.95} | wish))
+        check_wishes(**(plain | wish))
+
+
+def test_lists_with_notes_are_not_replaced(tmp_path: Path) -> None:
+    out, features = tmp_path / "f.npz", some_features()
+    for find in (find_duplicates, find_outliers):
+        find(features, out)
+        listed = find(features, out).out  # its own list may be replaced
+        with_notes = listed.read_text().replace("path", "path,keep", 1)
+        listed.write_text(with_notes)
+        with pytest.raises(UsageError, match="would be lost"):
+            find(features, out)
+        assert listed.read_text() == with_notes

@@ -350,8 +350,9 @@ def embed(
     Any number of pictures: Ctrl-C keeps finished chunks in OUT.parts/, the same command goes on.
     What cannot be read is listed in OUT.skipped.csv.
 
-    --nearest, --duplicates and --outliers write a CSV beside OUT. Their cosines are of features
-    less their mean: pictures of one domain share so much that all plain cosines look high.
+    --nearest, --duplicates and --outliers write a CSV beside OUT, never over one to which columns
+    were added. Their cosines are of features less their mean: pictures of one domain share so much
+    that all plain cosines look high.
 
     --engine ray spreads a bundle's work over the Ray cluster in RAY_ADDRESS, or the cores of this
     machine; DATA and OUT may be addresses such as s3://bucket/folder, and OUT is a folder of
@@ -364,17 +365,21 @@ def embed(
     tinyssl embed runs/mine pictures/ --out features.npz --duplicates --outliers
     """
     from tinyssl.embedding import embed as write
-    from tinyssl.lookups import check_wishes, find_duplicates, find_nearest, find_outliers
+    from tinyssl.embedding import read_some
+    from tinyssl.extraction import open_extractor
+    from tinyssl.lookups import COLUMNS, check_wishes, find_duplicates, find_nearest, find_outliers
 
-    check_wishes(nearest, k, threshold)
+    wishes = (nearest, duplicates, outliers)
+    lists = [name for name, wish in zip(COLUMNS, wishes, strict=True) if wish]
     if engine == "ray":
-        if nearest or duplicates or outliers:
-            raise UsageError("--nearest, --duplicates and --outliers go with --engine local")
-        _embed_with_ray(run, data, out, **options)
+        _embed_with_ray(run, data, out, lists, **options)
         return
+    check_wishes(out, lists, nearest, k, threshold)
+    if nearest:
+        read_some(open_extractor(run, raw=options["raw"], device=options["device"]), nearest)
     embedded = write(run, data, out, **options)
     click.echo(f"{out}: {embedded.pictures:,} x {embedded.extractor.width:,} features")
-    if not (nearest or duplicates or outliers):
+    if not lists:
         return
     features = embedded.read()
     if nearest:
@@ -390,10 +395,18 @@ def embed(
 
 
 def _embed_with_ray(
-    run: str, data: tuple[str, ...], out: str, raw: bool, device: str, **options: Any
+    run: str,
+    data: tuple[str, ...],
+    out: str,
+    lists: Sequence[str],
+    raw: bool,
+    device: str,
+    **options: Any,
 ) -> None:
     from tinyssl.ray_embedding import embed_with_ray
 
+    if lists:
+        raise UsageError("--nearest, --duplicates and --outliers go with --engine local")
     if raw:
         raise UsageError("--raw goes with --engine local")
     told = embed_with_ray(run, data, out, device="cpu" if device == "auto" else device, **options)

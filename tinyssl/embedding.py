@@ -176,16 +176,16 @@ def _embed_all(
     return Embedded(out, shape[0], len(skipped), extractor)
 
 
-def embed_some(extractor: Extractor, paths: Sequence[Path]) -> NDArray[np.float32]:
-    """(n, width) features of a few pictures; raises UsageError if one cannot be read."""
+def read_some(extractor: Extractor, paths: Sequence[str | Path]) -> NDArray[Any]:
+    """(n, s, s, c) a few pictures as the encoder takes them; UsageError if one cannot be read."""
     pictures = []
     for path in paths:
         with extractor.reading():
-            read = extractor.read(path)
+            read = extractor.read(Path(path))
         if isinstance(read, str):
             raise UsageError(f"picture {path} cannot be used: {read}")
         pictures.append(read[1])
-    return extractor.features(np.stack(pictures))
+    return np.stack(pictures)
 
 
 def _named_after(path: Path, ending: str) -> Path:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from tinyssl.console import progress
-from tinyssl.embedding import embed_some
+from tinyssl.embedding import read_some
 from tinyssl.errors import UsageError
 from tinyssl.extraction import Extractor
 from tinyssl.feature_file import Features
-from tinyssl.files import csv_text, write_text
+from tinyssl.files import csv_text, refuse_other_table, write_text
 from tinyssl.neighbours import (
     alike,
     centred,
@@ -31,6 +31,11 @@ from tinyssl.neighbours import (
 )
 
 _NEARER, _ENOUGH = 3, 0.95  # see `near_copy_cosine`; frames of a still camera are all copies
+COLUMNS = {
+    "nearest": ("query", "rank", "path", "cosine"),
+    "duplicates": ("group", "path", "cosine", "exact"),
+    "outliers": ("rank", "path", "distance"),
+}  # of each list
 
 
 @dataclass(frozen=True)
@@ -42,8 +47,28 @@ class Lookup:
     told: str
 
 
-def check_wishes(queries: Sequence[str | Path], k: int, threshold: float | None) -> None:
-    """Raises UsageError for a query, k or threshold that cannot be, before any work is done."""
+def check_wishes(
+    out: str | Path,
+    lists: Iterable[str],
+    queries: Sequence[str | Path],
+    k: int,
+    threshold: float | None,
+) -> None:
+    """Refuses what cannot be before any work is done; `find_...` check their list again.
+
+    Args:
+        out: of the features.
+        lists: names of `COLUMNS`.
+        queries: for the nearest.
+        k: of each query.
+        threshold: of near copies; None for that of the features.
+
+    Raises:
+        UsageError: a query, k or threshold that cannot be, or a file that is no such list, or one
+            with columns of the user's own, would be lost.
+    """
+    for name in lists:
+        _place(out, name)
     for query in queries:
         if not Path(query).is_file():
             raise UsageError(f"nearest: no picture {query}; give a picture file")
@@ -65,13 +90,13 @@ def find_nearest(
     A query that is one of the pictures does not find itself.
 
     Raises:
-        UsageError: a query that cannot be read.
+        UsageError: a query that cannot be read, or another file is there.
     """
     asked = [Path(os.path.abspath(query)) for query in queries]
     mean = mean_row(features.features)
     places = {path: row for row, path in enumerate(features.paths)}
     numbers, cosines = nearest(
-        centred(embed_some(extractor, asked), mean),
+        centred(extractor.features(read_some(extractor, asked)), mean),
         centred(features.features, mean),
         k,
         without=np.array([places.get(str(query), -1) for query in asked]),
@@ -81,8 +106,7 @@ def find_nearest(
         for query, found, products in zip(asked, numbers, cosines, strict=True)
         for rank, (number, cosine) in enumerate(zip(found, products, strict=True), 1)
     ]
-    path = _beside(out, "nearest")
-    _write(path, ("query", "rank", "path", "cosine"), rows)
+    path = _write(out, "nearest", rows)
     return Lookup(path, rows, f"the {numbers.shape[1]:,} pictures nearest to each query")
 
 
@@ -92,6 +116,9 @@ def find_duplicates(features: Features, out: str | Path, threshold: float | None
     The cosine is that with the most similar other picture; groups chain, so two of one group may
     be less alike. `exact` is yes for files that are equal to the byte to another. Without a
     threshold, near copies are three times nearer than nearest pictures usually are.
+
+    Raises:
+        UsageError: another file is there.
     """
     unit = centred(features.features, mean_row(features.features))
     if threshold is None:
@@ -105,8 +132,7 @@ def find_duplicates(features: Features, out: str | Path, threshold: float | None
         for number, group in enumerate(groups, 1)
         for i in group
     ]
-    path = _beside(out, "duplicates")
-    _write(path, ("group", "path", "cosine", "exact"), rows)
+    path = _write(out, "duplicates", rows)
     return Lookup(
         path, rows, f"{len(rows):,} near copies in {len(groups):,} groups, cosine {threshold:g} up"
     )
@@ -118,7 +144,7 @@ def find_outliers(features: Features, out: str | Path, k: int = 10) -> Lookup:
     The distance is the mean of 1 - cosine to the k nearest pictures.
 
     Raises:
-        UsageError: fewer than 2 pictures.
+        UsageError: fewer than 2 pictures, or another file is there.
     """
     if len(features.paths) < 2:
         raise UsageError("outliers: got 1 picture; at least 2 are needed")
@@ -127,18 +153,22 @@ def find_outliers(features: Features, out: str | Path, k: int = 10) -> Lookup:
         distances = isolation(unit, k, advance)
     order = np.argsort(-distances, kind="stable")
     rows = [(n, features.paths[i], _short(distances[i])) for n, i in enumerate(order, 1)]
-    path = _beside(out, "outliers")
-    _write(path, ("rank", "path", "distance"), rows)
+    path = _write(out, "outliers", rows)
     return Lookup(path, rows, f"{len(rows):,} pictures, those that fit least first")
 
 
-def _beside(out: str | Path, name: str) -> Path:
-    return Path(out).with_name(f"{Path(out).stem}.{name}.csv")
+def _place(out: str | Path, name: str) -> Path:
+    """Where a list goes, if nothing is lost there."""
+    path = Path(out).with_name(f"{Path(out).stem}.{name}.csv")
+    refuse_other_table(path, COLUMNS[name])
+    return path
 
 
 def _short(value: float) -> float:
     return round(float(value), 4)
 
 
-def _write(path: Path, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    write_text(path, csv_text([columns, *rows]))
+def _write(out: str | Path, name: str, rows: Sequence[Sequence[object]]) -> Path:
+    path = _place(out, name)
+    write_text(path, csv_text([COLUMNS[name], *rows]))
+    return path
