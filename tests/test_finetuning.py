@@ -294,6 +294,30 @@ def test_auto_goes_without_pictures_that_are_gone(
         finetune(run, picture_folder("b"), "few-label-semi", tmp_path / "semi")
 
 
+@pytest.mark.parametrize("gone", [True, False], ids=["gone", "unreadable"])
+def test_auto_goes_without_pictures_of_a_list_that_are_gone(
+    gone: bool,
+    run: Path,
+    picture_folder: Folder,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    data, listed = picture_folder(per_class=4), tmp_path / "own.txt"
+    pictures = sorted((tmp_path / "own").rglob("*.png"))
+    listed.write_text("\n".join(map(str, pictures)))
+    (run / "recipe.yaml").write_text(yaml.safe_dump({"data": {"sources": [str(listed)]}}))
+    for path in pictures:
+        path.unlink() if gone else path.write_text("no picture")
+    out = finetune(run, data, out=tmp_path / "out", overrides=SHORT)
+    assert list(result_of(out)["held_out"]) == ["few-label-linear", "few-label"]
+    assert "few-label-semi is not tried: the run's own pictures cannot be found" in caplog.text
+    for wrong in ({}, {"unlabeled": listed}):
+        with pytest.raises(UsageError, match=r"none of the 18 pictures .*; give --unlabeled DIR"):
+            finetune(run, data, "few-label-semi", tmp_path / "semi", **wrong)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"no unlabeled pictures: .*; give --unlabeled DIR"):
+        finetune(run, data, out=tmp_path / "semi", unlabeled=listed)
+
+
 def test_used_folder_is_refused_or_replaced(
     run: Path, picture_folder: Folder, tmp_path: Path
 ) -> None:

@@ -350,9 +350,8 @@ def embed(
     Any number of pictures: Ctrl-C keeps finished chunks in OUT.parts/, the same command goes on.
     What cannot be read is listed in OUT.skipped.csv.
 
-    --nearest, --duplicates and --outliers write a CSV beside OUT, never over one to which columns
-    were added. Their cosines are of features less their mean: pictures of one domain share so much
-    that all plain cosines look high.
+    --nearest, --duplicates and --outliers write a CSV beside OUT, but not over one with columns of
+    yours. Cosines are of features less their mean: in one domain all plain ones look high.
 
     --engine ray spreads a bundle's work over the Ray cluster in RAY_ADDRESS, or the cores of this
     machine; DATA and OUT may be addresses such as s3://bucket/folder, and OUT is a folder of

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyssl.errors import JobError, TinysslError
+from tinyssl.errors import JobError, NothingReadable, TinysslError
 from tinyssl.files import csv_text, in_home, read_json, reason, write_text
 from tinyssl.headers import read_header
 from tinyssl.locks import locked
@@ -119,7 +119,8 @@ def load_pictures(
     Two processes that want the same cache: the second waits for the first and uses its work.
 
     Raises:
-        JobError: no picture can be read, or the cache cannot be written.
+        NothingReadable: no picture can be read.
+        JobError: the cache cannot be written.
     """
     root = default_cache_dir() if cache_dir is None else in_home(cache_dir)
     settings = _settings(size, rule, channels, max_pixels)
@@ -257,8 +258,8 @@ def _build(job: _Build, temporary: Path, folder: Path) -> Pictures:
             index = _decode_all(job, several, temporary, pool)
         if not index["paths"]:
             path, reason = index["skipped"][0]
-            raise JobError(
-                f"none of the {len(job.files)} pictures can be read; first: {path}: {reason}"
+            raise NothingReadable(
+                f"none of the {len(job.files):,} pictures can be read; first: {path}: {reason}"
             )
         write_skipped(temporary / "skipped.csv", [tuple(row) for row in index["skipped"]])
         write_text(temporary / INDEX, json.dumps(index))

@@ -25,6 +25,10 @@ class JobError(TinysslError, RuntimeError):
     """A job that began and cannot be finished: the text says where, and what was kept."""
 
 
+class NothingReadable(JobError):
+    """None of the pictures can be read; the text names the first and why."""
+
+
 class NonFinite(JobError):
     """A number came out as infinite or as none; `index` has the numbers of the batch's pictures."""
 

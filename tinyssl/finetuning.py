@@ -29,7 +29,7 @@ from tinyssl.console import log, progress
 from tinyssl.data import load_pictures
 from tinyssl.device import keep_freed_memory, training_device
 from tinyssl.encoder import Encoder, embed_pictures
-from tinyssl.errors import UsageError
+from tinyssl.errors import NothingReadable, UsageError
 from tinyssl.files import with_name, write_text
 from tinyssl.finetune_build import build_network
 from tinyssl.finetune_config import FOR_AUTO, FinetuneRecipe, load_finetune_recipe
@@ -190,18 +190,18 @@ class _Job:
             return None, ""
         try:
             sources = given if given is not None else sources_of(self.run)
-            paths = scan(sources)
-        except UsageError as error:
+            return self._embed_unlabeled(scan(sources), semi[0].unlabeled.pictures)
+        except (UsageError, NothingReadable) as error:
             if given is not None or len(self.recipes) == 1:
                 raise UsageError(f"no unlabeled pictures: {error}; give --unlabeled DIR") from None
             return None, f"the run's own pictures cannot be found ({error})"
-        limit = semi[0].unlabeled.pictures
+
+    def _embed_unlabeled(
+        self, paths: list[Path], limit: int
+    ) -> tuple[NDArray[np.float32] | None, str]:
         if len(paths) > limit:
             drawn = np.random.default_rng(self.seed).permutation(len(paths))[:limit]
             paths = [paths[row] for row in sorted(drawn)]
-        return self._embed_unlabeled(paths)
-
-    def _embed_unlabeled(self, paths: list[Path]) -> tuple[NDArray[np.float32] | None, str]:
         with progress("reading", len(paths)) as advance:
             pictures = load_pictures(
                 paths,
