@@ -66,6 +66,17 @@ def test_every_skipped_file_is_in_the_list(tmp_path: Path) -> None:
     assert skipped == {*zoo.SKIPPED, *zoo.ODD_FILES}
 
 
+def test_no_list_is_promised_that_is_not_written(
+    picture_folder: Folder, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = picture_folder(per_class=3)
+    shutil.copy(data / "dark" / "000.png", data / "copy.png")
+    (data / "broken.png").touch()
+    found = topics(check(data, overrides=SMALL))
+    assert (found["copies"][0], found["skipped"][0]) == ("1 exact, in 1 groups", "1")
+    assert ".csv" not in caplog.text
+
+
 def test_near_copies_are_found_and_others_are_not(tmp_path: Path) -> None:
     for seed in range(60):
         picture(tmp_path / "data" / f"{seed:02}.png", seed)

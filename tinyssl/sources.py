@@ -52,6 +52,7 @@ def read_pictures(recipe: Recipe) -> Pictures:
         JobError: none of the pictures can be read.
     """
     pictures = decode_files(find_files(recipe), recipe)
+    _tell_pictures(pictures)
     _refuse_hopeless(pictures)
     return pictures
 
@@ -64,14 +65,14 @@ def find_files(recipe: Recipe) -> list[Path]:
 
 
 def decode_files(files: Sequence[Path], recipe: Recipe) -> Pictures:
-    """Decodes files into the cache as a recipe says, or finds them there; tells about them.
+    """Decodes files into the cache as a recipe says, or finds them there.
 
     Raises:
         JobError: none of the pictures can be read.
     """
     data = recipe.data
     with progress("reading", len(files)) as advance:
-        pictures = load_pictures(
+        return load_pictures(
             files,
             size=data.image_size,
             rule=data.resize,
@@ -81,8 +82,6 @@ def decode_files(files: Sequence[Path], recipe: Recipe) -> Pictures:
             max_pixels=data.max_pixels,
             progress=advance,
         )
-    _tell_pictures(pictures)
-    return pictures
 
 
 def _refuse_hopeless(pictures: Pictures) -> None:
