@@ -1,6 +1,7 @@
 """The label curve: what its points mean, and that they follow from the labels."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,10 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from tests.making import make_run
+from tests.making import label_points, make_run
 from tests.test_evaluation import labels_csv
 from tinyssl.curve_lines import METHODS
-from tinyssl.curve_plot import curve_table
+from tinyssl.curve_plot import curve_table, plot_curve
 from tinyssl.errors import UsageError
 from tinyssl.evaluation import evaluate
 from tinyssl.label_curve import CurveWishes, label_curve
@@ -51,7 +52,8 @@ def test_every_point_is_there_and_repeats(
         assert point["draws"] == len(point["accuracies"]) == 2
         assert point["mean"] == pytest.approx(np.mean(point["accuracies"]))
         assert 1 <= point["classes"] <= 2
-    linear = CurveWishes(shots=(3,), methods=("linear",), select=("random",), draws=2)
+    twice = ("linear", "linear"), ("random", "random")
+    linear = CurveWishes(shots=(3, 3), methods=twice[0], select=twice[1], draws=2)
     again = label_curve(run, split_of(labels), linear)
     assert again == [p for p in points if (p["select"], p["shots"], p["method"]) == cells[3]]
 
@@ -124,6 +126,12 @@ def test_evaluate_writes_points_and_picture(
         console.print(curve_table(result["curve"]))
     assert all(len(line) <= 80 for line in captured.get().splitlines())
     assert "linear, kmeans" in captured.get()
+
+
+@pytest.mark.parametrize("name", ["$1$ and $\\nope$", os.fsdecode(b"$\xff")])
+def test_a_curve_of_a_run_of_any_name(name: str, tmp_path: Path) -> None:
+    plot_curve(label_points(), name, tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").is_file()
 
 
 def test_shots_beyond_the_pictures_are_left_out(

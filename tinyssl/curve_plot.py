@@ -12,6 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from tinyssl.curve_lines import Points, line_name, lines_of
+from tinyssl.errors import one_line
 from tinyssl.files import atomic
 
 # Okabe and Ito's colours, which colour-blind readers tell apart.
@@ -75,6 +76,6 @@ def _label(axes: Axes, labels: Sequence[int], title: str) -> None:
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.set_xlabel("labeled pictures")
     axes.set_ylabel("balanced accuracy, %")
-    axes.set_title(title, loc="left")
+    axes.set_title(one_line(title), loc="left", parse_math=False)  # a folder's name may have `$`
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize="small")

@@ -45,8 +45,8 @@ class CurveWishes:
     Attributes:
         shots: labels a class on average: `shots * classes` pictures are chosen, of any class.
         methods: of `tinyssl.curve_lines.METHODS`: a linear classifier on the frozen encoder,
-            recipe few-label, or few-label from random weights.
-        select: of `tinyssl.choosing.METHODS`: who says which pictures are labeled.
+            recipe few-label, or few-label from random weights. One named twice counts once.
+        select: of `tinyssl.choosing.METHODS`: who says which pictures are labeled; as `methods`.
         draws: of every point, at least 2; each with another seed.
         settings: `section.key=value` on top of recipe few-label.
     """
@@ -97,13 +97,14 @@ def label_curve(
     wishes.check()
     shots = _possible(wishes.shots, split)
     bench = _Bench(run, split, wishes.settings, seed, device)
-    cells = list(product(wishes.select, shots))
-    steps = sum(bench.cost(method) for method in wishes.methods) * len(cells) * wishes.draws
+    cells = list(product(dict.fromkeys(wishes.select), shots))
+    methods = list(dict.fromkeys(wishes.methods))
+    steps = sum(bench.cost(method) for method in methods) * len(cells) * wishes.draws
     points = []
     with progress("label curve", steps, "steps") as advance:
         for select, shot in cells:
             drawn = list(bench.draws(select, shot * len(split.classes), wishes.draws))
-            for method in wishes.methods:
+            for method in methods:
                 found = [bench.accuracy(method, rows, s, advance) for s, rows in drawn]
                 points.append(_point(select, shot, method, drawn, found, split))
     return points
