@@ -275,7 +275,7 @@ def test_what_is_up_to_date_is_left(
 def test_other_files_are_not_touched(run: Path, picture_folder: Folder, tmp_path: Path) -> None:
     data, labels = picture_folder(per_class=2), tmp_path / "labels.csv"
     labels.write_text("path,label\n")
-    with pytest.raises(UsageError, match="exists"):
+    with pytest.raises(UsageError, match=r"exists and a \.csv cannot say which features it holds;"):
         embed(run, data, labels)
     listed = tmp_path / "list.csv"
     listed.write_text("".join(f"{path}\n" for path in data.rglob("*.png")))

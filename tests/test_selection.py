@@ -155,7 +155,7 @@ def test_unreadable_pictures_are_told_and_never_chosen(
     chosen = select(run, data, 4, tmp_path / "a.csv")
     assert str(data / "broken.png") not in chosen.paths
     assert "broken.png,empty file" in (tmp_path / "a.csv.skipped.csv").read_text()
-    with pytest.raises(UsageError, match="give at most 4"):
+    with pytest.raises(UsageError, match=r"give at most 4$"):
         select(run, data, 5, tmp_path / "b.csv")
 
 
@@ -192,7 +192,7 @@ def test_labels_are_not_overwritten(run: Path, picture_folder: Folder, tmp_path:
     ("budget", "options", "told"),
     [
         (0, {}, "budget: got 0; give 1 or more"),
-        (17, {}, "give at most 16"),
+        (17, {}, "give at most 16, less copies and unreadable ones"),
         (3, {"method": "best"}, "allowed are kmeans, typiclust, kcenter, random"),
         (3, {"labeled": "nope.csv"}, "cannot read labels"),
         (3, {"features": "f.txt"}, "must end in"),

@@ -139,10 +139,12 @@ def embed_paths(
         log.info(f"{out} is up to date")
         return Embedded(out, int(count), len(paths) - int(count), extractor)
     if out.exists() and not overwrite:
-        raise UsageError(
-            f"{out} exists and holds none of these features (other pictures, or another encoder); "
-            "name another file, or give --overwrite"
+        why = (
+            "a .csv cannot say which features it holds"
+            if out.suffix == ".csv"
+            else "holds none of these features (other pictures, or another encoder)"
         )
+        raise UsageError(f"{out} exists and {why}; name another file, or give --overwrite")
     folder = _named_after(beside or out, ".parts")
     with ExitStack() as held:
         _start_parts(folder, key, held)

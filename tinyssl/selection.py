@@ -84,7 +84,7 @@ def select(
     refuse_input(target, sources)
     refuse_input(sheet, found)
     why = f"{len(found):,} there, {len(found & known):,} labeled already"
-    _refuse_budget(budget, len(found - known), why)
+    _refuse_budget(budget, len(found - known), why, ", less copies and unreadable ones")
     paths = [Path(name) for name in sorted(found | known)]
     extractor = open_extractor(run, device=device)
     embedded = _features(extractor, paths, target, features, workers, overwrite)
@@ -117,13 +117,13 @@ def _refuse(target: Path, sheet: Path, method: str, budget: int, overwrite: bool
             )
 
 
-def _refuse_budget(budget: int, free: int, why: str) -> None:
+def _refuse_budget(budget: int, free: int, why: str, less: str = "") -> None:
     if free == 0:
         raise UsageError(f"no picture is left to choose from: {why}")
     if budget > free:
         raise UsageError(
             f"budget: got {budget:,}, but {free:,} pictures are left to choose from ({why}); "
-            f"give at most {free:,}"
+            f"give at most {free:,}{less}"
         )
 
 
