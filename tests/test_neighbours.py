@@ -79,6 +79,10 @@ def test_equal_rows_come_in_order() -> None:
     rows = np.repeat(some_rows(1), 4, axis=0)
     numbers, _ = nearest(rows[:1], rows, 4)
     assert numbers.tolist() == [[0, 1, 2, 3]]
+    some = np.eye(3, dtype=np.float32)[np.arange(900) % 3]
+    numbers, products = nearest(some[:3], some, 5, without=np.array([0, -1, 5]))
+    assert numbers.tolist() == [[3, 6, 9, 12, 15], [1, 4, 7, 10, 13], [2, 8, 11, 14, 17]]
+    assert (products == 1).all()
 
 
 @pytest.mark.usefixtures("_blocks")

@@ -191,11 +191,24 @@ def _nearest(queries: Rows, rows: Rows, k: int, without: Numbers | None) -> tupl
         columns = np.broadcast_to(np.arange(some.start, some.stop), found.shape)
         numbers = np.concatenate([numbers, columns], axis=1)
         if products.shape[1] > k:
-            kept = np.argpartition(-products, k - 1, axis=1)[:, :k] if k else numbers[:, :0]
+            kept = _largest(products, k) if k else numbers[:, :0]
             products = np.take_along_axis(products, kept, axis=1)
             numbers = np.take_along_axis(numbers, kept, axis=1)
     order = np.lexsort((numbers, -products), axis=1)
     return np.take_along_axis(numbers, order, axis=1), np.take_along_axis(products, order, axis=1)
+
+
+def _largest(products: Rows, k: int) -> Numbers:
+    """(q, k) columns of the k largest of each row, from left to right; of equal ones the first."""
+    kept: Numbers = np.sort(np.argpartition(-products, k - 1, axis=1)[:, :k], axis=1)
+    least = np.take_along_axis(products, kept, axis=1).min(axis=1, keepdims=True)
+    torn = np.flatnonzero(np.count_nonzero(products >= least, axis=1) > k)  # some equal ones kept
+    if len(torn):
+        above, equal = products[torn] > least[torn], products[torn] == least[torn]
+        room = k - np.count_nonzero(above, axis=1, keepdims=True)
+        above |= equal & (equal.cumsum(axis=1, dtype=np.int32) <= room)
+        kept[torn] = above.nonzero()[1].reshape(-1, k)
+    return kept
 
 
 def _link(
