@@ -1,5 +1,6 @@
 """Files are whole or not there."""
 
+import json
 import os
 import stat
 from pathlib import Path
@@ -9,7 +10,14 @@ import torch
 
 from tinyssl.checkpoint import load_checkpoint, save_checkpoint
 from tinyssl.errors import JobError, UsageError
-from tinyssl.files import atomic, csv_text, refuse_other_table, writable, write_text
+from tinyssl.files import (
+    atomic,
+    csv_text,
+    json_text,
+    refuse_other_table,
+    writable,
+    write_text,
+)
 
 
 def test_a_failed_write_keeps_what_was_there(tmp_path: Path) -> None:
@@ -25,6 +33,15 @@ def test_a_failed_write_keeps_what_was_there(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(JobError, match=r"cannot write .*file: No such file"):
         write_text(tmp_path / "nope" / "file", "x")
+
+
+def test_json_has_a_row_of_a_matrix_on_a_line() -> None:
+    names = ["[", "]", "a\n[\n1\n]", '"[\\"', "[\n1\n]"]
+    value = {"matrix": [[1, 2], [3, 4]], "names": names, "one": [[], [None, 0.5], {"a": [True]}]}
+    text = json_text(value)
+    assert json.loads(text) == value
+    assert '"matrix": [\n  [1, 2],\n  [3, 4]\n ]' in text
+    assert "  [null, 0.5],\n" in text
 
 
 def test_permissions_follow_the_umask(tmp_path: Path) -> None:

@@ -162,6 +162,13 @@ def test_evaluations_that_count_nothing(confusion: object, run: Path) -> None:
         read_run(run)
 
 
+def test_evaluations_of_a_thousand_classes_are_read(run: Path) -> None:
+    """Earlier ones have a line for each cell of their matrices, and more than 64 MiB."""
+    found = {"encoders": {}, "classes": ["a"], "train": 1, "test": 1, "split": "s"}
+    (run / "eval.json").write_text(json.dumps(found) + " " * (1 << 26))
+    assert read_run(run).result == found
+
+
 def test_odd_lines_of_a_run_are_passed_over(run: Path) -> None:
     before = read_run(run)
     with (run / "metrics.jsonl").open("ab") as file:

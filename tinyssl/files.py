@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import stat
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from tinyssl.errors import JobError, UsageError
+
+_NUMBERS = re.compile(r"\[\n([^\[\]{}\"]+)\n *\]")  # no string of JSON holds a line's end
 
 
 @contextmanager
@@ -112,6 +115,15 @@ def read_json(path: Path, limit: int = 1 << 26) -> Any:
         return json.loads(read_limited(path, limit).decode("utf-8"))
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def json_text(value: Any) -> str:
+    """As indented JSON with each list of plain numbers on one line.
+
+    A matrix would else have a line for each cell, blanks for the most part.
+    """
+    text = json.dumps(value, indent=1)
+    return _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"
 
 
 def in_home(path: str | Path) -> Path:

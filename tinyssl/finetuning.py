@@ -30,7 +30,7 @@ from tinyssl.data import load_pictures
 from tinyssl.device import keep_freed_memory, training_device
 from tinyssl.encoder import Encoder, embed_pictures
 from tinyssl.errors import NothingReadable, UsageError
-from tinyssl.files import with_name, write_text
+from tinyssl.files import json_text, with_name, write_text
 from tinyssl.finetune_build import build_network
 from tinyssl.finetune_config import FOR_AUTO, FinetuneRecipe, load_finetune_recipe
 from tinyssl.folds import Fold, repeats_for, stratified_folds
@@ -368,7 +368,7 @@ class _Job:
             "seconds": round(time.monotonic() - self.start, 1),
             "versions": {"torch": torch.__version__, "python": platform.python_version()},
         }
-        write_text(folder / RESULT, json.dumps(result, indent=1) + "\n")
+        write_text(folder / RESULT, json_text(result))
 
     def _learned(self, name: str) -> set[str]:
         """Digests of all pictures whose labels the encoder has learned from."""
