@@ -149,6 +149,10 @@ def test_select_and_embed(
     assert (
         told.splitlines()[0] == f"wrote {tmp_path / 'l.csv'} and {tmp_path / 'l.png'}: 4 pictures"
     )
+    given = [*given[:-1], tmp_path / "m.csv", "--copy-to", tmp_path / "chosen"]
+    status, told, _ = run(capsys, "select", *given)
+    assert f"copied them to {tmp_path / 'chosen'}\n" in told
+    assert len(list((tmp_path / "chosen").iterdir())) == 4
     query = data / "dark" / "000.png"
     wishes = ["--nearest", query, "--k", 3, "--duplicates", "--outliers"]
     status, told, _ = run(capsys, "embed", model, data, "--out", tmp_path / "f.npz", *wishes)

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 import tinyssl
-from tinyssl import embedding
+from tinyssl import embedding, selection
 from tinyssl.choosing import METHODS
 from tinyssl.encoder import create_encoder
-from tinyssl.errors import UsageError
+from tinyssl.errors import JobError, UsageError
 from tinyssl.labels import from_csv
 from tinyssl.selection import select
 from tinyssl.weights import save_encoder
@@ -168,6 +168,34 @@ def test_the_contact_sheet_shows_the_choice(
     with Image.open(chosen.sheet) as sheet:
         assert sheet.width == 6 + 8 * 118
         assert np.asarray(sheet)[6:118, 6:118].mean() < 100  # dark noise
+
+
+def test_copies_of_the_choice_for_labelling_tools(
+    run: Path, picture_folder: Folder, tmp_path: Path
+) -> None:
+    data, folder = picture_folder(), tmp_path / "new" / "to_label"
+    chosen = select(run, data, 10, tmp_path / "a.csv", copy_to=folder)
+    copies = sorted(folder.iterdir())
+    assert [path.name for path in copies] == [
+        f"{number:02}-{Path(path).name}" for number, path in enumerate(chosen.paths, 1)
+    ]  # names that both folders have are in it twice
+    for copy, path in zip(copies, chosen.paths, strict=True):
+        assert copy.read_bytes() == Path(path).read_bytes()
+    with pytest.raises(UsageError, match=r"copy_to: .* is there and not an empty folder"):
+        select(run, data, 2, tmp_path / "b.csv", copy_to=folder)
+    (tmp_path / "link").symlink_to(data)
+    for inside in (data / "new", tmp_path / "link" / "new"):
+        with pytest.raises(UsageError, match=r"copy_to: .* lies in .*; name a folder elsewhere"):
+            select(run, data, 2, tmp_path / "b.csv", copy_to=inside)
+    assert not (tmp_path / "b.csv").exists()
+    assert sorted(folder.iterdir()) == copies
+
+
+def test_copies_are_all_there_or_none(picture_folder: Folder, tmp_path: Path) -> None:
+    good, folder = picture_folder() / "dark" / "000.png", tmp_path / "to_label"
+    with pytest.raises(JobError, match=r"/gone.png: No such file or directory; the list is whole"):
+        selection._copy([str(good), str(tmp_path / "gone.png")], folder)
+    assert not list(folder.iterdir())
 
 
 def test_labels_are_not_overwritten(run: Path, picture_folder: Folder, tmp_path: Path) -> None:

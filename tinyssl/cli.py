@@ -279,6 +279,7 @@ def evaluate(
 )
 @click.option("--labeled", help="CSV path,label of earlier rounds.")
 @click.option("--features", help="Keep features here for the next round; used if it is there.")
+@click.option("--copy-to", type=click.Path(), help="A new folder for copies of the chosen ones.")
 @_seed
 @_workers
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N.")
@@ -287,6 +288,9 @@ def select(run: str, data: tuple[str, ...], budget: int, out: str, **options: An
     """Choose the pictures in DATA whose labels will teach most, by the encoder in RUN (or in a
     bundle). Writes a CSV path,label,order to fill in, and a PNG that shows the choice. Exact
     copies are never both chosen.
+
+    --copy-to puts copies into a folder, for labelling tools that take one, named after their
+    order: 07-name.png.
 
     \b
     kmeans     the picture nearest to the centre of each of as many clusters
@@ -303,6 +307,8 @@ def select(run: str, data: tuple[str, ...], budget: int, out: str, **options: An
 
     chosen = choose(run, data, budget, out, **options)
     click.echo(f"wrote {chosen.out} and {chosen.sheet}: {len(chosen.paths):,} pictures")
+    if options["copy_to"] is not None:
+        click.echo(f"copied them to {options['copy_to']}")
     told = f"tinyssl finetune {_typed(run)} --labels {_typed(chosen.out)}"
     click.echo(f"next: fill in the labels, then {told}")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,7 @@ from numpy.typing import NDArray
 from tinyssl.choosing import METHODS, choose
 from tinyssl.console import log
 from tinyssl.embedding import embed_paths
-from tinyssl.errors import UsageError
+from tinyssl.errors import JobError, UsageError
 from tinyssl.extraction import Extractor, open_extractor
 from tinyssl.feature_file import Features
 from tinyssl.files import atomic, csv_text, refuse_input, write_text
@@ -44,6 +46,7 @@ def select(
     method: str = "kmeans",
     labeled: str | Path | None = None,
     features: str | Path | None = None,
+    copy_to: str | Path | None = None,
     seed: int = 0,
     workers: int = 0,
     device: str = "auto",
@@ -64,6 +67,7 @@ def select(
         labeled: a CSV path,label of earlier rounds; rows without a label may be chosen again.
         features: a file that keeps the features for the next round (.parquet or .npz); used if it
             is there and fits.
+        copy_to: a new or empty folder for copies, named after their order: `07-name.png`.
         seed: of everything random; the same choice for the same seed.
         workers: threads that decode; 0 is one a CPU core.
         device: auto, cpu, cuda or cuda:N.
@@ -71,7 +75,8 @@ def select(
 
     Raises:
         UsageError: fewer pictures than the budget or none without a label, an unknown method, no
-            encoder, no pictures, another kind of `features`, or `out` is in use.
+            encoder, no pictures, another kind of `features`, or `out` or `copy_to` is in use.
+        JobError: pictures cannot be copied; the list is written.
         Interrupted: SIGINT or SIGTERM; the same call goes on.
     """
     target = Path(out)
@@ -83,19 +88,18 @@ def select(
     found = {str(path) for path in scan(sources)}
     refuse_input(target, sources)
     refuse_input(sheet, found)
-    why = f"{len(found):,} there, {len(found & known):,} labeled already"
-    _refuse_budget(budget, len(found - known), why, ", less copies and unreadable ones")
+    folder = None if copy_to is None else _refuse_copies(Path(copy_to), sources)
+    left, why = len(found - known), f"{len(found):,} there, {len(found & known):,} labeled already"
+    _refuse_budget(budget, left, why, ", less copies and unreadable ones")
     paths = [Path(name) for name in sorted(found | known)]
     extractor = open_extractor(run, device=device)
     embedded = _features(extractor, paths, target, features, workers, overwrite)
     rows, covered = _candidates(embedded, known)
     free = int((~covered).sum())
-    lost = len(found - known) - free
-    _refuse_budget(budget, free, f"{why}, {lost:,} copies of others or unreadable")
+    _refuse_budget(budget, free, f"{why}, {left - free:,} copies of others or unreadable")
     chosen = choose(embedded.features[rows], budget, method=method, covered=covered, seed=seed)
     names = [embedded.paths[row] for row in rows[chosen]]
-    write_text(target, _csv(names, earlier))
-    _write_sheet(sheet, names, extractor.max_pixels)
+    _write(target, names, earlier, extractor.max_pixels, folder)
     return Selected(target, sheet, names)
 
 
@@ -115,6 +119,19 @@ def _refuse(target: Path, sheet: Path, method: str, budget: int, overwrite: bool
             raise UsageError(
                 f"{path} exists, maybe with labels in it; name another --out, or give --overwrite"
             )
+
+
+def _refuse_copies(folder: Path, sources: Iterable[str | Path]) -> Path:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"copy_to: {folder} is there and not an empty folder; name a new one")
+    real = Path(os.path.realpath(folder))
+    for source in sources:
+        if real.is_relative_to(os.path.realpath(source)):
+            raise UsageError(
+                f"copy_to: {folder} lies in {source}, where its copies would be found as pictures; "
+                "name a folder elsewhere"
+            )
+    return folder
 
 
 def _refuse_budget(budget: int, free: int, why: str, less: str = "") -> None:
@@ -169,6 +186,19 @@ def _candidates(
     return np.array(list(first.values())), np.array([digest in covered for digest in first])
 
 
+def _write(
+    target: Path,
+    names: Sequence[str],
+    earlier: LabeledPaths | None,
+    max_pixels: int,
+    folder: Path | None,
+) -> None:
+    write_text(target, _csv(names, earlier))
+    _write_sheet(_sheet_of(target), names, max_pixels)
+    if folder is not None:
+        _copy(names, folder)
+
+
 def _csv(names: Sequence[str], earlier: LabeledPaths | None) -> str:
     header, rows = ["path", "label", "order"], [[n, "", i] for i, n in enumerate(names, 1)]
     if earlier is not None:
@@ -178,6 +208,26 @@ def _csv(names: Sequence[str], earlier: LabeledPaths | None) -> str:
             splits = ["train"] * len(names) + earlier.splits
             rows = [[*row, split] for row, split in zip(rows, splits, strict=True)]
     return csv_text([header, *rows])
+
+
+def _copy(names: Sequence[str], folder: Path) -> None:
+    """All of the pictures, or none."""
+    digits = len(str(len(names)))
+    copies = [folder / f"{n:0{digits}}-{Path(name).name}" for n, name in enumerate(names, 1)]
+    made: list[Path] = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, copy in zip(names, copies, strict=True):
+            with Path(name).open("rb") as picture, copy.open("xb") as file:
+                made.append(copy)
+                shutil.copyfileobj(picture, file)
+    except OSError as error:
+        for copy in made:
+            copy.unlink(missing_ok=True)
+        told = f"{error.filename or folder}: {error.strerror or error}"
+        raise JobError(
+            f"cannot copy the pictures to {folder}: {told}; the list is whole"
+        ) from error
 
 
 def _write_sheet(path: Path, names: Sequence[str], max_pixels: int) -> None:
