@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from tinyssl.curve_plot import plot_curve
 from tinyssl.errors import UsageError
 from tinyssl.files import (
     LARGEST_RESULT,
+    json_text,
     read_json,
     refuse_other_table,
     sha256,
@@ -147,7 +147,7 @@ def _write(result: dict[str, Any], split: LabeledSplit, target: Path, split_file
     """All that is left is written at the end: what fails before changes nothing."""
     if split.drawn:
         split.write(split_file)
-    write_text(target, json.dumps(result, indent=1) + "\n")
+    write_text(target, json_text(result))
     log.info(f"wrote {target}")
     if "curve" in result:
         own = target.name == RESULT_FILE
