@@ -18,11 +18,13 @@ from tinyssl.data import load_pictures
 from tinyssl.errors import UsageError
 from tinyssl.files import read_json
 from tinyssl.labeled import RESULT, read_labeled
-from tinyssl.opening import MAX_PIXELS
+from tinyssl.opening import MAX_PIXELS, allow_pixels, quiet
 from tinyssl.picture import to_depth
 from tinyssl.rows import spaced_rows
 from tinyssl.scanning import scan
 from tinyssl.weights import DESCRIPTION
+
+from . import runtime
 
 MEASURED, CALIBRATED, LABELED = 64, 128, 1000
 FEW = 32  # measured: fewer say little of others
@@ -42,15 +44,40 @@ class Reader:
     dtype: Any
 
     def read(self, paths: Sequence[Path]) -> Pictures:
-        """Those that can be read, (n, s, s, c)."""
+        """Those that can be read, (n, s, s, c); tells if the bundle's runtime could not."""
         found = load_pictures(
             paths,
             size=self.description["image_size"],
             rule=self.description["resize"],
             channels=self.description["channels"],
-            max_pixels=self.description.get("max_pixels", MAX_PIXELS),
+            max_pixels=self.max_pixels,
         )
+        self._tell_of_refused(found.paths)
         return to_depth(np.array(found.array), self.dtype)
+
+    @property
+    def max_pixels(self) -> int:
+        """Of a picture."""
+        return int(self.description.get("max_pixels", MAX_PIXELS))
+
+    def _tell_of_refused(self, paths: Sequence[str]) -> None:
+        """Its decoder is Pillow alone, which reads less than training's, such as 16-bit colour."""
+        with quiet(), allow_pixels(self.max_pixels):
+            refused = [(path, told) for path in paths if (told := self._refused(path))]
+        if refused:
+            path, told = refused[0]
+            log.warning(
+                f"{len(refused)} of {len(paths)} of your pictures cannot be read by the bundle's "
+                f"runtime.py, first: {path}: {told}; convert them, or give it arrays"
+            )
+
+    def _refused(self, path: str) -> str:
+        channels = self.description["channels"]
+        try:
+            runtime.to_channels(runtime.decode(path, channels, self.max_pixels), channels)
+        except runtime.Unreadable as error:
+            return str(error)
+        return ""
 
 
 @dataclass(frozen=True)

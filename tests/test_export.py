@@ -14,7 +14,7 @@ import onnx
 import pytest
 import torch
 from PIL import Image
-from tinyssl.export import benchmarking, build_engine, runtime, variants
+from tinyssl.export import benchmarking, build_engine, exporting, runtime, variants
 from tinyssl.export.exporting import export
 from tinyssl.export.parity import compare
 from tinyssl.export.samples import Reader, draw_samples
@@ -182,10 +182,42 @@ def test_engines_have_one_size(target: str, small: tuple[Path, Path, Path], tmp_
     assert not (tmp_path / "b").exists()
 
 
-def test_sixteen_bit_encoders_take_sixteen_bits(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", "resnet18", channels=1)
+def sixteen_bit_run(folder: Path, channels: int) -> Path:
+    run = make_run(folder, "test_resnet", channels=channels)
     described = json.loads((run / "encoder.json").read_text()) | {"dtype": "uint16"}
     (run / "encoder.json").write_text(json.dumps(described))
+    return run
+
+
+@pytest.mark.parametrize("target", ["jetson", "tensorrt", "mobile"])
+def test_sixteen_bits_are_refused_where_devices_know_none(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporting, "need_executorch", lambda: None)
+    monkeypatch.setattr(exporting, "draw_samples", lambda *a, **k: pytest.fail("work has begun"))
+    told = f"target {target} takes uint8 pictures, this encoder uint16; give --target onnx, "
+    with pytest.raises(UsageError, match=told):
+        export(sixteen_bit_run(tmp_path / "run", 1), target, tmp_path / "b")
+
+
+def test_pictures_that_the_runtime_cannot_read_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run, pictures = sixteen_bit_run(tmp_path / "run", 3), tmp_path / "pictures"
+    pictures.mkdir()
+    deep = np.random.default_rng(0).integers(0, 65536, (4, 50, 50, 3), dtype=np.uint16)
+    for number, picture in enumerate(deep[:3]):
+        (pictures / f"{number}.tif").write_bytes(tiff(picture, 2))
+    Image.fromarray((deep[3] >> 8).astype(np.uint8)).save(pictures / "3.png")
+    export(run, out=tmp_path / "bundle", pictures=pictures)
+    told = "3 of 4 of your pictures cannot be read by the bundle's runtime.py, first: "
+    assert f"{told}{pictures / '0.tif'}: 16 bits in each of several channels" in caplog.text
+
+
+def test_sixteen_bit_encoders_take_sixteen_bits(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = sixteen_bit_run(tmp_path / "run", 1)
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     generator = np.random.default_rng(0)
@@ -198,6 +230,8 @@ def test_sixteen_bit_encoders_take_sixteen_bits(tmp_path: Path) -> None:
     wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
     np.testing.assert_allclose(found, wanted, atol=1e-4)
     assert np.abs(found[0] - found[1]).max() > 1e-3
+    assert json.loads((bundle / "manifest.json").read_text())["input"]["channel_order"] == "L"
+    assert "runtime.py" not in caplog.text
 
 
 @pytest.mark.parametrize("rule", ["crop", "pad", "squash"])
