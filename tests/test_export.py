@@ -1,6 +1,9 @@
 """Export and the runtime: the same pixels, the same features, and clear words for damage."""
 
+import ast
 import json
+import os
+import re
 import shutil
 import struct
 import subprocess
@@ -379,11 +382,42 @@ def test_check_looks_at_every_model(small: tuple[Path, Path, Path], tmp_path: Pa
     assert run_program(bundle, "--check", "--device", "cpu").returncode == 1
 
 
+def test_reasons_are_in_words(small: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "text.png").write_text("no picture")
+    os.mkfifo(tmp_path / "pipe.png")
+    extractor = runtime.Extractor(small[2], device="cpu")
+    for name, told in (
+        ("empty", "empty file"), ("text", "not a picture"), ("pipe", "not a regular file"),
+    ):  # fmt: skip
+        path = tmp_path / f"{name}.png"
+        with pytest.raises(runtime.Unreadable, match=f"^picture {path} cannot be used: {told}$"):
+            extractor.embed([path])
+
+
 def test_the_runtime_finds_pictures_by_their_content(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     (tmp_path / "a.png").rename(tmp_path / "photo")
     (tmp_path / "notes").write_text("none")
     assert runtime.find_pictures([str(tmp_path)]) == [tmp_path / "photo"]
+
+
+def test_the_runtime_finds_in_folders_what_training_finds(tmp_path: Path) -> None:
+    Image.init()
+    folder, beside = tmp_path / "pictures", tmp_path / "beside"
+    for place in (folder / "b", folder / ".hidden", beside):
+        place.mkdir(parents=True)
+        (place / "a.png").touch()
+    for suffix, name in Image.EXTENSION.items():
+        if name in runtime._FORMATS:
+            (folder / f"a{suffix}").touch()
+    (folder / ".a.png").touch()
+    (folder / "a").symlink_to(beside)
+    (folder / "again").symlink_to(beside)
+    (beside / "back").symlink_to(folder)
+    found = runtime.find_pictures([str(folder)])
+    assert found == sorted(scan([folder]))
+    assert folder / "a" / "a.png" in found
 
 
 def test_runtime_in_an_environment_of_its_own(
@@ -445,6 +479,78 @@ def test_the_program_refuses_an_out_that_cannot_be_before_it_works(
     assert told in done.stderr
     assert "broken.png" not in done.stderr  # no picture was looked at
     assert not done.stdout
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link to nothing", "file"])
+def test_the_program_takes_no_place_of_what_is_there(
+    kind: str, small: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    out, arguments = tmp_path / "f.npz", ["--bundle", str(small[2]), str(small[1])]
+    if kind == "pipe":
+        os.mkfifo(out)
+    elif kind == "file":
+        out.write_text("mine")
+    else:
+        out.symlink_to("nothing")
+    before = out.lstat()
+    told = {"file": "exists; name another file, or give --overwrite"}.get(kind, "no plain file")
+    given = [] if kind == "file" else ["--overwrite"]
+    with pytest.raises(runtime.BundleError, match=told):
+        runtime._main([*arguments, "--out", str(out), *given])
+    assert out.lstat() == before
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_the_program_overwrites_nothing_but_its_out(
+    small: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "f.csv").write_text("old")
+    (tmp_path / ".f.csv.tmp").write_text("mine")
+    (tmp_path / "link.csv").symlink_to("f.csv")
+    arguments = ["--bundle", str(small[2]), str(small[1] / "00.png"), "--overwrite"]
+    assert runtime._main([*arguments, "--out", str(tmp_path / "link.csv")]) == 0
+    assert (tmp_path / "link.csv").is_symlink()
+    assert (tmp_path / "f.csv").read_text().startswith("path,feature0,")
+    assert (tmp_path / ".f.csv.tmp").read_text() == "mine"
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--check", "--out", "f.npz"], "--check and --benchmark write no --out"),
+        (["--benchmark", "--seconds", "nan"], "--seconds must be 0 or more"),
+        (["--benchmark", "--seconds", "-1"], "--seconds must be 0 or more"),
+        (["--check", "--threads", "-1"], r"threads: got -1; give 0 \(all\) or more"),
+        (
+            ["--check", "--device", "tensorrt", "--variant", "encoder.onnx"],
+            r"device tensorrt runs encoder\.engine only; leave encoder\.onnx out",
+        ),
+    ],
+)
+def test_options_without_effect_are_refused(
+    arguments: list[str],
+    told: str,
+    small: tuple[Path, Path, Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises((SystemExit, runtime.BundleError)) as stop:
+        runtime._main(["--bundle", str(small[2]), *arguments])
+    assert re.search(told, f"{stop.value} {capsys.readouterr().err}")
+
+
+@pytest.mark.parametrize("program", ["runtime", "build_engine"])
+def test_programs_are_of_python_38(program: str) -> None:
+    """JetPack 5 has no newer one; what it refuses only at run time is looked for by name."""
+    text = (Path(runtime.__file__).parent / f"{program}.py").read_text(encoding="utf-8")
+    assert "\nfrom __future__ import annotations\n" in text
+    for node in ast.walk(ast.parse(text, feature_version=(3, 8))):
+        if isinstance(node, ast.Call):
+            called = getattr(node.func, "id", getattr(node.func, "attr", ""))
+            assert called not in ("removeprefix", "removesuffix", "bit_count", "is_relative_to")
+            assert not {"strict", "slots"} & {keyword.arg for keyword in node.keywords}
+            unions = [a for a in node.args if isinstance(a, ast.BinOp)]
+            assert called != "isinstance" or not unions, f"line {node.lineno}"
 
 
 def test_benchmark_measures(small: tuple[Path, Path, Path]) -> None:
@@ -522,6 +628,11 @@ def test_benchmark_of_wrong_use(
         ("golden", "golden.npz cannot be read"),
         ("empty folder", "no pictures in"),
         ("device", "device: got 'tpu', allowed are auto, tensorrt, cuda and cpu"),
+        ("normalized", "manifest.json is damaged: features.normalized cannot be so"),
+        ("size", "input.size is 64, that of encoder.onnx 48; take another copy of the bundle"),
+        ("resize", "input.resize is pad, that of encoder.onnx crop"),
+        ("channels", "input.channels is 1, that of encoder.onnx 3"),
+        ("dtype", "input.dtype is uint16, that of encoder.onnx uint8"),
     ],
 )
 def test_damage_is_told_in_one_line(damage: str, told: str, bundle: Path, tmp_path: Path) -> None:
@@ -546,6 +657,14 @@ def test_damage_is_told_in_one_line(damage: str, told: str, bundle: Path, tmp_pa
         arguments = [tmp_path / "nothing", "--out", tmp_path / "f.npz"]
     elif damage == "device":
         arguments += ["--device", "tpu"]
+    else:
+        told_there = json.loads(manifest.read_text())
+        values = {"size": 64, "resize": "pad", "channels": 1, "dtype": "uint16"}
+        if damage in values:
+            told_there["input"][damage] = values[damage]
+        elif damage == "normalized":
+            del told_there["features"]["normalized"]
+        manifest.write_text(json.dumps(told_there))
     done = run_program(bundle, *arguments)
     assert done.returncode == 2
     assert told in done.stderr

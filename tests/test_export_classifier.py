@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -113,6 +114,19 @@ def test_the_program_prints_classes(made: tuple[Path, Path, Path], tmp_path: Pat
     alone = subprocess.run(program, capture_output=True, text=True)
     assert alone.returncode == 0
     assert alone.stdout.splitlines()[:12] == lines[:12]
+
+
+def test_names_that_a_terminal_cannot_show_are_escaped(
+    made: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    picture, out = tmp_path / "größer.png", tmp_path / "found.csv"
+    shutil.copy(made[1] / "00.png", picture)
+    program = [sys.executable, made[2] / "runtime.py", "--device", "cpu", picture, "--out", out]
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(program, capture_output=True, text=True, env=ascii_only)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{tmp_path}/gr\\xf6\\xdfer.png: ")
+    assert "größer.png" in out.read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
