@@ -93,11 +93,13 @@ def export(
 
     Raises:
         UsageError: no encoder at `run`, an unknown target or one that does not take the encoder's
-            uint16, `out` in use, or no pictures.
+            uint16, `labels` or `calibration` for one without int8, `out` in use, or no pictures.
         JobError: features differ by more than the tolerance, or a model cannot be made; nothing
             is left behind.
     """
     _refuse_target(target, any_size)
+    int8 = not set(TARGETS[target]).isdisjoint(STYLES)
+    _refuse_of_int8(target, int8, {"--labels": labels, "--calibration": calibration})
     folder = Path(out) if out is not None else _beside(run)
     refuse_if_used(folder, overwrite)
     encoder, description = load_encoder(run)
@@ -105,9 +107,8 @@ def export(
     _refuse_depth(target, dtype)
     classifier = load_classifier(run)
     reader = Reader(description, dtype)
-    int8 = not set(TARGETS[target]).isdisjoint(STYLES)
     samples = draw_samples(reader, run, pictures, calibration, calibrate=int8)
-    labeled = labeled_pictures(reader, labels) if int8 and labels is not None else None
+    labeled = None if labels is None else labeled_pictures(reader, labels)
     deployed = Deployed(encoder, getattr(torch, dtype.name), not raw_features, classifier)
     manifest = _manifest(run, description, dtype, raw_features, any_size, classifier)
     log.info(f"exporting {encoder.name}; this takes some seconds")
@@ -191,6 +192,15 @@ def _refuse_target(target: str, any_size: bool) -> None:
         need_executorch()
     if any_size and target in ONE_SIZE:
         raise UsageError(f"target {target} has one picture size; leave --any-size out")
+
+
+def _refuse_of_int8(target: str, int8: bool, given: Mapping[str, Any]) -> None:
+    named = [option for option, value in given.items() if value is not None]
+    if named and not int8:
+        raise UsageError(
+            f"{' and '.join(named)}: of int8 only, and target {target} has none; leave it out, or "
+            "give --target onnx-int8 or jetson"
+        )
 
 
 def _refuse_depth(target: str, dtype: Any) -> None:

@@ -580,6 +580,18 @@ def test_benchmark_of_a_bundle(bundle: Path, capsys: pytest.CaptureFixture[str])
     assert len((bundle / "benchmark.csv").read_text().splitlines()) == 7
 
 
+@pytest.mark.parametrize("file", ["benchmark.json", "benchmark.csv"])
+def test_what_was_timed_is_shown_where_it_cannot_be_written(
+    file: str, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (bundle / "encoder.fp16.onnx").write_bytes(b"cut short")  # the less there is to time
+    (bundle / file).mkdir()
+    main(["benchmark", str(bundle), "--batch", "1", "--seconds", "0.01"])
+    said = capsys.readouterr()
+    assert "encoder.onnx" in said.out
+    assert f"cannot write {bundle / file}" in said.err
+
+
 def test_report_shows_bundle_and_latency(
     small: tuple[Path, Path, Path], bundle: Path, tmp_path: Path
 ) -> None:
@@ -604,6 +616,8 @@ def test_report_shows_bundle_and_latency(
     [
         (["--batch", "0"], "at least 1"),
         (["--batch", "x"], "give numbers"),
+        (["--seconds", "nan"], "seconds: got nan; give 0 or more"),
+        (["--seconds", "-1"], "seconds: got -1.0; give 0 or more"),
         ([], "no manifest.json"),
     ],
 )
@@ -691,7 +705,9 @@ def test_unlike_features_leave_nothing_behind(
     assert not (tmp_path / "bundles").exists()
 
 
-@pytest.mark.parametrize("case", ["target", "used", "not a bundle", "no run", "no pictures"])
+@pytest.mark.parametrize(
+    "case", ["target", "used", "not a bundle", "no run", "no pictures", "labels", "calibration"]
+)
 def test_wrong_use_is_told(case: str, small: tuple[Path, Path, Path], tmp_path: Path) -> None:
     run, pictures, bundle = small
     given: dict[str, Any] = {"run": run, "out": tmp_path / "b", "pictures": pictures}
@@ -704,6 +720,8 @@ def test_wrong_use_is_told(case: str, small: tuple[Path, Path, Path], tmp_path: 
         told = "holds no bundle"
     elif case == "no run":
         given["run"], told = pictures, "no encoder in"
+    elif case in ("labels", "calibration"):
+        given[case], told = tmp_path / "none", f"--{case}: of int8 only, and target onnx has none"
     else:
         given["pictures"], told = None, "give --pictures DIR"
     before = sorted(bundle.iterdir()), sorted(pictures.iterdir())

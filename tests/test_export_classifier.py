@@ -199,11 +199,15 @@ def test_runs_that_name_each_other_end(tuned: dict[str, Path], tmp_path: Path) -
     assert len(found.measured) + len(found.calibrated) == 6
 
 
-def test_two_pictures_are_too_few_for_int8(tuned: dict[str, Path], tmp_path: Path) -> None:
-    for number in (6, 7):
+def test_three_pictures_are_too_few_for_int8(tuned: dict[str, Path], tmp_path: Path) -> None:
+    for number in (6, 7, 8):
         shutil.copy(tuned["folder"] / "pretraining" / f"{number:02}.png", tmp_path)
-    with pytest.raises(UsageError, match=r"got 1; give more by --pictures DIR"):
+    told = r"calibrated on at least 4 readable pictures; got 3; give more by --pictures DIR"
+    with pytest.raises(UsageError, match=told):
         measured_on(tuned["first"], pictures=tmp_path)
+    shutil.copy(tuned["folder"] / "pretraining" / "09.png", tmp_path)
+    found = measured_on(tuned["first"], pictures=tmp_path)
+    assert (len(found.measured), len(found.calibrated)) == (2, 2)
 
 
 def test_a_bundle_without_a_classifier_says_so(

@@ -544,8 +544,9 @@ def export(run: str, **options: Any) -> None:
 )
 @click.option("--seconds", default=2.0, show_default=True, help="For each measurement.")
 def benchmark(bundle: str, batch: str, threads: int, seconds: float) -> None:
-    """Time every model of BUNDLE on this machine, beside torch without compiling: latency,
-    pictures/s, peak memory. Decoding is not counted. Also writes benchmark.json and .csv there.
+    """Time the ONNX models of BUNDLE and its engine on this machine, beside torch without
+    compiling: latency, pictures/s, peak memory. Decoding is not counted, and encoder.pte, which is
+    for phones, not timed. Also writes benchmark.json and .csv there.
 
     \b
     tinyssl benchmark bundle
