@@ -509,8 +509,8 @@ def predict(run: str, pictures: tuple[str, ...], out: str, device: str, overwrit
 @click.option("--overwrite", is_flag=True, help="Replace an earlier bundle in --out.")
 def export(run: str, **options: Any) -> None:
     """Export the encoder in RUN to a folder that extracts features on a device: ONNX models that
-    take uint8 pictures, a runtime of one file that needs numpy, Pillow and onnxruntime, and
-    pictures with torch's features to check it by.
+    take uint8 pictures (uint16 of a 16-bit run), a runtime of one file that needs numpy, Pillow
+    and onnxruntime, and pictures with torch's features to check it by.
 
     Ends with a table of how far the models are from torch; too far, and nothing is written.
 
