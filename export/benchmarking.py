@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import platform
 import shutil
 import subprocess
@@ -17,9 +18,9 @@ import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from tinyssl.console import progress
+from tinyssl.console import log, progress
 from tinyssl.encoder import create_encoder
-from tinyssl.errors import UsageError
+from tinyssl.errors import JobError, UsageError
 from tinyssl.files import write_text
 
 from .graph import Deployed
@@ -38,10 +39,13 @@ def benchmark(
     threads: int = 1,
     seconds: float = 2.0,
 ) -> list[dict[str, Any]]:
-    """Times every model of a bundle, each in a process of its own, and torch without compiling.
+    """Times a bundle's ONNX models and engine, each in a process of its own, and torch.
+
+    Torch runs without compiling. `encoder.pte` is not timed: phones are unlike this machine.
 
     Args:
-        bundle: made by `export`; `benchmark.json` and `benchmark.csv` are written there.
+        bundle: made by `export`; `benchmark.json` and `benchmark.csv` are written there, or else
+            a warning tells why not.
         batches: pictures a call.
         threads: of the CPU; 0 lets each library choose.
         seconds: for each measurement.
@@ -51,11 +55,15 @@ def benchmark(
         that cannot run has its reason in `status`, else `ok`.
 
     Raises:
-        UsageError: no bundle there, or no batch.
+        UsageError: no bundle there, no batch, or negative threads or seconds.
     """
     folder = Path(bundle)
     if not batches or min(batches) < 1:
         raise UsageError(f"batch: got {list(batches)}; each must be at least 1, such as 1,8")
+    if threads < 0:
+        raise UsageError(f"threads: got {threads}; give 0 (all) or more")
+    if not 0 <= seconds < math.inf:
+        raise UsageError(f"seconds: got {seconds}; give 0 or more")
     try:
         manifest = read_manifest(folder)
     except BundleError as error:
@@ -67,10 +75,17 @@ def benchmark(
         for row in _rows(folder, manifest, models, batches, threads, seconds):
             rows.append({key: row.get(key) for key in COLUMNS})
             advance(1)
+    try:
+        _write(folder, rows)
+    except JobError as error:  # a bundle may be read-only, and its rows took minutes
+        log.warning(str(error))
+    return rows
+
+
+def _write(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
     told = {"machine": platform.processor() or platform.machine(), "power": power(), "rows": rows}
     write_text(folder / "benchmark.json", json.dumps(told, indent=1) + "\n")
     write_text(folder / "benchmark.csv", _csv(rows))
-    return rows
 
 
 def power(devices: Path = Path("/sys/class/devfreq")) -> dict[str, str]:

@@ -31,8 +31,9 @@ def refuse_if_used(out: Path, overwrite: bool) -> None:
     """
     if out.name in ("", ".."):
         raise UsageError(f"--out {out}: a bundle takes its folder's place; give the folder's name")
-    if out.is_file():
-        raise UsageError(f"--out {out} is a file; name a new folder")
+    if os.path.lexists(out) and not out.is_dir():
+        kind = "file" if out.is_file() else "link to no folder" if out.is_symlink() else "device"
+        raise UsageError(f"--out {out} is a {kind}; name a new folder")
     if not out.is_dir() or not any(out.iterdir()):
         return
     if not overwrite:
@@ -85,7 +86,8 @@ def write_bundle(
     """Writes models, golden pictures, programs and the manifest into a new folder.
 
     Args:
-        out: replaced as a whole; what was there is kept until the new one is complete.
+        out: replaced as a whole; what was there is kept until the new one is complete. Of a link
+            the folder that it leads to.
         models: content by file name.
         golden: content of `golden.npz`.
         manifest: what is to be said beside the files.
@@ -106,6 +108,7 @@ def write_bundle(
     }
     told = json.dumps({"format": FORMAT, **manifest, "files": listed}, indent=1) + "\n"
     everything = {**contents, MANIFEST: told.encode()}
+    out = Path(os.path.realpath(out)) if out.is_dir() else out
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
@@ -146,9 +149,6 @@ def _swap(new: Path, out: Path) -> None:
 
 def _remove(bundle: Path) -> None:
     """Removes a bundle's own files, and the folder if nothing came there meanwhile."""
-    if bundle.is_symlink():
-        bundle.unlink()
-        return
     ours = _written(bundle)
     # The manifest last: without it a rest of the bundle is no longer known as ours.
     with suppress(OSError):

@@ -36,6 +36,7 @@ from .samples import Reader, draw_samples, labeled_pictures
 from .variants import HALF, ONE_SIZE, TARGETS, TOLERANCES, Variant, Workshop
 
 _GOLDEN = 8
+_ORDER = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # of channels; Pillow's names
 
 
 @dataclass(frozen=True)
@@ -91,20 +92,23 @@ def export(
         overwrite: replace an earlier bundle in `out`, if nothing else is there.
 
     Raises:
-        UsageError: no encoder at `run`, an unknown target, `out` in use, or no pictures.
+        UsageError: no encoder at `run`, an unknown target or one that does not take the encoder's
+            uint16, `labels` or `calibration` for one without int8, `out` in use, or no pictures.
         JobError: features differ by more than the tolerance, or a model cannot be made; nothing
             is left behind.
     """
     _refuse_target(target, any_size)
+    int8 = not set(TARGETS[target]).isdisjoint(STYLES)
+    _refuse_of_int8(target, int8, {"--labels": labels, "--calibration": calibration})
     folder = Path(out) if out is not None else _beside(run)
     refuse_if_used(folder, overwrite)
     encoder, description = load_encoder(run)
-    classifier = load_classifier(run)
     dtype = np.dtype(description.get("dtype", "uint8"))
+    _refuse_depth(target, dtype)
+    classifier = load_classifier(run)
     reader = Reader(description, dtype)
-    int8 = not set(TARGETS[target]).isdisjoint(STYLES)
     samples = draw_samples(reader, run, pictures, calibration, calibrate=int8)
-    labeled = labeled_pictures(reader, labels) if int8 and labels is not None else None
+    labeled = None if labels is None else labeled_pictures(reader, labels)
     deployed = Deployed(encoder, getattr(torch, dtype.name), not raw_features, classifier)
     manifest = _manifest(run, description, dtype, raw_features, any_size, classifier)
     log.info(f"exporting {encoder.name}; this takes some seconds")
@@ -190,6 +194,24 @@ def _refuse_target(target: str, any_size: bool) -> None:
         raise UsageError(f"target {target} has one picture size; leave --any-size out")
 
 
+def _refuse_of_int8(target: str, int8: bool, given: Mapping[str, Any]) -> None:
+    named = [option for option, value in given.items() if value is not None]
+    if named and not int8:
+        raise UsageError(
+            f"{' and '.join(named)}: of int8 only, and target {target} has none; leave it out, or "
+            "give --target onnx-int8 or jetson"
+        )
+
+
+def _refuse_depth(target: str, dtype: Any) -> None:
+    """Neither TensorRT nor ExecuTorch knows uint16."""
+    if target in ONE_SIZE and dtype != np.uint8:
+        raise UsageError(
+            f"target {target} takes uint8 pictures, this encoder {dtype}; give --target onnx, "
+            "onnx-fp16 or onnx-int8"
+        )
+
+
 def _manifest(
     run: str | Path,
     description: Mapping[str, Any],
@@ -211,7 +233,7 @@ def _manifest(
             "size": description["image_size"],
             "resize": description["resize"],
             "channels": description["channels"],
-            "channel_order": "RGB",
+            "channel_order": _ORDER[description["channels"]],
             "layout": "NHWC",
             "dtype": dtype.name,
             "any_size": any_size,

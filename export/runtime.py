@@ -24,6 +24,7 @@ import itertools
 import json
 import os
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -43,7 +44,10 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # EPS would start a program
 MAX_PIXELS = 89_478_485  # of a picture, where the manifest does not say
 _LARGEST_MANIFEST = 1 << 26  # bytes
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+_SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".gif", ".tif", ".tiff", ".webp",
+    ".ppm", ".pgm", ".pbm", ".pnm", ".pfm",
+)  # fmt: skip
 _BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a")
 
 Array = Any  # numpy arrays; devices have old numpys without types
@@ -88,6 +92,8 @@ class Extractor:
     ) -> None:
         if device not in ("auto", "tensorrt", "cuda", "cpu"):
             raise BundleError(f"device: got {device!r}, allowed are auto, tensorrt, cuda and cpu")
+        if threads < 0:
+            raise BundleError(f"threads: got {threads}; give 0 (all) or more")
         self.bundle = Path(__file__).resolve().parent if bundle is None else Path(bundle)
         self.manifest = read_manifest(self.bundle)
         self.passed_over = ""
@@ -113,9 +119,24 @@ class Extractor:
                 if required or device == "tensorrt":
                     raise
                 self.passed_over, self.variant = str(error), MODEL
+        if device == "tensorrt":
+            raise BundleError(f"device tensorrt runs {ENGINE} only; leave {self.variant} out")
         if not self.variant.endswith(".onnx"):
             raise BundleError(f"{self.variant} is not for this program; it runs .onnx and {ENGINE}")
-        return OnnxSession(verified(self.bundle, self.manifest, self.variant), device, threads)
+        model = verified(self.bundle, self.manifest, self.variant)
+        session = OnnxSession(model, device, threads)
+        self._refuse_unlike(session.told)
+        return session
+
+    def _refuse_unlike(self, told: dict[str, str]) -> None:
+        """The model says itself what it takes: prepared otherwise, pictures get other features."""
+        for key in ("size", "resize", "channels", "dtype"):
+            mine, its = str(self.manifest["input"][key]), told.get(f"input.{key}")
+            if its not in (None, mine):
+                raise BundleError(
+                    f"{self.bundle / MANIFEST} is damaged: input.{key} is {mine}, that of "
+                    f"{self.variant} {its}; take another copy of the bundle"
+                )
 
     @property
     def tolerance(self) -> dict[str, float]:
@@ -206,7 +227,7 @@ class Extractor:
         try:
             return self.prepare(picture)
         except Unreadable as error:
-            name = picture if isinstance(picture, str | os.PathLike) else f"number {number}"
+            name = picture if isinstance(picture, (str, os.PathLike)) else f"number {number}"
             raise Unreadable(f"picture {name} cannot be used: {error}") from None
 
 
@@ -246,6 +267,7 @@ def _nonsense(manifest: dict[str, Any]) -> str:
         "input.resize": taken.get("resize") in ("crop", "pad", "squash"),
         "input.dtype": taken.get("dtype") in ("uint8", "uint16"),
         "features.width": _whole(given.get("width"), 1 << 20),
+        "features.normalized": isinstance(given.get("normalized"), bool),
         "encoder": _named(manifest.get("encoder")),
         "classes": isinstance(classes, list) and all(isinstance(name, str) for name in classes),
     }
@@ -306,7 +328,7 @@ def read_engine(bundle: Path) -> tuple[bytes, dict[str, Any]]:
     try:
         facts = json.loads((bundle / ENGINE_FACTS).read_text(encoding="utf-8"))
         data = (bundle / ENGINE).read_bytes()
-        checksum = facts["sha256"]
+        checksum, _ = facts["sha256"], facts["model"]
     except (OSError, ValueError, KeyError, TypeError):
         raise BundleError(
             f"{bundle} has no whole {ENGINE} with its {ENGINE_FACTS}; run build_engine.py here"
@@ -341,6 +363,7 @@ class OnnxSession:
             )
         except Exception as error:  # onnxruntime has a class for every cause
             raise BundleError(f"the model cannot be loaded: {error}".partition("\n")[0]) from None
+        self.told: dict[str, str] = self.session.get_modelmeta().custom_metadata_map
         self.provider = str(self.session.get_providers()[0])
         # onnxruntime lists CUDA without a GPU too, and then falls back without an error.
         if device == "cuda" and self.provider != "CUDAExecutionProvider":
@@ -669,20 +692,34 @@ def _scale(picture: Array, height: int, width: int) -> Array:
 
 
 def find_pictures(names: Sequence[str]) -> list[Path]:
-    """Pictures named, and those below folders named, in order; hidden ones are passed over."""
+    """Pictures named, and those below folders named, in order.
+
+    Hidden ones are passed over; linked folders are entered once.
+    """
     found: list[Path] = []
     for name in names:
         path = Path(name)
         if path.is_dir():
-            below = sorted(p for p in path.rglob("*") if _is_picture(p))
-            inside = (p.relative_to(path).parts for p in below)
-            visible = [not any(part.startswith(".") for part in parts) for parts in inside]
-            if not any(visible):
+            below = sorted(_pictures_below(path))
+            if not below:
                 raise BundleError(f"no pictures in {name}; looked for {', '.join(_SUFFIXES)}")
-            found += [p for p, shown in zip(below, visible) if shown]  # noqa: B905
+            found += below
         else:
             found.append(path)
     return found
+
+
+def _pictures_below(folder: Path) -> Iterator[Path]:
+    seen: set[str] = set()
+    for base, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(base)
+        if real in seen:  # a link led back
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        visible = (Path(base, name) for name in names if not name.startswith("."))
+        yield from (path for path in visible if _is_picture(path))
 
 
 def _is_picture(path: Path) -> bool:
@@ -760,10 +797,12 @@ def _peak_mb() -> float | None:
 
 def _refuse_unwritable(out: Path, overwrite: bool) -> None:
     """Raises BundleError where no file can be written, before there is anything to lose."""
-    if out.exists() and not out.is_dir() and not (overwrite and out.is_file()):
-        raise BundleError(f"--out {out} exists; name another file, or give --overwrite")
     if out.is_dir():
         raise BundleError(f"--out {out} is a folder; name a file in it")
+    if os.path.lexists(out) and not out.is_file():
+        raise BundleError(f"--out {out} is no plain file; name one")
+    if out.exists() and not overwrite:
+        raise BundleError(f"--out {out} exists; name another file, or give --overwrite")
     if not out.parent.is_dir():
         raise BundleError(f"--out {out}: there is no folder {out.parent}; make it first")
     if not os.access(out.parent, os.W_OK):
@@ -772,17 +811,16 @@ def _refuse_unwritable(out: Path, overwrite: bool) -> None:
 
 def _write(out: Path, extractor: Extractor, names: list[str], columns: dict[str, Array]) -> None:
     """Columns (n,) or (n, width), beside the paths; in an npz with the names of the classes."""
-    temporary = out.with_name(f".{out.name}.tmp")
+    place = Path(os.path.realpath(out))  # a link stays one
     try:
-        _write_there(temporary, out.suffix, extractor, names, columns)
-        temporary.replace(out)
+        with tempfile.TemporaryDirectory(dir=place.parent, prefix=".runtime-") as folder:
+            whole = Path(folder, place.name)
+            _write_there(whole, out.suffix, extractor, names, columns)
+            whole.replace(place)
     except OSError as error:
         needs = sum(column.nbytes for column in columns.values())
         told = f"{error.strerror or error}; it needs about {needs:,} bytes"
         raise BundleError(f"cannot write {out}: {told}") from None
-    finally:
-        if temporary.is_file():
-            temporary.unlink()
 
 
 def _write_there(
@@ -852,7 +890,8 @@ def _labels(extractor: Extractor, outputs: dict[str, Array]) -> dict[str, Array]
 
 def _check_all(first: Extractor, given: argparse.Namespace) -> int:
     """Checks the model asked for, or else every ONNX model that was copied here, a line each."""
-    names = [] if given.variant else sorted(set(first.manifest["files"]) - {first.variant})
+    alone = given.variant or given.device == "tensorrt"
+    names = [] if alone else sorted(set(first.manifest["files"]) - {first.variant})
     there = [n for n in names if n.endswith(".onnx") and (first.bundle / n).exists()]
     others = (Extractor(given.bundle, n, given.device, given.threads) for n in there)
     status = 0
@@ -889,10 +928,14 @@ def _main(arguments: Sequence[str] | None = None) -> int:
     wanted = bool(given.pictures) + given.check + given.benchmark
     if wanted != 1:
         parser.error("give pictures, or --check, or --benchmark")
+    if given.out is not None and not given.pictures:
+        parser.error("--check and --benchmark write no --out")
     if given.out is not None and given.out.suffix not in (".npz", ".csv"):
         parser.error("give --out FILE.npz or --out FILE.csv")
     if given.batch < 1:
         parser.error("--batch must be at least 1")
+    if not 0 <= given.seconds < float("inf"):
+        parser.error("--seconds must be 0 or more")
     if given.pictures and given.out is not None:
         _refuse_unwritable(given.out, given.overwrite)
     extractor = Extractor(given.bundle, given.variant, given.device, given.threads)
@@ -918,6 +961,9 @@ def _main(arguments: Sequence[str] | None = None) -> int:
 
 def main() -> None:
     """Entry point: one line and exit status 2 for what cannot be used or written."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # classes have names of any script
     try:
         sys.exit(_main())
     except (BundleError, ImportError, OSError) as error:

@@ -18,14 +18,17 @@ from tinyssl.data import load_pictures
 from tinyssl.errors import UsageError
 from tinyssl.files import read_json
 from tinyssl.labeled import RESULT, read_labeled
-from tinyssl.opening import MAX_PIXELS
+from tinyssl.opening import MAX_PIXELS, allow_pixels, quiet
 from tinyssl.picture import to_depth
 from tinyssl.rows import spaced_rows
 from tinyssl.scanning import scan
 from tinyssl.weights import DESCRIPTION
 
+from . import runtime
+
 MEASURED, CALIBRATED, LABELED = 64, 128, 1000
 FEW = 32  # measured: fewer say little of others
+_MEASURED = "an export is measured"
 Pictures = NDArray[Any]
 
 
@@ -42,15 +45,40 @@ class Reader:
     dtype: Any
 
     def read(self, paths: Sequence[Path]) -> Pictures:
-        """Those that can be read, (n, s, s, c)."""
+        """Those that can be read, (n, s, s, c); tells if the bundle's runtime could not."""
         found = load_pictures(
             paths,
             size=self.description["image_size"],
             rule=self.description["resize"],
             channels=self.description["channels"],
-            max_pixels=self.description.get("max_pixels", MAX_PIXELS),
+            max_pixels=self.max_pixels,
         )
+        self._tell_of_refused(found.paths)
         return to_depth(np.array(found.array), self.dtype)
+
+    @property
+    def max_pixels(self) -> int:
+        """Of a picture."""
+        return int(self.description.get("max_pixels", MAX_PIXELS))
+
+    def _tell_of_refused(self, paths: Sequence[str]) -> None:
+        """Its decoder is Pillow alone, which reads less than training's, such as 16-bit colour."""
+        with quiet(), allow_pixels(self.max_pixels):
+            refused = [(path, told) for path in paths if (told := self._refused(path))]
+        if refused:
+            path, told = refused[0]
+            log.warning(
+                f"{len(refused)} of {len(paths)} of your pictures cannot be read by the bundle's "
+                f"runtime.py, first: {path}: {told}; convert them, or give it arrays"
+            )
+
+    def _refused(self, path: str) -> str:
+        channels = self.description["channels"]
+        try:
+            runtime.to_channels(runtime.decode(path, channels, self.max_pixels), channels)
+        except runtime.Unreadable as error:
+            return str(error)
+        return ""
 
 
 @dataclass(frozen=True)
@@ -90,15 +118,17 @@ def draw_samples(
     """
     paths = _paths(run, pictures)
     if not calibrate:
-        return Samples(_measurable(reader.read(_spaced(paths, MEASURED)), FEW), np.empty(0))
+        measured = _enough(reader.read(_spaced(paths, MEASURED)), 2, _MEASURED, "--pictures")
+        return Samples(_tell_of_few(measured, FEW), np.empty(0))
     if calibration is not None:
-        measured = reader.read(_spaced(paths, MEASURED))
-        calibrated = reader.read(_spaced(scan([calibration]), CALIBRATED))
-        return Samples(_measurable(measured, FEW), _enough(calibrated, 2, "--calibration"))
+        measured = _enough(reader.read(_spaced(paths, MEASURED)), 2, _MEASURED, "--pictures")
+        others = reader.read(_spaced(scan([calibration]), CALIBRATED))
+        calibrated = _enough(others, 2, "int8 is calibrated", "--calibration")
+        return Samples(_tell_of_few(measured, FEW), calibrated)
     both = reader.read(_spaced(paths, MEASURED + CALIBRATED))
+    _enough(both, 4, f"{_MEASURED} and int8 calibrated", "--pictures")
     third = np.arange(len(both)) % 3 == 0
-    calibrated = _enough(both[~third], 2, "--pictures")
-    return Samples(_measurable(both[third], 3 * FEW), calibrated)
+    return Samples(_tell_of_few(both[third], 3 * FEW), both[~third])
 
 
 def labeled_pictures(reader: Reader, labels: str | Path) -> tuple[Pictures, NDArray[np.int64]]:
@@ -167,9 +197,9 @@ def _spaced(items: Sequence[Any], count: int) -> list[Any]:
     return [items[row] for row in spaced_rows(len(items), count)]
 
 
-def _measurable(pictures: Pictures, wanted: int) -> Pictures:
+def _tell_of_few(pictures: Pictures, wanted: int) -> Pictures:
     """The pictures; tells if they are few, and how many more to give."""
-    if len(_enough(pictures, 2, "--pictures")) < FEW:
+    if len(pictures) < FEW:
         log.warning(
             f"measured on {len(pictures)} pictures only, which say little of others; give "
             f"{wanted} or more by --pictures DIR"
@@ -177,10 +207,10 @@ def _measurable(pictures: Pictures, wanted: int) -> Pictures:
     return pictures
 
 
-def _enough(pictures: Pictures, least: int, option: str) -> Pictures:
+def _enough(pictures: Pictures, least: int, purpose: str, option: str) -> Pictures:
     if len(pictures) < least:
         raise UsageError(
-            f"an export is measured on at least {least} readable pictures, and int8 calibrated on "
-            f"as many others; got {len(pictures)}; give more by {option} DIR"
+            f"{purpose} on at least {least} readable pictures; got {len(pictures)}; give more by "
+            f"{option} DIR"
         )
     return pictures

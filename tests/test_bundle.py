@@ -1,6 +1,7 @@
 """The bundle's folder: what --overwrite replaces, and what it never touches."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -123,12 +124,36 @@ def test_ctrl_c_between_the_two_moves_brings_the_old_one_back(
     assert [path.name for path in out.parent.iterdir()] == ["bundle"]
 
 
-def test_a_link_to_a_bundle_is_replaced_and_the_bundle_kept(out: Path) -> None:
+def test_a_link_stays_and_the_bundle_that_it_leads_to_is_replaced(out: Path) -> None:
     link = out.with_name("latest")
-    link.symlink_to(out)
-    before = contents(out)
+    link.symlink_to(out.name)
     replace(link)
-    assert contents(out) == before
-    assert not link.is_symlink()
-    assert (link / "a.onnx").read_bytes() == b"second"
+    assert link.is_symlink()
+    assert (out / "a.onnx").read_bytes() == b"second"
     assert {path.name for path in out.parent.iterdir()} == {"bundle", "latest"}
+
+
+def test_a_link_to_an_empty_folder_stays(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "bundle").symlink_to("disk")
+    write_bundle(tmp_path / "bundle", {"encoder.onnx": b"first"}, b"golden", {}, {})
+    assert (tmp_path / "bundle").is_symlink()
+    assert (tmp_path / "disk" / "encoder.onnx").read_bytes() == b"first"
+
+
+@pytest.mark.parametrize("kind", ["file", "link to nothing", "link to itself", "pipe"])
+def test_what_is_no_folder_is_kept(kind: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    if kind == "file":
+        out.write_text("mine")
+    elif kind == "pipe":
+        os.mkfifo(out)
+    else:
+        out.symlink_to("out" if kind == "link to itself" else "nothing")
+    before = out.lstat()
+    told = {"file": "file", "pipe": "device"}.get(kind, "link to no folder")
+    for call in (lambda: refuse_if_used(out, overwrite=True), lambda: replace(out)):
+        with pytest.raises(UsageError, match=f"out is a {told}; name a new folder"):
+            call()
+    assert out.lstat() == before
+    assert list(tmp_path.iterdir()) == [out]

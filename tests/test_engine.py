@@ -185,7 +185,9 @@ def test_another_version_of_tensorrt(bundle: Path, stand_in: SimpleNamespace) ->
     assert line in extractor.passed_over
 
 
-@pytest.mark.parametrize("damage", ["no engine", "no facts", "bad facts", "changed", "no package"])
+@pytest.mark.parametrize(
+    "damage", ["no engine", "no facts", "bad facts", "no model", "changed", "no package"]
+)
 def test_damaged_engines(bundle: Path, stand_in: SimpleNamespace, damage: str) -> None:
     write_engine(bundle, b"plan", stand_in)
     if damage == "no engine":
@@ -194,6 +196,10 @@ def test_damaged_engines(bundle: Path, stand_in: SimpleNamespace, damage: str) -
         (bundle / "encoder.engine.json").unlink()
     elif damage == "bad facts":
         (bundle / "encoder.engine.json").write_text("[]")
+    elif damage == "no model":
+        facts = json.loads((bundle / "encoder.engine.json").read_text())
+        del facts["model"]
+        (bundle / "encoder.engine.json").write_text(json.dumps(facts))
     elif damage == "changed":
         (bundle / "encoder.engine").write_bytes(b"plam")
     else:

@@ -1,6 +1,9 @@
 """Export and the runtime: the same pixels, the same features, and clear words for damage."""
 
+import ast
 import json
+import os
+import re
 import shutil
 import struct
 import subprocess
@@ -14,7 +17,7 @@ import onnx
 import pytest
 import torch
 from PIL import Image
-from tinyssl.export import benchmarking, build_engine, runtime, variants
+from tinyssl.export import benchmarking, build_engine, exporting, runtime, variants
 from tinyssl.export.exporting import export
 from tinyssl.export.parity import compare
 from tinyssl.export.samples import Reader, draw_samples
@@ -182,10 +185,42 @@ def test_engines_have_one_size(target: str, small: tuple[Path, Path, Path], tmp_
     assert not (tmp_path / "b").exists()
 
 
-def test_sixteen_bit_encoders_take_sixteen_bits(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", "resnet18", channels=1)
+def sixteen_bit_run(folder: Path, channels: int) -> Path:
+    run = make_run(folder, "test_resnet", channels=channels)
     described = json.loads((run / "encoder.json").read_text()) | {"dtype": "uint16"}
     (run / "encoder.json").write_text(json.dumps(described))
+    return run
+
+
+@pytest.mark.parametrize("target", ["jetson", "tensorrt", "mobile"])
+def test_sixteen_bits_are_refused_where_devices_know_none(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporting, "need_executorch", lambda: None)
+    monkeypatch.setattr(exporting, "draw_samples", lambda *a, **k: pytest.fail("work has begun"))
+    told = f"target {target} takes uint8 pictures, this encoder uint16; give --target onnx, "
+    with pytest.raises(UsageError, match=told):
+        export(sixteen_bit_run(tmp_path / "run", 1), target, tmp_path / "b")
+
+
+def test_pictures_that_the_runtime_cannot_read_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run, pictures = sixteen_bit_run(tmp_path / "run", 3), tmp_path / "pictures"
+    pictures.mkdir()
+    deep = np.random.default_rng(0).integers(0, 65536, (4, 50, 50, 3), dtype=np.uint16)
+    for number, picture in enumerate(deep[:3]):
+        (pictures / f"{number}.tif").write_bytes(tiff(picture, 2))
+    Image.fromarray((deep[3] >> 8).astype(np.uint8)).save(pictures / "3.png")
+    export(run, out=tmp_path / "bundle", pictures=pictures)
+    told = "3 of 4 of your pictures cannot be read by the bundle's runtime.py, first: "
+    assert f"{told}{pictures / '0.tif'}: 16 bits in each of several channels" in caplog.text
+
+
+def test_sixteen_bit_encoders_take_sixteen_bits(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = sixteen_bit_run(tmp_path / "run", 1)
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     generator = np.random.default_rng(0)
@@ -198,6 +233,8 @@ def test_sixteen_bit_encoders_take_sixteen_bits(tmp_path: Path) -> None:
     wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
     np.testing.assert_allclose(found, wanted, atol=1e-4)
     assert np.abs(found[0] - found[1]).max() > 1e-3
+    assert json.loads((bundle / "manifest.json").read_text())["input"]["channel_order"] == "L"
+    assert "runtime.py" not in caplog.text
 
 
 @pytest.mark.parametrize("rule", ["crop", "pad", "squash"])
@@ -345,11 +382,42 @@ def test_check_looks_at_every_model(small: tuple[Path, Path, Path], tmp_path: Pa
     assert run_program(bundle, "--check", "--device", "cpu").returncode == 1
 
 
+def test_reasons_are_in_words(small: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "text.png").write_text("no picture")
+    os.mkfifo(tmp_path / "pipe.png")
+    extractor = runtime.Extractor(small[2], device="cpu")
+    for name, told in (
+        ("empty", "empty file"), ("text", "not a picture"), ("pipe", "not a regular file"),
+    ):  # fmt: skip
+        path = tmp_path / f"{name}.png"
+        with pytest.raises(runtime.Unreadable, match=f"^picture {path} cannot be used: {told}$"):
+            extractor.embed([path])
+
+
 def test_the_runtime_finds_pictures_by_their_content(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     (tmp_path / "a.png").rename(tmp_path / "photo")
     (tmp_path / "notes").write_text("none")
     assert runtime.find_pictures([str(tmp_path)]) == [tmp_path / "photo"]
+
+
+def test_the_runtime_finds_in_folders_what_training_finds(tmp_path: Path) -> None:
+    Image.init()
+    folder, beside = tmp_path / "pictures", tmp_path / "beside"
+    for place in (folder / "b", folder / ".hidden", beside):
+        place.mkdir(parents=True)
+        (place / "a.png").touch()
+    for suffix, name in Image.EXTENSION.items():
+        if name in runtime._FORMATS:
+            (folder / f"a{suffix}").touch()
+    (folder / ".a.png").touch()
+    (folder / "a").symlink_to(beside)
+    (folder / "again").symlink_to(beside)
+    (beside / "back").symlink_to(folder)
+    found = runtime.find_pictures([str(folder)])
+    assert found == sorted(scan([folder]))
+    assert folder / "a" / "a.png" in found
 
 
 def test_runtime_in_an_environment_of_its_own(
@@ -413,6 +481,78 @@ def test_the_program_refuses_an_out_that_cannot_be_before_it_works(
     assert not done.stdout
 
 
+@pytest.mark.parametrize("kind", ["pipe", "link to nothing", "file"])
+def test_the_program_takes_no_place_of_what_is_there(
+    kind: str, small: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    out, arguments = tmp_path / "f.npz", ["--bundle", str(small[2]), str(small[1])]
+    if kind == "pipe":
+        os.mkfifo(out)
+    elif kind == "file":
+        out.write_text("mine")
+    else:
+        out.symlink_to("nothing")
+    before = out.lstat()
+    told = {"file": "exists; name another file, or give --overwrite"}.get(kind, "no plain file")
+    given = [] if kind == "file" else ["--overwrite"]
+    with pytest.raises(runtime.BundleError, match=told):
+        runtime._main([*arguments, "--out", str(out), *given])
+    assert out.lstat() == before
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_the_program_overwrites_nothing_but_its_out(
+    small: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "f.csv").write_text("old")
+    (tmp_path / ".f.csv.tmp").write_text("mine")
+    (tmp_path / "link.csv").symlink_to("f.csv")
+    arguments = ["--bundle", str(small[2]), str(small[1] / "00.png"), "--overwrite"]
+    assert runtime._main([*arguments, "--out", str(tmp_path / "link.csv")]) == 0
+    assert (tmp_path / "link.csv").is_symlink()
+    assert (tmp_path / "f.csv").read_text().startswith("path,feature0,")
+    assert (tmp_path / ".f.csv.tmp").read_text() == "mine"
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--check", "--out", "f.npz"], "--check and --benchmark write no --out"),
+        (["--benchmark", "--seconds", "nan"], "--seconds must be 0 or more"),
+        (["--benchmark", "--seconds", "-1"], "--seconds must be 0 or more"),
+        (["--check", "--threads", "-1"], r"threads: got -1; give 0 \(all\) or more"),
+        (
+            ["--check", "--device", "tensorrt", "--variant", "encoder.onnx"],
+            r"device tensorrt runs encoder\.engine only; leave encoder\.onnx out",
+        ),
+    ],
+)
+def test_options_without_effect_are_refused(
+    arguments: list[str],
+    told: str,
+    small: tuple[Path, Path, Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises((SystemExit, runtime.BundleError)) as stop:
+        runtime._main(["--bundle", str(small[2]), *arguments])
+    assert re.search(told, f"{stop.value} {capsys.readouterr().err}")
+
+
+@pytest.mark.parametrize("program", ["runtime", "build_engine"])
+def test_programs_are_of_python_38(program: str) -> None:
+    """JetPack 5 has no newer one; what it refuses only at run time is looked for by name."""
+    text = (Path(runtime.__file__).parent / f"{program}.py").read_text(encoding="utf-8")
+    assert "\nfrom __future__ import annotations\n" in text
+    for node in ast.walk(ast.parse(text, feature_version=(3, 8))):
+        if isinstance(node, ast.Call):
+            called = getattr(node.func, "id", getattr(node.func, "attr", ""))
+            assert called not in ("removeprefix", "removesuffix", "bit_count", "is_relative_to")
+            assert not {"strict", "slots"} & {keyword.arg for keyword in node.keywords}
+            unions = [a for a in node.args if isinstance(a, ast.BinOp)]
+            assert called != "isinstance" or not unions, f"line {node.lineno}"
+
+
 def test_benchmark_measures(small: tuple[Path, Path, Path]) -> None:
     extractor = runtime.Extractor(small[2], device="cpu", threads=1)
     found = runtime.benchmark(extractor, batch=2, seconds=0.05)
@@ -440,6 +580,18 @@ def test_benchmark_of_a_bundle(bundle: Path, capsys: pytest.CaptureFixture[str])
     assert len((bundle / "benchmark.csv").read_text().splitlines()) == 7
 
 
+@pytest.mark.parametrize("file", ["benchmark.json", "benchmark.csv"])
+def test_what_was_timed_is_shown_where_it_cannot_be_written(
+    file: str, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (bundle / "encoder.fp16.onnx").write_bytes(b"cut short")  # the less there is to time
+    (bundle / file).mkdir()
+    main(["benchmark", str(bundle), "--batch", "1", "--seconds", "0.01"])
+    said = capsys.readouterr()
+    assert "encoder.onnx" in said.out
+    assert f"cannot write {bundle / file}" in said.err
+
+
 def test_report_shows_bundle_and_latency(
     small: tuple[Path, Path, Path], bundle: Path, tmp_path: Path
 ) -> None:
@@ -464,6 +616,8 @@ def test_report_shows_bundle_and_latency(
     [
         (["--batch", "0"], "at least 1"),
         (["--batch", "x"], "give numbers"),
+        (["--seconds", "nan"], "seconds: got nan; give 0 or more"),
+        (["--seconds", "-1"], "seconds: got -1.0; give 0 or more"),
         ([], "no manifest.json"),
     ],
 )
@@ -488,6 +642,11 @@ def test_benchmark_of_wrong_use(
         ("golden", "golden.npz cannot be read"),
         ("empty folder", "no pictures in"),
         ("device", "device: got 'tpu', allowed are auto, tensorrt, cuda and cpu"),
+        ("normalized", "manifest.json is damaged: features.normalized cannot be so"),
+        ("size", "input.size is 64, that of encoder.onnx 48; take another copy of the bundle"),
+        ("resize", "input.resize is pad, that of encoder.onnx crop"),
+        ("channels", "input.channels is 1, that of encoder.onnx 3"),
+        ("dtype", "input.dtype is uint16, that of encoder.onnx uint8"),
     ],
 )
 def test_damage_is_told_in_one_line(damage: str, told: str, bundle: Path, tmp_path: Path) -> None:
@@ -512,6 +671,14 @@ def test_damage_is_told_in_one_line(damage: str, told: str, bundle: Path, tmp_pa
         arguments = [tmp_path / "nothing", "--out", tmp_path / "f.npz"]
     elif damage == "device":
         arguments += ["--device", "tpu"]
+    else:
+        told_there = json.loads(manifest.read_text())
+        values = {"size": 64, "resize": "pad", "channels": 1, "dtype": "uint16"}
+        if damage in values:
+            told_there["input"][damage] = values[damage]
+        elif damage == "normalized":
+            del told_there["features"]["normalized"]
+        manifest.write_text(json.dumps(told_there))
     done = run_program(bundle, *arguments)
     assert done.returncode == 2
     assert told in done.stderr
@@ -538,7 +705,9 @@ def test_unlike_features_leave_nothing_behind(
     assert not (tmp_path / "bundles").exists()
 
 
-@pytest.mark.parametrize("case", ["target", "used", "not a bundle", "no run", "no pictures"])
+@pytest.mark.parametrize(
+    "case", ["target", "used", "not a bundle", "no run", "no pictures", "labels", "calibration"]
+)
 def test_wrong_use_is_told(case: str, small: tuple[Path, Path, Path], tmp_path: Path) -> None:
     run, pictures, bundle = small
     given: dict[str, Any] = {"run": run, "out": tmp_path / "b", "pictures": pictures}
@@ -551,6 +720,8 @@ def test_wrong_use_is_told(case: str, small: tuple[Path, Path, Path], tmp_path: 
         told = "holds no bundle"
     elif case == "no run":
         given["run"], told = pictures, "no encoder in"
+    elif case in ("labels", "calibration"):
+        given[case], told = tmp_path / "none", f"--{case}: of int8 only, and target onnx has none"
     else:
         given["pictures"], told = None, "give --pictures DIR"
     before = sorted(bundle.iterdir()), sorted(pictures.iterdir())

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -115,6 +116,19 @@ def test_the_program_prints_classes(made: tuple[Path, Path, Path], tmp_path: Pat
     assert alone.stdout.splitlines()[:12] == lines[:12]
 
 
+def test_names_that_a_terminal_cannot_show_are_escaped(
+    made: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    picture, out = tmp_path / "größer.png", tmp_path / "found.csv"
+    shutil.copy(made[1] / "00.png", picture)
+    program = [sys.executable, made[2] / "runtime.py", "--device", "cpu", picture, "--out", out]
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(program, capture_output=True, text=True, env=ascii_only)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{tmp_path}/gr\\xf6\\xdfer.png: ")
+    assert "größer.png" in out.read_text(encoding="utf-8")
+
+
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A run of 60 pictures, one fine-tuned on six others, and one fine-tuned from that."""
@@ -185,11 +199,15 @@ def test_runs_that_name_each_other_end(tuned: dict[str, Path], tmp_path: Path) -
     assert len(found.measured) + len(found.calibrated) == 6
 
 
-def test_two_pictures_are_too_few_for_int8(tuned: dict[str, Path], tmp_path: Path) -> None:
-    for number in (6, 7):
+def test_three_pictures_are_too_few_for_int8(tuned: dict[str, Path], tmp_path: Path) -> None:
+    for number in (6, 7, 8):
         shutil.copy(tuned["folder"] / "pretraining" / f"{number:02}.png", tmp_path)
-    with pytest.raises(UsageError, match=r"got 1; give more by --pictures DIR"):
+    told = r"calibrated on at least 4 readable pictures; got 3; give more by --pictures DIR"
+    with pytest.raises(UsageError, match=told):
         measured_on(tuned["first"], pictures=tmp_path)
+    shutil.copy(tuned["folder"] / "pretraining" / "09.png", tmp_path)
+    found = measured_on(tuned["first"], pictures=tmp_path)
+    assert (len(found.measured), len(found.calibrated)) == (2, 2)
 
 
 def test_a_bundle_without_a_classifier_says_so(

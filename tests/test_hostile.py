@@ -291,7 +291,8 @@ def test_an_engine_imports_no_module_of_its_choice(bundle: Path) -> None:
 
     write_manifest(bundle)
     (bundle / "encoder.engine").write_bytes(b"x")
-    facts = {"sha256": hashlib.sha256(b"x").hexdigest(), "package": "antigravity", "version": "1"}
+    facts = {"sha256": hashlib.sha256(b"x").hexdigest(), "model": "encoder.onnx"}
+    facts |= {"package": "antigravity", "version": "1"}
     (bundle / "encoder.engine.json").write_text(json.dumps(facts))
     with pytest.raises(runtime.BundleError, match="names no TensorRT"):
         runtime.Extractor(bundle, variant="encoder.engine")

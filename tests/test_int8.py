@@ -220,5 +220,5 @@ def test_other_pictures_calibrate(run: Path, cells: Path, tmp_path: Path) -> Non
     facts = json.loads((bundle / "manifest.json").read_text())["files"]["encoder.int8.onnx"]
     assert facts["calibration"]["pictures"] == 20
     few.write_text(cells.read_text().splitlines()[0])
-    with pytest.raises(UsageError, match="as many others; got 1"):
+    with pytest.raises(UsageError, match="calibrated on at least 2 readable pictures; got 1"):
         export(run, "onnx-int8", tmp_path / "other", calibration=few)

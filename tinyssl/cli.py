@@ -531,8 +531,8 @@ def predict(run: str, pictures: tuple[str, ...], out: str, device: str, overwrit
 @click.option("--overwrite", is_flag=True, help="Replace an earlier bundle in --out.")
 def export(run: str, **options: Any) -> None:
     """Export the encoder in RUN to a folder that extracts features on a device: ONNX models that
-    take uint8 pictures, a runtime of one file that needs numpy, Pillow and onnxruntime, and
-    pictures with torch's features to check it by.
+    take uint8 pictures (uint16 of a 16-bit run), a runtime of one file that needs numpy, Pillow
+    and onnxruntime, and pictures with torch's features to check it by.
 
     Ends with a table of how far the models are from torch; too far, and nothing is written.
 
@@ -566,8 +566,9 @@ def export(run: str, **options: Any) -> None:
 )
 @click.option("--seconds", default=2.0, show_default=True, help="For each measurement.")
 def benchmark(bundle: str, batch: str, threads: int, seconds: float) -> None:
-    """Time every model of BUNDLE on this machine, beside torch without compiling: latency,
-    pictures/s, peak memory. Decoding is not counted. Also writes benchmark.json and .csv there.
+    """Time the ONNX models of BUNDLE and its engine on this machine, beside torch without
+    compiling: latency, pictures/s, peak memory. Decoding is not counted, and encoder.pte, which is
+    for phones, not timed. Also writes benchmark.json and .csv there.
 
     \b
     tinyssl benchmark bundle
