@@ -129,7 +129,7 @@ def _prepare(
     else:
         settled = with_sources(load_recipe(recipe, overrides), data)
         _refuse_own_start(settled.encoder.init, folder.path)
-        distributed.on_main(folder.refuse_to_replace if overwrite else folder.refuse_if_used)
+        distributed.on_main(lambda: _refuse_out(folder, settled, overwrite))
     resolve_name(settled.encoder.name)
     device = pick_device(settled.run.device)
     check_bf16(settled.run.precision, device, settled.augment.view_size)
@@ -143,6 +143,21 @@ def _prepare(
     if distributed.is_main():
         folder.begin_log()
     return run
+
+
+def _refuse_out(folder: RunFolder, recipe: Recipe, overwrite: bool) -> None:
+    if overwrite:
+        folder.refuse_to_replace()
+        watched = recipe.run.watch_labels
+        folder.refuse_to_lose([*recipe.data.sources, *([] if watched is None else [watched])])
+        return
+    folder.refuse_if_used()
+    cache, out = recipe.data.cache_dir, os.path.realpath(folder.path)
+    if cache is not None and Path(os.path.realpath(cache)).is_relative_to(out):
+        raise UsageError(
+            f"data.cache_dir {cache} lies in --out {folder.path}, which must be new; name another "
+            "folder for one of them"
+        )
 
 
 def _refuse_own_start(init: str, out: Path) -> None:
@@ -173,6 +188,7 @@ def _read_saved(folder: RunFolder, held: ExitStack) -> tuple[dict[str, Any] | No
             f"{folder.path} has an encoder but no {folder.checkpoint.name} to go on from; put "
             f"{folder.checkpoint} back, or start anew in another --out"
         )
+    folder.refuse_to_replace()
     log.info(f"{folder.path} has no checkpoint yet: beginning again with its recipe")
     return None, load_recipe(folder.recipe)
 
