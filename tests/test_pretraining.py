@@ -317,6 +317,15 @@ def test_non_finite_loss_names_step_and_checkpoint(
     assert all(torch.isfinite(v).all() for v in state.values() if v.is_floating_point())
 
 
+def test_the_learning_rate_is_not_blamed_for_the_first_step(
+    picture_folder: Folder, tmp_path: Path
+) -> None:
+    settings = [*QUICK, "loss.temperature=1e-45"]
+    with pytest.raises(JobError, match=r"at step 1; .*raise loss\.temperature") as caught:
+        pretrain(picture_folder(), out=tmp_path / "run", overrides=settings)
+    assert "base_lr" not in str(caught.value)
+
+
 def test_one_picture_is_refused(tmp_path: Path) -> None:
     Image.new("RGB", (40, 40), "red").save(tmp_path / "one.png")
     with pytest.raises(UsageError, match="at least 2"):

@@ -276,7 +276,7 @@ class Run:
                     self.take_step,
                 )  # fmt: skip
             except NonFinite as error:
-                told = f"{self._last_good()}; lower optim.base_lr; {self._batch(error)}"
+                told = f"{self._last_good()}; {_cause(error)}; {self._batch(error)}"
                 raise JobError(f"{error}; {told}") from error
             except JobError as error:
                 raise JobError(f"{error}; {self._last_good()}") from error
@@ -537,6 +537,12 @@ class Run:
         log.debug(f"the batch that failed: {', '.join(names)}")  # all of it in train.log
         more = f" and {len(names) - 3:,} more in train.log" if len(names) > 3 else ""
         return f"the batch is {', '.join(names[:3])}{more}"
+
+
+def _cause(error: NonFinite) -> str:
+    if error.step > 1:
+        return "lower optim.base_lr"
+    return "no weight had changed yet: raise loss.temperature, or look at encoder.init"
 
 
 def _nothing(value: object) -> None:
