@@ -17,13 +17,17 @@ import timm
 import torch
 from PIL import Image
 
+from tests.making import make_run
 from tinyssl import pretraining as module
 from tinyssl.checkpoint import load_checkpoint, save_checkpoint
 from tinyssl.config import load_recipe
 from tinyssl.errors import Interrupted, JobError, UsageError
+from tinyssl.finetuning import finetune
+from tinyssl.locks import locked
 from tinyssl.model import load
 from tinyssl.pretraining import pretrain
 from tinyssl.recipe_files import recipe_text
+from tinyssl.reporting.advice import advise
 from tinyssl.reporting.card import start_of
 from tinyssl.reporting.run_facts import read_run
 from tinyssl.sources import with_sources
@@ -226,9 +230,71 @@ def test_resume_after_a_crash_between_checkpoints(
 def test_resume_refuses_other_pictures(picture_folder: Folder, tmp_path: Path) -> None:
     data = picture_folder()
     run = pretrain(data, out=tmp_path / "run", overrides=QUICK)
-    (data / "dark" / "000.png").unlink()
-    with pytest.raises(UsageError, match="are not those that"):
+    (data / "dark" / "000.png").rename(tmp_path / "kept.png")
+    told = f"the pictures at {data} are not those that .* with {{}}; put them back"
+    with pytest.raises(UsageError, match=told.format(r"\(16 then, 15 now\)")):
         pretrain(out=run, resume=True)
+    (data / "dark" / "000.png").write_bytes((data / "dark" / "001.png").read_bytes())
+    with pytest.raises(UsageError, match=told.format(r"\(as many, but others\)")):
+        pretrain(out=run, resume=True)
+
+
+def test_resume_of_a_finetuned_run(tmp_path: Path, picture_folder: Folder) -> None:
+    first = make_run(tmp_path / "first", "test_resnet")
+    run = finetune(first, picture_folder(), "few-label-linear", tmp_path / "cls")
+    with pytest.raises(UsageError, match=r"is a fine-tuned run, .* with encoder\.init="):
+        pretrain(out=run, resume=True)
+
+
+def test_resume_without_the_labels_that_were_watched(
+    picture_folder: Folder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    data = picture_folder()
+    rows = [f"{p},{p.parent.name}" for p in sorted(data.rglob("*.png"))]
+    (tmp_path / "labels.csv").write_text("path,label\n" + "\n".join(rows))
+    settings = [*QUICK, f"run.watch_labels={tmp_path / 'labels.csv'}"]
+    with monkeypatch.context() as patch:
+        stop_at(4, patch)
+        with pytest.raises(Interrupted):
+            pretrain(data, out=tmp_path / "cut", overrides=settings)
+    (tmp_path / "labels.csv").unlink()
+    cut = pretrain(out=tmp_path / "cut", resume=True)
+    assert "labels.csv is gone: going on without k-NN accuracy" in caplog.text
+    assert [row["knn"] != "" for row in results(cut)] == [True, False, False]
+
+
+@pytest.mark.parametrize("left", ["", "epoch,ti", "epoch,ti1,2\n"])
+def test_a_cut_header_of_results_is_written_anew(
+    left: str, picture_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = picture_folder()
+    whole = pretrain(data, out=tmp_path / "whole", overrides=QUICK)
+    with monkeypatch.context() as patch:
+        stop_at(1, patch)
+        with pytest.raises(Interrupted):
+            pretrain(data, out=tmp_path / "cut", overrides=QUICK)
+    (tmp_path / "cut" / "results.csv").write_text(left)
+    assert_same_run(whole, pretrain(out=tmp_path / "cut", resume=True))
+
+
+def test_a_run_that_is_still_training_is_not_called_stopped(
+    picture_folder: Folder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_at(4, patch)
+        with pytest.raises(Interrupted):
+            pretrain(picture_folder(), out=tmp_path / "cut", overrides=QUICK)
+    with locked(tmp_path / "cut"):
+        load(tmp_path / "cut")
+        assert "is still being trained" in caplog.text
+        assert "Wait for it." in {a.todo for a in advise(read_run(tmp_path / "cut"), 16, None)}
+    assert "stopped before its end" not in caplog.text
 
 
 def test_resume_says_that_the_pictures_must_be_back(
@@ -249,9 +315,21 @@ def test_resume_says_that_the_pictures_must_be_back(
 
 def test_resume_of_a_finished_run_changes_nothing(picture_folder: Folder, tmp_path: Path) -> None:
     run = pretrain(picture_folder(), out=tmp_path / "run", overrides=QUICK)
+    (run / "report.html").write_text("made by tinyssl report")
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name != "train.log"}
     pretrain(out=run, resume=True)
     assert before == {p: p.read_bytes() for p in before}
+
+
+def test_resume_of_a_finished_run_writes_what_a_crash_left_out(
+    picture_folder: Folder, tmp_path: Path
+) -> None:
+    run = pretrain(picture_folder(), out=tmp_path / "run", overrides=QUICK)
+    (run / "machine.json").unlink()
+    (run / "report.html").unlink()
+    pretrain(out=run, resume=True)
+    assert json.loads((run / "machine.json").read_text())["pictures"] == 16
+    assert (run / "report.html").exists()
 
 
 def test_resume_without_a_checkpoint_harms_no_encoder(

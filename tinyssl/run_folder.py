@@ -169,21 +169,22 @@ class RunFolder:
         with _told(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
 
-    def log_epoch(self, row: Mapping[str, Value], columns: list[str]) -> None:
+    def log_epoch(self, row: Mapping[str, Value], columns: Sequence[str]) -> None:
         """Appends one row to `results.csv`; values that were not measured stay empty."""
-        new = not self.results.exists()
+        new = not self.results.exists() or self.results.stat().st_size == 0
         with _told(self.results), self.results.open("a", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, columns, lineterminator="\n")
             if new:
                 writer.writeheader()
             writer.writerow({key: _short(value) for key, value in row.items()})
 
-    def forget_after(self, step: int, epoch: int) -> None:
+    def forget_after(self, step: int, epoch: int, columns: Sequence[str]) -> None:
         """Drops log lines written after the checkpoint that a run goes on from.
 
         Args:
             step: finished steps in the checkpoint.
             epoch: finished epochs in the checkpoint.
+            columns: of `results.csv`, which begins anew where a crash cut them off.
         """
         if self.metrics.exists():
             lines = self.metrics.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -192,8 +193,12 @@ class RunFolder:
         if self.results.exists():
             text = self.results.read_text(encoding="utf-8", errors="replace")
             lines = text.splitlines(keepends=True)
-            kept = [line for line in lines[1:] if _epoch(line, lines[0]) <= epoch]
-            write_text(self.results, "".join(lines[:1] + kept))
+            header = ",".join(columns) + "\n"
+            if lines[:1] != [header]:
+                self.results.unlink()
+                return
+            kept = [line for line in lines[1:] if _epoch(line, header) <= epoch]
+            write_text(self.results, "".join([header, *kept]))
 
     @contextmanager
     def log_to_file(self) -> Iterator[None]:

@@ -20,6 +20,7 @@ from tinyssl.console import log
 from tinyssl.encoder import Encoder, create_encoder, widen
 from tinyssl.errors import UsageError
 from tinyssl.files import atomic, read_json, write_text
+from tinyssl.locks import is_held
 from tinyssl.run_folder import resume_command
 from tinyssl.tensor_file import read_tensors
 
@@ -184,10 +185,10 @@ def load_encoder(folder: str | Path) -> tuple[Encoder, dict[str, Any]]:
     _refuse_misfit(state, encoder.state_dict(), f"{folder} does not fit {encoder.name}")
     encoder.load_state_dict(state)
     if not description.get("finished", True):
-        log.warning(
-            f"{folder} was stopped before its end: its features are those of the last level only; "
-            f"go on with: {resume_command(Path(folder))}"
-        )
+        held = is_held(Path(folder))
+        what = "is still being trained" if held else "was stopped before its end"
+        how = "wait for it" if held else f"go on with: {resume_command(Path(folder))}"
+        log.warning(f"{folder} {what}: its features are those of the last level only; {how}")
     return encoder.eval(), description
 
 
