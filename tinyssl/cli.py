@@ -170,11 +170,10 @@ def _refuse_bare(given: str, name: str, value: str) -> None:
     if any(parameter.name == name for parameter in verb.params):
         meant = [f"--{name.replace('_', '-')} {_typed(value)}"]
     else:
-        from tinyssl.config import Recipe, keys_named
-        from tinyssl.finetune_config import FinetuneRecipe
+        from tinyssl.finetune_config import keys_named
 
-        schema = FinetuneRecipe if verb.name in ("finetune", "eval") else Recipe
-        meant = [_typed(f"{key}={value}") for key in keys_named(name, schema)]
+        keys = keys_named(name, finetune=verb.name in ("finetune", "eval"))
+        meant = [_typed(f"{key}={value}") for key in keys]
     if meant:
         raise UsageError(f"no folder or file {given}; for the setting give {' or '.join(meant)}")
 

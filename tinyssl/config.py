@@ -317,16 +317,6 @@ def shortcuts(given: Mapping[str, object]) -> list[str]:
     return [f"{SHORTCUTS[name]}={value}" for name, value in given.items()]
 
 
-def keys_named(name: str, schema: type[BaseModel]) -> list[str]:
-    """The keys of a schema that have this name, such as `run.views`, in any section."""
-    sections = {key: field.annotation for key, field in schema.model_fields.items()}
-    return [
-        f"{key}.{name}"
-        for key, section in sections.items()
-        if name in getattr(section, "model_fields", ())
-    ]
-
-
 def read_recipe(text: str, source: str) -> Recipe:
     """Reads a recipe's YAML; raises UsageError, naming `source`, where it is not one."""
     return validate(_parse_yaml(text, source), source)

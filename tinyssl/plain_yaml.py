@@ -17,7 +17,7 @@ _DEEPEST = 20  # levels; a pipeline of albumentations has half as many
 _FLOAT, _DATE = "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp"
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
     """Refuses a key that is given twice; 1e-3 is a number to it, and a date is text."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
