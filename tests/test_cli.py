@@ -310,6 +310,45 @@ def test_names_too_long_for_the_file_system(
     assert "fault" not in err
 
 
+@pytest.mark.parametrize(
+    ("verb", "given", "told"),
+    [
+        ("pretrain", "epochs=3", "give --epochs 3"),
+        ("pretrain", "batch_size=3", "give --batch-size 3"),
+        ("pretrain", "views=3", "give run.views=3"),
+        ("pretrain", "lr=3", "give bank.lr=3"),
+        ("checks", "epochs=3", "give run.epochs=3"),
+        ("finetune", "views=3", "give network.views=3"),
+        ("pretrain", "nothing=3", "/nothing=3; give one that exists"),
+    ],
+)
+def test_a_setting_without_its_section(
+    verb: str, given: str, told: str, capsys: pytest.CaptureFixture[str], picture_folder: Folder
+) -> None:
+    data = picture_folder()
+    more = ["--labels", data] if verb == "finetune" else []
+    status, _, error = run(capsys, verb, data, given, *more)
+    assert status == 2
+    assert told in error.splitlines()[-1]
+
+
+def test_home_is_known_in_every_out(
+    capsys: pytest.CaptureFixture[str],
+    picture_folder: Folder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No shell puts it in after `=`."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run").mkdir()
+    encoder = create_encoder("mobilenetv3-small", seed=5)
+    save_encoder(encoder, tmp_path / "run", image_size=32, resize="crop")
+    status, told, _ = run(capsys, "embed", tmp_path / "run", picture_folder(), "--out=~/f.npz")
+    assert status == 0
+    assert str(tmp_path / "f.npz") in told
+    assert (tmp_path / "f.npz").exists()
+
+
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tinyssl", "--debug", "pretrain", str(tmp_path / "nope")]
     done = subprocess.run(command, capture_output=True, text=True)

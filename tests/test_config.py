@@ -98,7 +98,10 @@ def test_preset_on_the_command_line_beats_one_resolved_in_a_file(tmp_path: Path)
         ("head.width=99999999", "head.width: got 99999999"),
         ("augment.preset=nature", "'natural', 'industrial' or 'aligned'"),
         ("optim=3", "not of the form section.key=value"),
-        ("optim.name=[", "overrides"),
+        ("optim.name=[", "override 'optim.name=['"),
+        ("data.sources=???", "data.sources: got '???'; wants a valid list"),
+        ("data.sources={a: 1}", "data.sources: got {'a': 1}; wants a valid list"),
+        ("data.image_size.x=3", "data.image_size: got 128; data.image_size.x wants keys there"),
     ],
 )
 def test_wrong_override_is_told_in_one_line(override: str, told: str) -> None:
@@ -129,6 +132,45 @@ def test_wrong_file_is_told_in_one_line(text: str, told: str, tmp_path: Path) ->
         load_recipe(path)
     assert told in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("/x/cache #1", "/x/cache #1"),
+        ("#x", "#x"),
+        ("'/x/cache #1'", "/x/cache #1"),
+        ("${HOME", "${HOME"),
+        ("???", "???"),
+        ("null", None),
+        ("~", None),
+        ("", None),
+    ],
+)
+def test_text_in_an_override_is_taken_whole(text: str, found: str | None) -> None:
+    recipe = load_recipe("mobilenetv3-small", [f"data.cache_dir={text}"])
+    assert recipe.data.cache_dir == found
+
+
+def test_names_with_signs_of_interpolation_read_back(tmp_path: Path) -> None:
+    recipe = Recipe.model_validate({"data": {"sources": ["/x/${cells", "/x/${a}", "???"]}})
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    assert load_recipe(tmp_path, ["run.epochs=3"]).data.sources == recipe.data.sources
+
+
+@pytest.mark.parametrize("wrong", ["3", "[1, 2]", "null"])
+def test_a_section_without_keys_is_told_whatever_is_set(wrong: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text(f"data: {wrong}\n")
+    for overrides in ([], ["data.image_size=16"]):
+        with pytest.raises(UsageError, match=r"bad\.yaml: data: got"):
+            load_recipe(tmp_path / "bad.yaml", overrides)
+
+
+def test_views_count_on_top_of_a_finished_runs_epochs(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(load_recipe("resnet18", ["run.epochs=81"]).to_yaml())
+    assert load_recipe(tmp_path, ["run.views=300"]).run.epochs == "auto"
+    assert load_recipe(tmp_path, ["run.views=300", "run.epochs=2"]).run.epochs == 2
+    assert load_recipe(tmp_path, ["run.seed=1"]).run.epochs == 81
 
 
 def test_setting_given_twice_is_refused() -> None:

@@ -102,7 +102,7 @@ def test_logs(tmp_path: Path) -> None:
     run.log_epoch({"epoch": 1, "time": 0}, ["epoch", "time"])
     with told(run.results, 1), quota(run.results.stat().st_size + 1):
         run.log_epoch({"epoch": 2, "time": 0}, ["epoch", "time"])
-    run.forget_after(1, 1)
+    run.forget_after(1, 1, ["epoch", "time"])
     assert run.metrics.read_text() == '{"step": 0}\n{"step": 1}\n'
     assert run.results.read_text() == "epoch,time\n1,0\n"
 

@@ -17,13 +17,20 @@ import timm
 import torch
 from PIL import Image
 
+from tests.making import make_run
 from tinyssl import pretraining as module
 from tinyssl.checkpoint import load_checkpoint, save_checkpoint
+from tinyssl.config import load_recipe
 from tinyssl.errors import Interrupted, JobError, UsageError
+from tinyssl.finetuning import finetune
+from tinyssl.locks import locked
 from tinyssl.model import load
 from tinyssl.pretraining import pretrain
+from tinyssl.recipe_files import recipe_text
+from tinyssl.reporting.advice import advise
 from tinyssl.reporting.card import start_of
 from tinyssl.reporting.run_facts import read_run
+from tinyssl.sources import with_sources
 from tinyssl.weights import read_description
 
 Folder = Callable[..., Path]
@@ -223,9 +230,71 @@ def test_resume_after_a_crash_between_checkpoints(
 def test_resume_refuses_other_pictures(picture_folder: Folder, tmp_path: Path) -> None:
     data = picture_folder()
     run = pretrain(data, out=tmp_path / "run", overrides=QUICK)
-    (data / "dark" / "000.png").unlink()
-    with pytest.raises(UsageError, match="are not those that"):
+    (data / "dark" / "000.png").rename(tmp_path / "kept.png")
+    told = f"the pictures at {data} are not those that .* with {{}}; put them back"
+    with pytest.raises(UsageError, match=told.format(r"\(16 then, 15 now\)")):
         pretrain(out=run, resume=True)
+    (data / "dark" / "000.png").write_bytes((data / "dark" / "001.png").read_bytes())
+    with pytest.raises(UsageError, match=told.format(r"\(as many, but others\)")):
+        pretrain(out=run, resume=True)
+
+
+def test_resume_of_a_finetuned_run(tmp_path: Path, picture_folder: Folder) -> None:
+    first = make_run(tmp_path / "first", "test_resnet")
+    run = finetune(first, picture_folder(), "few-label-linear", tmp_path / "cls")
+    with pytest.raises(UsageError, match=r"is a fine-tuned run, .* with encoder\.init="):
+        pretrain(out=run, resume=True)
+
+
+def test_resume_without_the_labels_that_were_watched(
+    picture_folder: Folder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    data = picture_folder()
+    rows = [f"{p},{p.parent.name}" for p in sorted(data.rglob("*.png"))]
+    (tmp_path / "labels.csv").write_text("path,label\n" + "\n".join(rows))
+    settings = [*QUICK, f"run.watch_labels={tmp_path / 'labels.csv'}"]
+    with monkeypatch.context() as patch:
+        stop_at(4, patch)
+        with pytest.raises(Interrupted):
+            pretrain(data, out=tmp_path / "cut", overrides=settings)
+    (tmp_path / "labels.csv").unlink()
+    cut = pretrain(out=tmp_path / "cut", resume=True)
+    assert "labels.csv is gone: going on without k-NN accuracy" in caplog.text
+    assert [row["knn"] != "" for row in results(cut)] == [True, False, False]
+
+
+@pytest.mark.parametrize("left", ["", "epoch,ti", "epoch,ti1,2\n"])
+def test_a_cut_header_of_results_is_written_anew(
+    left: str, picture_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = picture_folder()
+    whole = pretrain(data, out=tmp_path / "whole", overrides=QUICK)
+    with monkeypatch.context() as patch:
+        stop_at(1, patch)
+        with pytest.raises(Interrupted):
+            pretrain(data, out=tmp_path / "cut", overrides=QUICK)
+    (tmp_path / "cut" / "results.csv").write_text(left)
+    assert_same_run(whole, pretrain(out=tmp_path / "cut", resume=True))
+
+
+def test_a_run_that_is_still_training_is_not_called_stopped(
+    picture_folder: Folder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_at(4, patch)
+        with pytest.raises(Interrupted):
+            pretrain(picture_folder(), out=tmp_path / "cut", overrides=QUICK)
+    with locked(tmp_path / "cut"):
+        load(tmp_path / "cut")
+        assert "is still being trained" in caplog.text
+        assert "Wait for it." in {a.todo for a in advise(read_run(tmp_path / "cut"), 16, None)}
+    assert "stopped before its end" not in caplog.text
 
 
 def test_resume_says_that_the_pictures_must_be_back(
@@ -246,9 +315,21 @@ def test_resume_says_that_the_pictures_must_be_back(
 
 def test_resume_of_a_finished_run_changes_nothing(picture_folder: Folder, tmp_path: Path) -> None:
     run = pretrain(picture_folder(), out=tmp_path / "run", overrides=QUICK)
+    (run / "report.html").write_text("made by tinyssl report")
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name != "train.log"}
     pretrain(out=run, resume=True)
     assert before == {p: p.read_bytes() for p in before}
+
+
+def test_resume_of_a_finished_run_writes_what_a_crash_left_out(
+    picture_folder: Folder, tmp_path: Path
+) -> None:
+    run = pretrain(picture_folder(), out=tmp_path / "run", overrides=QUICK)
+    (run / "machine.json").unlink()
+    (run / "report.html").unlink()
+    pretrain(out=run, resume=True)
+    assert json.loads((run / "machine.json").read_text())["pictures"] == 16
+    assert (run / "report.html").exists()
 
 
 def test_resume_without_a_checkpoint_harms_no_encoder(
@@ -312,6 +393,15 @@ def test_non_finite_loss_names_step_and_checkpoint(
     assert line.count(".png") == 5
     state = weights(tmp_path / "run")
     assert all(torch.isfinite(v).all() for v in state.values() if v.is_floating_point())
+
+
+def test_the_learning_rate_is_not_blamed_for_the_first_step(
+    picture_folder: Folder, tmp_path: Path
+) -> None:
+    settings = [*QUICK, "loss.temperature=1e-45"]
+    with pytest.raises(JobError, match=r"at step 1; .*raise loss\.temperature") as caught:
+        pretrain(picture_folder(), out=tmp_path / "run", overrides=settings)
+    assert "base_lr" not in str(caught.value)
 
 
 def test_one_picture_is_refused(tmp_path: Path) -> None:
@@ -581,24 +671,100 @@ def test_another_gpu_than_the_first(picture_folder: Folder, tmp_path: Path) -> N
         torch.testing.assert_close(first.cpu(), second.cpu())
 
 
-@pytest.mark.parametrize(
-    ("name", "recipe"),
-    [("checkpoints/theirs.pt", False), ("checkpoints/theirs.pt", True), ("train.log", False),
-     ("wandb/run-1/log", False)],
-)  # fmt: skip
+@pytest.mark.parametrize("name", ["checkpoints/theirs.pt", "train.log", "wandb/run-1/log"])
 def test_what_no_run_left_is_not_replaced(
-    name: str, recipe: bool, picture_folder: Folder, tmp_path: Path
+    name: str, picture_folder: Folder, tmp_path: Path
 ) -> None:
     """Other programs use such names as well."""
     out = tmp_path / "project"
     theirs = out / name
     theirs.parent.mkdir(parents=True)
     theirs.write_text("theirs")
-    if recipe:
-        (out / "recipe.yaml").write_text("task: other\n")
     with pytest.raises(UsageError, match=f"holds {name.split('/')[0]}.*which no run of tinyssl"):
         pretrain(picture_folder(), out=out, overrides=QUICK, overwrite=True)
     assert theirs.read_text() == "theirs"
+
+
+@pytest.mark.parametrize("how", ["resume", "overwrite", "own recipe"])
+@pytest.mark.parametrize("kind", ["by hand", "bundled", "of a run"])
+def test_a_recipe_alone_makes_no_run(
+    kind: str, how: str, picture_folder: Folder, tmp_path: Path
+) -> None:
+    """Of files with names that a run has too, in a project where a recipe lies."""
+    data, out = picture_folder(), tmp_path / "project"
+    (out / "tensorboard").mkdir(parents=True)
+    for name in ("results.csv", "eval.json", "tensorboard/events"):
+        (out / name).write_text("theirs")
+    text = f"data:\n  sources:\n  - {data}\nrun:\n  epochs: 1\n"
+    if kind == "bundled":
+        text = recipe_text("resnet18").replace("sources: []", f"sources: [{data}]")
+    elif kind == "of a run":
+        text = with_sources(load_recipe("resnet18", QUICK), data).to_yaml()
+    (out / "recipe.yaml").write_text(text)
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    given = {"recipe": out / "recipe.yaml"} if how == "own recipe" else {}
+    told = "holds (recipe.yaml|tensorboard), which no run of tinyssl left"
+    with pytest.raises(UsageError, match=told):
+        if how == "resume":
+            pretrain(out=out, resume=True)
+        else:
+            pretrain(data, out=out, overrides=QUICK, overwrite=True, **given)
+    assert before == {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+
+
+def test_a_run_is_replaced_by_its_own_recipe(picture_folder: Folder, tmp_path: Path) -> None:
+    whole = pretrain(picture_folder(), out=tmp_path / "whole", overrides=QUICK)
+    again = pretrain(picture_folder("more"), out=tmp_path / "again", overrides=QUICK)
+    (again / "recipe.yaml").write_bytes((whole / "recipe.yaml").read_bytes())
+    pretrain(recipe=again / "recipe.yaml", out=again, overwrite=True)
+    assert_same_run(whole, again)
+
+
+@pytest.mark.parametrize("left", [[], ["skipped.csv"], ["train.log"]])
+@pytest.mark.parametrize("how", ["resume", "overwrite"])
+def test_a_run_that_had_hardly_begun_is_known(
+    how: str, left: list[str], picture_folder: Folder, tmp_path: Path
+) -> None:
+    data = picture_folder()
+    whole = pretrain(data, out=tmp_path / "whole", overrides=QUICK)
+    cut = tmp_path / "cut"
+    (cut / "checkpoints").mkdir(parents=True)
+    for name in ("recipe.yaml", *left):
+        (cut / name).write_bytes((whole / name).read_bytes())
+    if how == "resume":
+        pretrain(out=cut, resume=True)
+    else:
+        pretrain(data, out=cut, overrides=QUICK, overwrite=True)
+    assert_same_run(whole, cut)
+
+
+def test_what_is_read_is_not_replaced_by_the_run(picture_folder: Folder, tmp_path: Path) -> None:
+    data, run = picture_folder(per_class=4), tmp_path / "run"
+    pretrain(data, out=run, overrides=QUICK)
+    rows = [f"{p},{p.parent.name},0" for p in sorted(data.rglob("*.png"))]
+    (run / "labels.csv").write_text("\n".join(["path,label,digest", *rows]))
+    (tmp_path / "link.csv").symlink_to(run / "labels.csv")
+    for source, settings in (
+        (run / "labels.csv", []), (tmp_path / "link.csv", []),
+        (data, [f"run.watch_labels={run / 'labels.csv'}"]),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=r"csv is read here and would be lost with the run"):
+            pretrain(source, out=run, overrides=[*QUICK, *settings], overwrite=True)
+        assert (run / "labels.csv").exists()
+
+
+def test_a_cache_in_a_new_run_is_refused_at_once(picture_folder: Folder, tmp_path: Path) -> None:
+    settings = [*QUICK, f"data.cache_dir={tmp_path / 'run' / 'cache'}"]
+    with pytest.raises(UsageError, match=r"data\.cache_dir .*cache lies in --out .*run"):
+        pretrain(picture_folder(), out=tmp_path / "run", overrides=settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_home_is_known_in_out(
+    picture_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert pretrain(picture_folder(), out="~/run", overrides=QUICK) == tmp_path / "run"
 
 
 def test_the_start_is_not_replaced_by_the_run(picture_folder: Folder, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from tinyssl.cli import main
 from tinyssl.embedding import embed
 from tinyssl.errors import JobError, UsageError
 from tinyssl.pipeline import load_pipeline
-from tinyssl.pretraining import pretrain
+from tinyssl.pretraining import RESULT_COLUMNS, pretrain
 from tinyssl.reporting.card import read_card
 from tinyssl.reporting.device_tables import find_bundle
 from tinyssl.reporting.run_facts import read_run
@@ -133,7 +133,7 @@ def test_garbled_logs_do_not_stop_a_run(run: Path) -> None:
     folder.metrics.write_bytes(kept[0] + odd)
     commas = b"," * kept[1].partition(b"\n")[0].count(b",")
     folder.results.write_bytes(kept[1] + b"x" + commas + b"\n\xff" + commas + b"\n\0\0")
-    folder.forget_after(10**6, 10**6)
+    folder.forget_after(10**6, 10**6, RESULT_COLUMNS)
     assert (folder.metrics.read_bytes(), folder.results.read_bytes()) == kept
 
 

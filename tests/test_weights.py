@@ -104,6 +104,45 @@ def test_an_earlier_run_brings_its_normalization(tmp_path: Path) -> None:
     assert taker.std.tolist() == pytest.approx([0.9] * 3)
 
 
+@pytest.mark.parametrize("given", ["run", "file"])
+@pytest.mark.parametrize(
+    ("taker", "told"),
+    [
+        ({"stem": "small"}, "encoder.stem=standard, but encoder.stem=small"),
+        ({"name": "tf_mobilenetv3_small_100"}, "=mobilenetv3_small_100, but .*=tf_mobilenetv3_"),
+    ],
+)
+def test_another_network_of_equal_shapes_is_refused(
+    taker: dict[str, str], told: str, given: str, tmp_path: Path
+) -> None:
+    save_encoder(donor(), tmp_path, image_size=48, resize="crop")
+    path = tmp_path if given == "run" else tmp_path / "encoder.safetensors"
+    with pytest.raises(UsageError, match=told):
+        load_weights(create_encoder(**{"name": NAME, **taker}), path)
+
+
+def test_an_earlier_run_of_colours_brings_its_normalization_to_gray(tmp_path: Path) -> None:
+    colour = donor(mean=[0.1, 0.2, 0.6], std=[0.2, 0.3, 0.4])
+    save_encoder(colour, tmp_path, image_size=48, resize="crop")
+    gray = create_encoder(NAME, channels=1)
+    assert "of 3 channels: mean and std" in load_weights(gray, tmp_path)
+    assert (gray.mean.tolist(), gray.std.tolist()) == (pytest.approx([0.3]), pytest.approx([0.3]))
+
+
+@pytest.mark.parametrize("key", ["conv_stem.weight", "mean"])
+def test_weights_that_are_no_numbers_are_refused(key: str, tmp_path: Path) -> None:
+    state = donor().backbone.state_dict() | {"mean": torch.zeros(3), "std": torch.ones(3)}
+    state[key].view(-1)[1] = float("nan")
+    save_file(state, tmp_path / "w.safetensors")
+    taker = create_encoder(NAME, seed=1)
+    before = {name: value.clone() for name, value in taker.state_dict().items()}
+    with pytest.raises(
+        UsageError, match=rf"w\.safetensors: {key} holds numbers that are not finite"
+    ):
+        load_weights(taker, tmp_path / "w.safetensors")
+    assert all(torch.equal(before[name], v) for name, v in taker.state_dict().items())
+
+
 @pytest.mark.parametrize("name", [NAME, "resnet18"])
 def test_one_channel_equals_gray_in_three(name: str, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"seed": 3}

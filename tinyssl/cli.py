@@ -16,8 +16,10 @@ import click
 
 from tinyssl import __version__
 from tinyssl.errors import JobError, TinysslError, UsageError, one_line
+from tinyssl.files import in_home
 
 _OVERRIDE = re.compile(r"[a-z_]+\.[a-z0-9_.]+=")
+_BARE = re.compile(r"([a-z_]+)=(.*)", re.DOTALL)
 _SPINS = "3000"
 
 
@@ -115,6 +117,15 @@ class _Echo(logging.Handler):
             click.echo(text, err=True)
 
 
+class _Written(click.Path):
+    """What is written: no shell puts the user's folder for `~` in `--out=~/runs/mine`."""
+
+    def convert(self, *given: Any) -> Any:
+        path = str(super().convert(*given))
+        return str(in_home(path)) if path.startswith("~") else path  # s3:// keeps its slashes
+
+
+_OUT = _Written()
 _workers = click.option(
     "--workers",
     type=click.IntRange(0),
@@ -145,7 +156,26 @@ def _recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def _split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Tells `section.key=value` settings from pictures' paths."""
     overrides = [a for a in arguments if _OVERRIDE.match(a) and not os.path.exists(a)]
-    return [a for a in arguments if a not in overrides], overrides
+    data = [a for a in arguments if a not in overrides]
+    for given in data:
+        bare = _BARE.fullmatch(given)
+        if bare and not os.path.exists(given):
+            _refuse_bare(given, *bare.groups())
+    return data, overrides
+
+
+def _refuse_bare(given: str, name: str, value: str) -> None:
+    """Raises UsageError where a setting was meant that lacks its section."""
+    verb = click.get_current_context().command
+    if any(parameter.name == name for parameter in verb.params):
+        meant = [f"--{name.replace('_', '-')} {_typed(value)}"]
+    else:
+        from tinyssl.finetune_config import keys_named
+
+        keys = keys_named(name, finetune=verb.name in ("finetune", "eval"))
+        meant = [_typed(f"{key}={value}") for key in keys]
+    if meant:
+        raise UsageError(f"no folder or file {given}; for the setting give {' or '.join(meant)}")
 
 
 def _typed(path: object) -> str:
@@ -167,7 +197,7 @@ def _numbers(option: str, text: str) -> list[int]:
 @cli.command(short_help="Pretrain an encoder on unlabeled pictures.")
 @click.argument("arguments", nargs=-1, metavar="DATA... [SECTION.KEY=VALUE...]")
 @click.option("--recipe", default="mobilenetv3-small", show_default=True, help="Name or YAML file.")
-@click.option("--out", type=click.Path(), help="The run folder.  [default: runs/RECIPE]")
+@click.option("--out", type=_OUT, help="The run folder.  [default: runs/RECIPE]")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out.")
 @click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
 @_recipe_options
@@ -217,7 +247,7 @@ def pretrain(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of draws and splits."
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N.")
-@click.option("--out", type=click.Path(), help="Result file.  [default: RUN/eval.json]")
+@click.option("--out", type=_OUT, help="Result file.  [default: RUN/eval.json]")
 @click.option("--shots", help="Draw the label curve at these labels a class: 1,2,5,10,20,50.")
 @click.option("--methods", default="linear,finetune,scratch", show_default=True, help="Its lines.")
 @click.option("--select", default="random,kmeans", show_default=True, help="Who chooses them.")
@@ -273,13 +303,15 @@ def evaluate(
 @click.argument("run")
 @click.argument("data", nargs=-1, required=True)
 @click.option("--budget", type=int, required=True, help="How many pictures.")
-@click.option("--out", type=click.Path(), required=True, help="The list to fill in, a .csv.")
+@click.option("--out", type=_OUT, required=True, help="The list to fill in, a .csv.")
 @click.option(
     "--method", default="kmeans", show_default=True, help="kmeans, typiclust, kcenter or random."
 )
 @click.option("--labeled", help="CSV path,label of earlier rounds.")
-@click.option("--features", help="Keep features here for the next round; used if it is there.")
-@click.option("--copy-to", type=click.Path(), help="A new folder for copies of the chosen ones.")
+@click.option(
+    "--features", type=_OUT, help="Keep features here for the next round; used if it is there."
+)
+@click.option("--copy-to", type=_OUT, help="A new folder for copies of the chosen ones.")
 @_seed
 @_workers
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N.")
@@ -316,7 +348,7 @@ def select(run: str, data: tuple[str, ...], budget: int, out: str, **options: An
 @cli.command(short_help="Write the features of pictures to a file.")
 @click.argument("run")
 @click.argument("data", nargs=-1, required=True)
-@click.option("--out", type=click.Path(), required=True, help="A .parquet, .npz or .csv file.")
+@click.option("--out", type=_OUT, required=True, help="A .parquet, .npz or .csv file.")
 @click.option("--raw", is_flag=True, help="Do not scale features to unit length.")
 @click.option("--dtype", default="float32", show_default=True, help="float32 or float16.")
 @click.option("--nearest", multiple=True, metavar="QUERY", help="Find pictures like this one.")
@@ -436,7 +468,7 @@ def _from_here(path: str) -> str:
     "--labels", required=True, help="CSV path,label[,split], or class folders, also in train/."
 )
 @click.option("--recipe", default="auto", show_default=True, help="Name, YAML file, or auto.")
-@click.option("--out", type=click.Path(), help="The new run folder.  [default: RUN-cls]")
+@click.option("--out", type=_OUT, help="The new run folder.  [default: RUN-cls]")
 @click.option(
     "--unlabeled", multiple=True, help="More pictures of the domain.  [default: those of the run]"
 )
@@ -491,7 +523,9 @@ def finetune(
 @cli.command(short_help="Write the classes of pictures to a CSV.")
 @click.argument("run")
 @click.argument("pictures", nargs=-1, required=True)
-@click.option("--out", default="predictions.csv", show_default=True, help="The CSV to write.")
+@click.option(
+    "--out", type=_OUT, default="predictions.csv", show_default=True, help="The CSV to write."
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N.")
 @click.option("--overwrite", is_flag=True, help="Replace the file in --out.")
 def predict(run: str, pictures: tuple[str, ...], out: str, device: str, overwrite: bool) -> None:
@@ -520,7 +554,7 @@ def predict(run: str, pictures: tuple[str, ...], out: str, device: str, overwrit
     show_default=True,
     help="onnx, onnx-fp16, onnx-int8, tensorrt, jetson or mobile.",
 )
-@click.option("--out", type=click.Path(), help="The bundle's folder.  [default: RUN-bundle]")
+@click.option("--out", type=_OUT, help="The bundle's folder.  [default: RUN-bundle]")
 @click.option("--pictures", help="Measure parity on these.  [default: those of the run]")
 @click.option("--calibration", help="Calibrate int8 on these.  [default: as --pictures]")
 @click.option("--labels", help="Class folders or CSV: int8 may lose 1 point of k-NN there.")
@@ -595,7 +629,7 @@ def _need(*modules: str, extra: str) -> None:
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
 @click.option("--data", multiple=True, help="Pictures to show.  [default: those of the run]")
 @click.option("--labels", help="CSV path,label[,split], or a folder of class folders.")
-@click.option("--out", type=click.Path(), help="The page.  [default: RUN/report.html]")
+@click.option("--out", type=_OUT, help="The page.  [default: RUN/report.html]")
 @click.option("--compare", is_flag=True, help="Put several RUNs side by side.")
 @click.option("--bundle", help="Of the run, for its tables.  [default: RUN-bundle]")
 @click.option("--card", help="YAML with fields of the model card.")
@@ -639,12 +673,12 @@ def _was_given(option: str) -> bool:
 @cli.command(short_help="Look at pictures before training.")
 @click.argument("arguments", nargs=-1, metavar="DATA... [SECTION.KEY=VALUE...]")
 @click.option("--recipe", default="mobilenetv3-small", show_default=True, help="Name or YAML file.")
-@click.option("--augment", type=click.Path(), help="Write a PNG of originals and views here.")
+@click.option("--augment", type=_OUT, help="Write a PNG of originals and views here.")
 @click.option(
     "--rows", type=click.IntRange(1), default=8, show_default=True, help="Pictures in the PNG."
 )
 @click.option("--labels", help="CSV, or class folders: look for contradictions and leaks.")
-@click.option("--list", "listed", type=click.Path(), help="Write all that was found as a CSV.")
+@click.option("--list", "listed", type=_OUT, help="Write all that was found as a CSV.")
 @click.option("--cache", is_flag=True, help="List the caches instead (those in DATA, if given).")
 @click.option("--prune", type=click.Choice(["stale", "all"]), help="With --cache: remove these.")
 def checks(
@@ -702,7 +736,7 @@ def recipes(name: str | None) -> None:
 
 @cli.command(short_help="A complete example on 2,624 real pictures.")
 @click.option("--adapt", is_flag=True, help="Start from ImageNet weights instead.")
-@click.option("--out", type=click.Path(), help="The run folder.  [default: runs/demo]")
+@click.option("--out", type=_OUT, help="The run folder.  [default: runs/demo]")
 @click.option("--epochs", help="Epochs.  [default: what the recipe says]")
 @_seed
 @click.option("--overwrite", is_flag=True, help="Replace an earlier demo in --out.")

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tinyssl.augment import PRESETS
 from tinyssl.errors import UsageError
 from tinyssl.opening import MAX_PIXELS
+from tinyssl.plain_yaml import parse_yaml
 from tinyssl.recipe_files import recipe_text
 from tinyssl.run_folder import LABELS
 
@@ -26,7 +25,6 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Pair = Annotated[list[float], Field(min_length=2, max_length=2)]
-_DEEPEST = 20  # levels; a pipeline of albumentations has half as many
 Schema = TypeVar("Schema", bound=BaseModel)
 
 SHORTCUTS: Mapping[str, str] = {
@@ -275,10 +273,13 @@ def recipe_values(recipe: str | Path, overrides: Sequence[str] = ()) -> dict[str
     """
     values = _parse_yaml(recipe_text(recipe), str(recipe))
     given = _parse_overrides(overrides)
-    if "preset" in given.get("augment", {}):
-        _forget_preset(values)
-    merged = OmegaConf.merge(OmegaConf.create(values), OmegaConf.create(given))
-    return dict(OmegaConf.to_container(merged, resolve=False))  # type: ignore[arg-type]
+    if "augment.preset" in given:
+        _forget(values, "augment", PRESETS["natural"])
+    if "run.views" in given and "run.epochs" not in given:
+        _forget(values, "run", ["epochs"])
+    for key, value in given.items():
+        _put(values, key, value, str(recipe))
+    return values
 
 
 def sources_of(run: str | Path) -> list[str]:
@@ -341,61 +342,55 @@ def validate_as(schema: type[Schema], values: Any, source: str) -> Schema:
 
 def _parse_yaml(text: str, source: str) -> dict[str, Any]:
     try:
-        if not _is_plain_mapping(text):
-            raise UsageError(f"recipe {source} holds no sections; see: tinyssl recipes NAME")
-        values = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
-    except UsageError:
-        raise
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(f"recipe {source} is not valid YAML: {reason}") from None
+        values = parse_yaml(text)
+    except ValueError as error:
+        raise UsageError(f"recipe {source} is not valid YAML: {error}") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise UsageError(f"recipe {source} holds no sections; see: tinyssl recipes NAME")
-    return {str(key): value for key, value in values.items()}
-
-
-def _is_plain_mapping(text: str) -> bool:
-    """Refuses what no recipe needs and a stranger's may hold; whether it is a mapping.
-
-    Tags name types to build, an alias of an alias of ... grows without end, and so do depths.
-    """
-    depth, first = 0, None
-    for event in yaml.parse(text, yaml.SafeLoader):
-        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            raise ValueError(f"anchors and aliases are not allowed{event.start_mark}")
-        if getattr(event, "tag", None):
-            raise ValueError(f"tags such as {event.tag} are not allowed{event.start_mark}")
-        starts = isinstance(event, yaml.CollectionStartEvent)
-        depth += starts - isinstance(event, yaml.CollectionEndEvent)
-        if depth > _DEEPEST:
-            raise ValueError(f"more than {_DEEPEST} levels{event.start_mark}")
-        if first is None and isinstance(event, yaml.NodeEvent):
-            first = event
-    return isinstance(first, yaml.MappingStartEvent)
+    return values
 
 
 def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    seen: set[str] = set()
+    """Values by their keys, such as `run.epochs`."""
+    found: dict[str, Any] = {}
     for override in overrides:
-        key, equals, _ = override.partition("=")
+        key, equals, text = override.partition("=")
         if not equals or "." not in key:
             raise UsageError(f"override {override!r} is not of the form section.key=value")
-        if key in seen:
+        if key in found:
             raise UsageError(f"override {key} is given twice; give it once")
-        seen.add(key)
-    try:
-        values = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)), resolve=False)
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
-        raise UsageError(f"overrides {list(overrides)}: {' '.join(str(error).split())}") from None
-    return {str(k): v for k, v in values.items()} if isinstance(values, dict) else {}
+        try:
+            found[key] = _parse_value(text.strip())
+        except ValueError as error:
+            raise UsageError(f"override {override!r} is not valid YAML: {error}") from None
+    return found
 
 
-def _forget_preset(values: dict[str, Any]) -> None:
-    """A preset named on the command line also replaces what an older preset filled in."""
-    section = values.get("augment")
-    if isinstance(section, dict):
-        for key in PRESETS["natural"]:
-            section.pop(key, None)
+def _parse_value(text: str) -> Any:
+    """As YAML has it, but that text without quotes is whole: `/cache #1` holds no comment."""
+    value = parse_yaml(text)
+    words = isinstance(value, str) and not text.startswith(("'", '"'))
+    cut = value is None and text.lower() not in ("", "~", "null")
+    return text if words or cut else value
+
+
+def _put(values: dict[str, Any], key: str, value: Any, source: str) -> None:
+    *sections, last = key.split(".")
+    for depth, name in enumerate(sections, 1):
+        inner = values.setdefault(name, {})
+        if not isinstance(inner, dict):
+            place = ".".join(sections[:depth])
+            raise UsageError(f"recipe {source}: {place}: got {inner!r}; {key} wants keys there")
+        values = inner
+    values[last] = value
+
+
+def _forget(values: Mapping[str, Any], section: str, keys: Iterable[str]) -> None:
+    """What was filled in by a setting that the command line gives anew."""
+    found = values.get(section)
+    if isinstance(found, dict):
+        for key in keys:
+            found.pop(key, None)
 
 
 def _one_per_key(errors: Iterable[Any]) -> Iterable[Any]:

@@ -30,10 +30,14 @@ class NothingReadable(JobError):
 
 
 class NonFinite(JobError):
-    """A number came out as infinite or as none; `index` has the numbers of the batch's pictures."""
+    """A number came out as infinite or as none in a step, counted from 1.
 
-    def __init__(self, text: str, index: list[int]) -> None:
-        super().__init__(text)
+    `index` has the numbers of the batch's pictures.
+    """
+
+    def __init__(self, text: str, step: int, index: list[int]) -> None:
+        super().__init__(f"{text} at step {step}")
+        self.step = step
         self.index = index
 
 

@@ -15,6 +15,7 @@ from tinyssl.config import (
     Pair,
     Positive,
     Probability,
+    Recipe,
     Section,
     Views,
     recipe_values,
@@ -121,3 +122,12 @@ def load_finetune_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> F
             "file that says task: finetune"
         )
     return validate_as(FinetuneRecipe, values, str(recipe))
+
+
+def keys_named(name: str, *, finetune: bool) -> list[str]:
+    """The keys of this name, such as `run.views`, in the sections of either kind of recipe."""
+    fields = (FinetuneRecipe if finetune else Recipe).model_fields
+    known = {
+        section: getattr(field.annotation, "model_fields", ()) for section, field in fields.items()
+    }
+    return [f"{section}.{name}" for section, keys in known.items() if name in keys]

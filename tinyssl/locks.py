@@ -56,3 +56,14 @@ def locked(folder: Path, waiting: Callable[[], None] | None = None) -> Iterator[
     finally:
         with suppress(OSError):
             os.close(number)
+
+
+def is_held(folder: Path) -> bool:
+    """Whether another process holds the folder; False where that cannot be told."""
+    try:
+        with locked(folder):
+            return False
+    except InUse:
+        return True
+    except (JobError, OSError):
+        return False

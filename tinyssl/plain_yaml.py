@@ -2,15 +2,68 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.constructor import ConstructorError
 
 from tinyssl.files import read_limited
 
 _LARGEST = 1 << 24  # bytes
 _MOST = 100_000  # values
+_DEEPEST = 20  # levels; a pipeline of albumentations has half as many
+_FLOAT, _DATE = "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp"
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """Refuses a key that is given twice; 1e-3 is a number to it, and a date is text."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue  # which no dict takes: told by what is called below
+            if key.value in seen:
+                raise ConstructorError(None, None, f"duplicate key {key.value}", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep=deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [pair for pair in pairs if pair[0] != _DATE]
+    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    _FLOAT,
+    re.compile(r"[-+]?(\d[\d_]*\.?|\.\d)[\d_]*[eE][-+]?\d+$", re.ASCII),
+    list("-+.0123456789"),
+)
+
+
+def parse_yaml(text: str) -> Any:
+    """What YAML text holds: dicts, lists and plain values; None where it holds nothing.
+
+    Raises:
+        ValueError: it is not YAML, gives a key twice, or holds what no recipe needs and a
+            stranger's may: tags name types to build, an alias of an alias of ... grows without
+            end, and so do depths.
+    """
+    depth = 0
+    try:
+        for event in yaml.parse(text, yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+                raise ValueError(f"anchors and aliases are not allowed{event.start_mark}")
+            if getattr(event, "tag", None):
+                raise ValueError(f"tags such as {event.tag} are not allowed{event.start_mark}")
+            starts = isinstance(event, yaml.CollectionStartEvent)
+            depth += starts - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _DEEPEST:
+                raise ValueError(f"more than {_DEEPEST} levels{event.start_mark}")
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(" ".join(str(error).split())) from None
 
 
 def read_yaml(path: Path) -> Any:

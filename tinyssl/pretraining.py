@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from pathlib import Path
@@ -44,13 +44,14 @@ from tinyssl.encoder import (
 )
 from tinyssl.errors import Interrupted, JobError, NonFinite, TinysslError, UsageError
 from tinyssl.files import write_text
+from tinyssl.labeled import RESULT
 from tinyssl.loader import ResidentPictures, generator_for, pipeline_batches, steps_in_epoch
 from tinyssl.loggers import Log, check_loggers, open_loggers
 from tinyssl.machine import MACHINE, machine_facts
 from tinyssl.near import near_by_descriptors, near_by_start
 from tinyssl.pipeline import apply_pipeline, load_pipeline
 from tinyssl.recording import RecordedStep, recorded_views
-from tinyssl.reporting.command import leave_report
+from tinyssl.reporting.command import REPORT, leave_report
 from tinyssl.resuming import restore
 from tinyssl.run_folder import RunFolder, resume_command
 from tinyssl.signals import stop_signal
@@ -102,8 +103,10 @@ def pretrain(
         held.enter_context(distributed.joined())
         held.enter_context(folder.log_to_file() if distributed.is_main() else silence())
         run = _prepare(data, recipe, folder, all_overrides, resume, overwrite, held)
+        done = run.progress.step >= run.plan.steps
         path = run.go()
-        if distributed.is_main():
+        # Of a run that was done before, the report may be a whole one by now.
+        if distributed.is_main() and not (done and (path / REPORT).exists()):
             leave_report(path, run.pictures)
         return path
 
@@ -129,7 +132,7 @@ def _prepare(
     else:
         settled = with_sources(load_recipe(recipe, overrides), data)
         _refuse_own_start(settled.encoder.init, folder.path)
-        distributed.on_main(folder.refuse_to_replace if overwrite else folder.refuse_if_used)
+        distributed.on_main(lambda: _refuse_out(folder, settled, overwrite))
     resolve_name(settled.encoder.name)
     device = pick_device(settled.run.device)
     check_bf16(settled.run.precision, device, settled.augment.view_size)
@@ -143,6 +146,21 @@ def _prepare(
     if distributed.is_main():
         folder.begin_log()
     return run
+
+
+def _refuse_out(folder: RunFolder, recipe: Recipe, overwrite: bool) -> None:
+    if overwrite:
+        folder.refuse_to_replace()
+        watched = recipe.run.watch_labels
+        folder.refuse_to_lose([*recipe.data.sources, *([] if watched is None else [watched])])
+        return
+    folder.refuse_if_used()
+    cache, out = recipe.data.cache_dir, os.path.realpath(folder.path)
+    if cache is not None and Path(os.path.realpath(cache)).is_relative_to(out):
+        raise UsageError(
+            f"data.cache_dir {cache} lies in --out {folder.path}, which must be new; name another "
+            "folder for one of them"
+        )
 
 
 def _refuse_own_start(init: str, out: Path) -> None:
@@ -168,11 +186,17 @@ def _read_saved(folder: RunFolder, held: ExitStack) -> tuple[dict[str, Any] | No
             distributed.on_main(lambda: held.enter_context(folder.hold()))
         state = load_checkpoint(folder.checkpoint)
         return state, read_recipe(str(state.get("recipe")), str(folder.checkpoint))
+    if (folder.path / RESULT).exists():
+        raise UsageError(
+            f"{folder.path} is a fine-tuned run, of which nothing is left to resume; run tinyssl "
+            f"finetune again, or pretrain in another --out with encoder.init={folder.path}"
+        )
     if (folder.path / WEIGHTS).exists():
         raise UsageError(
             f"{folder.path} has an encoder but no {folder.checkpoint.name} to go on from; put "
             f"{folder.checkpoint} back, or start anew in another --out"
         )
+    folder.refuse_to_replace()
     log.info(f"{folder.path} has no checkpoint yet: beginning again with its recipe")
     return None, load_recipe(folder.recipe)
 
@@ -199,7 +223,7 @@ class Run:
         self.augment: Augment | None = None
         self.plan = make_plan(recipe, len(pictures.paths), self.device)
         self.batches = self._batches()
-        self.labels = _watch_labels(recipe.run.watch_labels, pictures)
+        self.labels = _watch_labels(recipe.run.watch_labels, pictures, resumed=state is not None)
         encoder = build_encoder(recipe, pictures, filled=state is None)
         levels_of(encoder.backbone, encoder.name, recipe.encoder.levels)  # before hours of work
         check_sizes(encoder, {recipe.augment.view_size, recipe.data.image_size})
@@ -241,6 +265,8 @@ class Run:
         if done >= total:
             if distributed.is_main():
                 self._save_encoder()  # the last checkpoint may have been all that was written
+            if not (self.folder.path / MACHINE).exists():
+                self._save_facts()
             log.info(f"{self.folder.path}: all {plan.epochs} epochs are done; nothing to resume")
             return
         self._tell_start(done)
@@ -260,18 +286,21 @@ class Run:
                     self.take_step,
                 )  # fmt: skip
             except NonFinite as error:
-                told = f"{self._last_good()}; lower optim.base_lr; {self._batch(error)}"
+                told = f"{self._last_good()}; {_cause(error)}; {self._batch(error)}"
                 raise JobError(f"{error}; {told}") from error
             except JobError as error:
                 raise JobError(f"{error}; {self._last_good()}") from error
             except Interrupted as stop:
                 how = resume_command(self.folder.path)
                 raise Interrupted(f"{stop}, saved; go on with: {how}", stop.signum) from None
+        self._save_facts()
+        log.info(f"done: {self.folder.path / 'encoder.safetensors'}")
+
+    def _save_facts(self) -> None:
         if distributed.is_main():
             facts = machine_facts(self.device, self.progress.seconds)
             facts["pictures"] = len(self.pictures.paths)
             write_text(self.folder.path / MACHINE, json.dumps(facts, indent=1) + "\n")
-        log.info(f"done: {self.folder.path / 'encoder.safetensors'}")
 
     def _compile(self) -> None:
         """After the start of the bank, whose last batches may be of other sizes."""
@@ -468,9 +497,11 @@ class Run:
 
     def _restore(self, state: dict[str, Any]) -> None:
         if state.get("digest") != self.pictures.digest:
+            now, then = len(self.pictures.paths), _pictures_of(state)
+            counts = f"{then:,} then, {now:,} now" if then != now else "as many, but others"
             raise UsageError(
-                f"the pictures at {self.recipe.data.sources} are not those that "
-                f"{self.folder.path} was started with; put them back, or start a new run"
+                f"the pictures at {_some(self.recipe.data.sources)} are not those that "
+                f"{self.folder.path} was started with ({counts}); put them back, or start a new run"
             )
         try:
             self.progress = restore(state, self.method, self.optimizer, self.plan.steps)
@@ -482,7 +513,7 @@ class Run:
         self.start = state["start"]
         epochs = self.progress.step // self.plan.steps_per_epoch
         if distributed.is_main():
-            self.folder.forget_after(self.progress.step, epochs)
+            self.folder.forget_after(self.progress.step, epochs, RESULT_COLUMNS)
 
     def _tell_start(self, done: int) -> None:
         plan, encoder = self.plan, self.method.encoder
@@ -519,8 +550,25 @@ class Run:
     def _batch(self, error: NonFinite) -> str:
         names = [self.pictures.paths[number] for number in error.index]
         log.debug(f"the batch that failed: {', '.join(names)}")  # all of it in train.log
-        more = f" and {len(names) - 3:,} more in train.log" if len(names) > 3 else ""
-        return f"the batch is {', '.join(names[:3])}{more}"
+        return f"the batch is {_some(names)}{' in train.log' if len(names) > 3 else ''}"
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{more}"
+
+
+def _pictures_of(state: Mapping[str, Any]) -> int:
+    """How many a checkpoint's run was started with: the rows of its bank; 0 in a damaged one."""
+    method = state.get("method")
+    rows = method.get("bank.rows") if isinstance(method, dict) else None
+    return len(rows) if isinstance(rows, Tensor) and rows.ndim else 0
+
+
+def _cause(error: NonFinite) -> str:
+    if error.step > 1:
+        return "lower optim.base_lr"
+    return "no weight had changed yet: raise loss.temperature, or look at encoder.init"
 
 
 def _nothing(value: object) -> None:
@@ -533,9 +581,14 @@ def to_unit(pictures: Tensor) -> Tensor:
     return pictures.permute(0, 3, 1, 2).float() / scale
 
 
-def _watch_labels(path: str | None, pictures: Pictures) -> NDArray[np.int64] | None:
+def _watch_labels(
+    path: str | None, pictures: Pictures, *, resumed: bool
+) -> NDArray[np.int64] | None:
     """Class numbers in the order of the pictures; -1 where the file has no label."""
     if path is None:
+        return None
+    if resumed and not Path(path).exists():  # they are looked at, never learned from
+        log.warning(f"run.watch_labels {path} is gone: going on without k-NN accuracy")
         return None
     table = labels.from_csv(path)
     names = {name: number for number, name in enumerate(sorted(set(table.labels)))}

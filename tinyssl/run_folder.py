@@ -5,25 +5,33 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import os
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from tinyssl.errors import JobError, UsageError, one_line
-from tinyssl.files import reason, remove_leftovers, write_text
-from tinyssl.locks import InUse, locked
+import yaml
 
+from tinyssl.errors import JobError, UsageError, one_line
+from tinyssl.files import in_home, read_limited, reason, remove_leftovers, write_text
+from tinyssl.locks import InUse, locked
+from tinyssl.plain_yaml import parse_yaml
+
+_TRACES = ("classifier.safetensors", "encoder.safetensors", "train.log")
 _OURS = (
-    "metrics.jsonl", "results.csv", "train.log", "skipped.csv", "duplicates.csv",
-    "encoder.safetensors", "encoder.json", "eval.json", "eval_split.csv", "label_curve.png",
-    "checkpoints",
-    "classifier.safetensors", "finetune.json",
+    "metrics.jsonl", "results.csv", "skipped.csv", "duplicates.csv", "encoder.json",
+    "eval.json", "eval_split.csv", "label_curve.png", "checkpoints", "finetune.json",
     "machine.json", "report.html", "report_features.npz", "tensorboard", "wandb",
-    "recipe.yaml",  # the last to go: by that a folder is known as a run's
+    *_TRACES, "recipe.yaml",  # the last to go: by these a folder is known as a run's
 )  # fmt: skip
+_FIRST = {"recipe.yaml", "checkpoints", "skipped.csv", "duplicates.csv"}  # before any trace
+_SECTIONS = (
+    {"data", "augment", "encoder", "head", "bank", "loss", "optim", "run"},
+    {"task", "data", "classifier", "network", "augment", "unlabeled", "run"},
+)
 
 LABELS, LABELS_HEADER = "labels.csv", ("path", "label", "digest")  # of a fine-tuned run
 
@@ -40,7 +48,7 @@ class RunFolder:
     """Paths and logs of one run."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = in_home(path)
         self.recipe = self.path / "recipe.yaml"
         self.metrics = self.path / "metrics.jsonl"
         self.results = self.path / "results.csv"
@@ -61,11 +69,16 @@ class RunFolder:
             )
 
     def refuse_to_replace(self) -> None:
-        """Raises UsageError where `clear` would remove what no run left: others use such names."""
-        odd = []
-        if not self.recipe.is_file():
-            names = (name for name in _OURS if name != self.checkpoint.parent.name)
-            odd = [name for name in names if (self.path / name).exists()]
+        """Raises UsageError where `clear` would remove what no run left: others use such names.
+
+        A run's recipe is as a run writes it, and it stands alone only until the run begins: a
+        recipe by hand, or one that was copied, makes no run of other files.
+        """
+        there = [name for name in reversed(_OURS) if (self.path / name).exists()]
+        saved = _is_saved(self.recipe)
+        known = saved and (set(there) <= _FIRST or not set(there).isdisjoint(_TRACES))
+        ours = set(there) if known else {"checkpoints", *(_FIRST if saved else ())}
+        odd = [name for name in there if name not in ours]
         if self.checkpoint.parent.is_dir():
             beside = (path.name for path in self.checkpoint.parent.iterdir())
             odd += [f"checkpoints/{n}" for n in beside if self.checkpoint.name not in n]
@@ -75,17 +88,31 @@ class RunFolder:
                 "or name another folder"
             )
 
+    def refuse_to_lose(self, inputs: Iterable[str | Path]) -> None:
+        """Raises UsageError where `clear` would remove what is read."""
+        gone = {Path(os.path.realpath(self.path / name)) for name in self._own()}
+        for given in inputs:
+            real = Path(os.path.realpath(given))
+            if not gone.isdisjoint((real, *real.parents)):
+                raise UsageError(
+                    f"{given} is read here and would be lost with the run in --out; name another "
+                    "--out, or copy it elsewhere"
+                )
+
     def clear(self) -> None:
         """Removes an earlier run's files and nothing else that may lie in the folder.
 
         A list of labels may be a user's own: it is one of ours by its header.
         """
-        for name in (*_OURS, LABELS) if self.holds_own_labels() else _OURS:
+        for name in self._own():
             path = self.path / name
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
+
+    def _own(self) -> Sequence[str]:
+        return (*_OURS, LABELS) if self.holds_own_labels() else _OURS
 
     def holds_own_labels(self) -> bool:
         """Whether there is a list of labels, and a run wrote it."""
@@ -142,21 +169,22 @@ class RunFolder:
         with _told(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
 
-    def log_epoch(self, row: Mapping[str, Value], columns: list[str]) -> None:
+    def log_epoch(self, row: Mapping[str, Value], columns: Sequence[str]) -> None:
         """Appends one row to `results.csv`; values that were not measured stay empty."""
-        new = not self.results.exists()
+        new = not self.results.exists() or self.results.stat().st_size == 0
         with _told(self.results), self.results.open("a", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, columns, lineterminator="\n")
             if new:
                 writer.writeheader()
             writer.writerow({key: _short(value) for key, value in row.items()})
 
-    def forget_after(self, step: int, epoch: int) -> None:
+    def forget_after(self, step: int, epoch: int, columns: Sequence[str]) -> None:
         """Drops log lines written after the checkpoint that a run goes on from.
 
         Args:
             step: finished steps in the checkpoint.
             epoch: finished epochs in the checkpoint.
+            columns: of `results.csv`, which begins anew where a crash cut them off.
         """
         if self.metrics.exists():
             lines = self.metrics.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -165,8 +193,12 @@ class RunFolder:
         if self.results.exists():
             text = self.results.read_text(encoding="utf-8", errors="replace")
             lines = text.splitlines(keepends=True)
-            kept = [line for line in lines[1:] if _epoch(line, lines[0]) <= epoch]
-            write_text(self.results, "".join(lines[:1] + kept))
+            header = ",".join(columns) + "\n"
+            if lines[:1] != [header]:
+                self.results.unlink()
+                return
+            kept = [line for line in lines[1:] if _epoch(line, header) <= epoch]
+            write_text(self.results, "".join([header, *kept]))
 
     @contextmanager
     def log_to_file(self) -> Iterator[None]:
@@ -208,6 +240,17 @@ class _LateFile(logging.Handler):
     def _append(self, lines: list[str]) -> None:
         with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.writelines(lines)
+
+
+def _is_saved(recipe: Path) -> bool:
+    """Whether a run wrote the recipe: with every section, and just as YAML is written by it."""
+    try:
+        text = read_limited(recipe, 1 << 24).decode()
+        found = parse_yaml(text)
+    except (OSError, ValueError):
+        return False
+    whole = isinstance(found, dict) and any(set(found) >= wanted for wanted in _SECTIONS)
+    return whole and bool(yaml.safe_dump(found, sort_keys=False) == text)
 
 
 @contextmanager

@@ -270,7 +270,7 @@ def _refuse_non_finite(loss: Tensor, norm: Tensor, index: Tensor, step: int) -> 
         values = {"loss": float(loss.detach())} | values
     for name, value in values.items():
         if not np.isfinite(value):
-            raise NonFinite(f"the {name} is {value} at step {step + 1}", index.tolist())
+            raise NonFinite(f"the {name} is {value}", step + 1, index.tolist())
 
 
 def _save_and_stop(progress: Progress, hooks: Hooks, signum: int) -> NoReturn:
@@ -297,7 +297,7 @@ def _read(unread: Unread, progress: Progress) -> None:
         values["loss"] = sum(value for name, value in values.items() if name != GRADIENT_NORM)
         for name, value in (("loss", values["loss"]), ("gradient's norm", values[GRADIENT_NORM])):
             if not np.isfinite(value):
-                raise NonFinite(f"the {name} is {value} at step {step}", index.tolist())
+                raise NonFinite(f"the {name} is {value}", step, index.tolist())
         progress.window.append(values)
         for name, value in values.items():
             if name != GRADIENT_NORM:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import safetensors
+import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 from timm.models import adapt_input_conv
@@ -19,6 +20,7 @@ from tinyssl.console import log
 from tinyssl.encoder import Encoder, create_encoder, widen
 from tinyssl.errors import UsageError
 from tinyssl.files import atomic, read_json, write_text
+from tinyssl.locks import is_held
 from tinyssl.run_folder import resume_command
 from tinyssl.tensor_file import read_tensors
 
@@ -37,30 +39,62 @@ def load_weights(encoder: Encoder, path: str | Path) -> str:
         encoder: changed in place. From an earlier run it also takes the normalization.
         path: safetensors, a torch state dict with timm's names (optionally under a prefix such
             as `module.`, or nested under `state_dict`), or a run folder. A classifier in the
-            file is left out; a first convolution for other channels is adapted as timm does.
+            file is left out; a first convolution for other channels is adapted as timm does, and
+            takes the means of the earlier run's normalization.
 
     Returns:
         One line that says what was loaded.
 
     Raises:
-        UsageError: the file is missing, damaged, holds more than tensors, or does not fit: then
-            the first keys that differ are named.
+        UsageError: the file is missing, damaged, holds more than tensors or numbers that are not
+            finite, is of another network or stem, or does not fit: then the first keys that
+            differ are named.
     """
     source = Path(path) / WEIGHTS if Path(path).is_dir() else Path(path)
+    if source.name == WEIGHTS and source.with_name(DESCRIPTION).exists():
+        _refuse_other_network(read_description(source.parent), encoder, path)
     state = _unwrap(_read(source))
     mean, std = state.pop("mean", None), state.pop("std", None)
     state = {key: value for key, value in state.items() if key not in _LEVELS}
     wanted = encoder.backbone.state_dict()
     kept = {k: v for k, v in state.items() if k in wanted or not k.startswith(_HEADS)}
     # torch does without, and so do files that others convert.
+    _refuse_not_finite(kept | {"mean": mean, "std": std}, source)
     kept = {k: v for k, v in wanted.items() if k.endswith(".num_batches_tracked")} | kept
     _adapt_first_conv(kept, wanted)
     _refuse_misfit(kept, wanted, f"{path} does not fit {encoder.name}")
     encoder.backbone.load_state_dict(kept)
-    if mean is not None and std is not None and mean.shape == encoder.mean.shape:
+    told = f"{len(kept)} tensors for {encoder.name} from {path}"
+    if mean is None or std is None:
+        return told
+    if mean.shape == encoder.mean.shape:
         encoder.mean.copy_(mean)
         encoder.std.copy_(std)
-    return f"{len(kept)} tensors for {encoder.name} from {path}"
+    elif mean.shape == std.shape == (3,):  # the only one that can be adapted
+        encoder.mean.fill_(float(mean.mean()))
+        encoder.std.fill_(float(std.mean()))
+        told += ", of 3 channels: mean and std of the input are the means of theirs"
+    return told
+
+
+def _refuse_other_network(
+    description: Mapping[str, Any], encoder: Encoder, path: str | Path
+) -> None:
+    """Shapes may be equal where what is computed is not: paddings, activations, strides."""
+    for key, wanted in (("name", encoder.name), ("stem", encoder.stem)):
+        if description[key] != wanted:
+            raise UsageError(
+                f"{path} has encoder.{key}={description[key]}, but encoder.{key}={wanted} is to "
+                "start from it; give the same"
+            )
+
+
+def _refuse_not_finite(state: Mapping[str, Tensor | None], source: Path) -> None:
+    for key, tensor in state.items():
+        if tensor is not None and not bool(torch.isfinite(tensor.float()).all()):
+            raise UsageError(
+                f"{source}: {key} holds numbers that are not finite; take other weights"
+            )
 
 
 def rename_in_order(
@@ -151,10 +185,10 @@ def load_encoder(folder: str | Path) -> tuple[Encoder, dict[str, Any]]:
     _refuse_misfit(state, encoder.state_dict(), f"{folder} does not fit {encoder.name}")
     encoder.load_state_dict(state)
     if not description.get("finished", True):
-        log.warning(
-            f"{folder} was stopped before its end: its features are those of the last level only; "
-            f"go on with: {resume_command(Path(folder))}"
-        )
+        held = is_held(Path(folder))
+        what = "is still being trained" if held else "was stopped before its end"
+        how = "wait for it" if held else f"go on with: {resume_command(Path(folder))}"
+        log.warning(f"{folder} {what}: its features are those of the last level only; {how}")
     return encoder.eval(), description
 
 

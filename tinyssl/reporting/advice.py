@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tinyssl.locks import is_held
 from tinyssl.reporting.names import shown
 from tinyssl.reporting.run_facts import RunFacts
 from tinyssl.run_folder import resume_command
@@ -78,9 +79,11 @@ def _collapse(facts: RunFacts) -> Iterator[Advice]:
 
 def _unfinished(facts: RunFacts) -> Iterator[Advice]:
     if not finished(facts):
+        held = is_held(facts.path)
+        what = "is still being trained" if held else "was stopped before its end"
         yield Advice(
-            "The run was stopped before its end, and its features are those of the last level.",
-            f"Go on with it: {resume_command(facts.path)}",
+            f"The run {what}, and its features are those of the last level.",
+            "Wait for it." if held else f"Go on with it: {resume_command(facts.path)}",
             serious=True,
         )
 
