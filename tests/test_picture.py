@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from tinyssl.export import runtime
 from tinyssl.opening import Unreadable, open_picture
 from tinyssl.picture import (
     decode,
@@ -287,6 +288,13 @@ def test_to_channels() -> None:
     assert to_channels(rgb, 3) is rgb
     with pytest.raises(Unreadable, match=r"3 channels, data\.channels is 4"):
         to_channels(rgb, 4)
+
+
+@pytest.mark.parametrize("shape", [(100, 150), (64, 64), (7, 11)])
+@pytest.mark.parametrize("made", [to_channels, runtime.to_channels])
+def test_gray_does_not_depend_on_where_a_pixel_lies(made: Any, shape: tuple[int, int]) -> None:
+    picture = np.zeros((*shape, 3), np.uint8) + np.array([0, 138, 171], np.uint8)
+    assert np.unique(made(picture, 1)).tolist() == [100]
 
 
 def test_to_depth_keeps_black_and_white_and_comes_back() -> None:

@@ -29,7 +29,7 @@ from tinyssl.locks import locked
 from tinyssl.opening import MAX_PIXELS, allow_pixels, quiet, read_file
 from tinyssl.picture import ResizeRule, decode, resize, to_channels, to_depth
 
-CACHE_FORMAT = 4
+CACHE_FORMAT = 5
 LARGEST_INDEX = 1 << 32  # bytes; of millions of pictures
 _DTYPES: dict[str, np.dtype[Any]] = {"uint8": np.dtype("uint8"), "uint16": np.dtype("uint16")}
 log = logging.getLogger("tinyssl")

@@ -104,7 +104,9 @@ def to_channels(picture: Array, channels: int) -> Array:
     if have == 1 and channels == 3:
         return np.repeat(picture, 3, axis=2)
     if have == 3 and channels == 1:
-        gray: Array = np.rint(picture.astype(np.float32) @ _LUMA)[..., None]
+        # Not a matrix product: BLAS rounds a pixel's sum by where it lies.
+        red, green, blue = (picture[..., i].astype(np.float32) * _LUMA[i] for i in range(3))
+        gray: Array = np.rint(red + green + blue)[..., None]
         return gray.astype(picture.dtype)
     raise Unreadable(f"{have} channels, data.channels is {channels}")
 
