@@ -26,7 +26,7 @@ from tinyssl.errors import JobError, TinysslError
 from tinyssl.files import csv_text, in_home, read_json, reason, write_text
 from tinyssl.headers import read_header
 from tinyssl.locks import locked
-from tinyssl.opening import MAX_PIXELS, allow_pixels, quiet, read_file
+from tinyssl.opening import MAX_PIXELS, read_file, reading
 from tinyssl.picture import ResizeRule, decode, resize, to_channels, to_depth
 
 CACHE_FORMAT = 5
@@ -131,7 +131,7 @@ def load_pictures(
         return found
     job = _Build(files, size, rule, channels, settings, workers or os.cpu_count() or 1, progress)
     try:
-        with quiet(), allow_pixels(max_pixels):
+        with reading(max_pixels):
             return _built_once(job, root, key)
     except OSError as error:
         raise JobError(

@@ -14,7 +14,7 @@ from PIL import Image
 from tinyssl.device import pick_device
 from tinyssl.encoder import Encoder, embed_pictures
 from tinyssl.errors import UsageError
-from tinyssl.opening import MAX_PIXELS, Unreadable, allow_pixels, quiet
+from tinyssl.opening import MAX_PIXELS, Unreadable, reading
 from tinyssl.picture import decode, resize, to_channels
 from tinyssl.weights import load_encoder
 
@@ -69,7 +69,7 @@ class Model:
         features = np.empty((len(pictures), self.width), np.float32)
         for start in range(0, len(pictures), batch_size):
             chunk = pictures[start : start + batch_size]
-            with quiet(), allow_pixels(self.description.get("max_pixels", MAX_PIXELS)):
+            with reading(self.description.get("max_pixels", MAX_PIXELS)):
                 batch = [self._prepare(p, start + i) for i, p in enumerate(chunk)]
             features[start : start + len(chunk)] = self._embed_mixed(batch)
             if progress is not None:
