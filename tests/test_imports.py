@@ -16,7 +16,7 @@ MODULES = sorted(
     if p.stem != "__init__"
 )
 
-GROUND = {"errors", "files", "intervals", "locks", "plain_yaml", "rows", "tensor_file"}
+GROUND = {"errors", "files", "intervals", "lines", "locks", "plain_yaml", "rows", "tensor_file"}
 LEAVES = {
     "bank", "budget", "calibration", "checkpoint", "colour", "compiling", "components",
     "curve_lines", "device", "distributed", "feature_file", "folds", "fused", "heads", "loader",

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
 import os
 import shutil
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 from tinyssl.errors import JobError, TinysslError
 from tinyssl.files import csv_text, in_home, read_json, reason, write_text
 from tinyssl.headers import read_header
+from tinyssl.lines import log
 from tinyssl.locks import locked
 from tinyssl.opening import MAX_PIXELS, read_file, reading
 from tinyssl.picture import ResizeRule, decode, resize, to_channels, to_depth
@@ -32,7 +32,6 @@ from tinyssl.picture import ResizeRule, decode, resize, to_channels, to_depth
 CACHE_FORMAT = 5
 LARGEST_INDEX = 1 << 32  # bytes; of millions of pictures
 _DTYPES: dict[str, np.dtype[Any]] = {"uint8": np.dtype("uint8"), "uint16": np.dtype("uint16")}
-log = logging.getLogger("tinyssl")
 BUILDING, INDEX, PIXELS = ".building-", "index.json", "pictures.bin"
 _IN_FLIGHT = 64
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from tinyssl.errors import JobError, UsageError, one_line
 from tinyssl.files import reason, remove_leftovers, write_text
+from tinyssl.lines import log
 from tinyssl.locks import InUse, locked
 
 _OURS = (
@@ -132,7 +133,7 @@ class RunFolder:
                     "another folder"
                 ) from None
             except JobError as error:
-                logging.getLogger("tinyssl").warning(f"{error}; start no second run there")
+                log.warning(f"{error}; start no second run there")
             for folder in (self.path, self.checkpoint.parent):
                 remove_leftovers(folder, {*_OURS, LABELS, self.checkpoint.name})
             yield
@@ -171,12 +172,11 @@ class RunFolder:
     @contextmanager
     def log_to_file(self) -> Iterator[None]:
         """Appends what is logged to `train.log`; lines from before `begin_log` are kept for it."""
-        logger = logging.getLogger("tinyssl")
-        logger.addHandler(self._log)
+        log.addHandler(self._log)
         try:
             yield
         finally:
-            logger.removeHandler(self._log)
+            log.removeHandler(self._log)
 
     def begin_log(self) -> None:
         """The run is accepted and its folder there: from now on lines are written."""
