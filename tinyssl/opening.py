@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import stat
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -55,6 +56,10 @@ def reading(limit: int) -> Iterator[None]:
             _undo.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
             _undo.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")
+            opencv = sys.modules.get("cv2")
+            if opencv is not None:
+                set_level = opencv.utils.logging.setLogLevel
+                _undo.callback(set_level, set_level(0))
         _limits.append(limit)
         Image.MAX_IMAGE_PIXELS = max(_limits)
     try:
