@@ -58,7 +58,8 @@ def training_device(name: str) -> torch.device:
 def torch_put_back() -> Iterator[None]:
     """Puts torch's seeds and cuDNN's choice of algorithms back as they were before the work."""
     before = torch.backends.cudnn.deterministic
-    started = torch.cuda.is_initialized()  # looking must not start it
+    # Looking must not start it.
+    started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     with torch.random.fork_rng(range(torch.cuda.device_count()) if started else []):
         try:
             yield
