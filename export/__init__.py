@@ -1,1 +1,20 @@
-"""From a run to a bundle that extracts features on a device without torch."""
+"""From a run to a bundle that extracts features on a device without torch.
+
+The package itself is the function `tinyssl.export`: a name cannot be both else, once a module of
+the package is imported.
+"""
+
+import sys
+from types import ModuleType
+from typing import Any
+
+
+class _Verb(ModuleType):
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        """What `tinyssl.export.exporting.export` does; takes and gives the same."""
+        from .exporting import export
+
+        return export(*arguments, **options)
+
+
+sys.modules[__name__].__class__ = _Verb

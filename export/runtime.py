@@ -648,7 +648,8 @@ def to_channels(picture: Array, channels: int) -> Array:
     if (have, channels) == (1, 3):
         return np.repeat(picture, 3, axis=2)
     if (have, channels) == (3, 1):
-        return np.rint(picture.astype(np.float32) @ _LUMA)[..., None].astype(picture.dtype)
+        red, green, blue = (picture[..., i].astype(np.float32) * _LUMA[i] for i in range(3))
+        return np.rint(red + green + blue)[..., None].astype(picture.dtype)
     raise Unreadable(f"{have} channels, the encoder takes {channels}")
 
 

@@ -18,7 +18,7 @@ from tinyssl.data import load_pictures
 from tinyssl.errors import UsageError
 from tinyssl.files import read_json
 from tinyssl.labeled import RESULT, read_labeled
-from tinyssl.opening import MAX_PIXELS, allow_pixels, quiet
+from tinyssl.opening import MAX_PIXELS, reading
 from tinyssl.picture import to_depth
 from tinyssl.rows import spaced_rows
 from tinyssl.scanning import scan
@@ -63,7 +63,7 @@ class Reader:
 
     def _tell_of_refused(self, paths: Sequence[str]) -> None:
         """Its decoder is Pillow alone, which reads less than training's, such as 16-bit colour."""
-        with quiet(), allow_pixels(self.max_pixels):
+        with reading(self.max_pixels):
             refused = [(path, told) for path in paths if (told := self._refused(path))]
         if refused:
             path, told = refused[0]

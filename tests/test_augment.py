@@ -156,6 +156,13 @@ def test_boxes_are_distributed_as_torchvisions(h: int, w: int) -> None:
         assert ours.std().item() == pytest.approx(other.std().item(), abs=0.04 * max(h, w))
 
 
+@pytest.mark.parametrize("ratio", [(200.0, 300.0), (0.001, 0.002)])
+def test_a_crop_has_pixels_whatever_its_ratio(ratio: tuple[float, float]) -> None:
+    augment = Augment(8, crop_ratio=ratio)
+    views = augment(torch.zeros(3, 20, 20, 3, dtype=torch.uint8), torch.Generator().manual_seed(0))
+    assert views.shape == (3, 3, 8, 8)
+
+
 def test_central_crop_where_no_box_fits() -> None:
     """A strip that no allowed ratio fits gets torchvision's central crop."""
     p = Augment(8, crop_scale=(1.0, 1.0)).draw(3, 10, 101, generator())

@@ -1,10 +1,14 @@
-"""Progress without a terminal: plain lines, not too many, with the time left."""
+"""Progress without a terminal: plain lines, not too many, and none that nobody asked for."""
 
 import logging
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from tinyssl import console
+from tinyssl.run_folder import RunFolder
 
 
 def test_plain_lines_say_how_far_how_fast_and_how_long(
@@ -46,3 +50,48 @@ def test_what_takes_no_time_says_nothing(caplog: pytest.LogCaptureFixture) -> No
 @pytest.mark.parametrize(("rate", "text"), [(12345.6, "12,346"), (10, "10"), (0.123, "0.12")])
 def test_rates_are_short(rate: float, text: str) -> None:
     assert console._short(rate) == text
+
+
+def told_by(setup: str, *options: str) -> str:
+    """What a session that says one line of each level has on standard error."""
+    code = f"""
+import logging
+from tinyssl.console import log
+{setup}
+log.debug("a detail")
+log.info("an event")
+log.warning("a danger")
+"""
+    command = [sys.executable, "-q", *options]
+    return subprocess.run(command, input=code, capture_output=True, text=True, check=True).stderr
+
+
+INFO, WARNING = ("an event", "a danger"), ("a danger",)
+
+
+@pytest.mark.parametrize(
+    ("setup", "lines"),
+    [
+        ("", WARNING),
+        ("logging.basicConfig(level=logging.INFO)", INFO),
+        ("logging.basicConfig(level=logging.WARNING)", WARNING),
+        ("logging.basicConfig()\nlogging.getLogger('tinyssl').setLevel('INFO')", INFO),
+        ("logging.basicConfig(level='INFO')\nlogging.getLogger('tinyssl').setLevel('ERROR')", ()),
+    ],
+)
+def test_lines_are_shown_as_the_user_has_set_up(setup: str, lines: tuple[str, ...]) -> None:
+    for options in ((), ("-i",)):
+        shown = INFO if options and not setup else lines  # there the command line's, unasked
+        told = told_by(setup, *options)
+        counts = [told.count(text) for text in ("a detail", "an event", "a danger")]
+        assert counts == [0, "an event" in shown, "a danger" in shown]
+
+
+def test_the_log_of_a_run_is_whole_at_any_level(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = RunFolder(tmp_path)
+    with caplog.at_level(logging.ERROR, "tinyssl"), folder.log_to_file():
+        folder.begin_log()
+        console.log.debug("a detail")
+    assert "DEBUG a detail" in (tmp_path / "train.log").read_text()

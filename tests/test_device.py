@@ -8,7 +8,7 @@ import torch
 from tests.killing import QUICK
 from tests.making import make_pictures
 from tinyssl import pretrain
-from tinyssl.device import check_bf16, use_bf16
+from tinyssl.device import check_bf16, pick_device, use_bf16
 from tinyssl.errors import UsageError
 
 CPU = torch.device("cpu")
@@ -29,3 +29,20 @@ def test_bf16_with_tiny_views_is_refused_on_a_cpu(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
     for precision, view_size in (("bf16", 32), ("fp32", 16), ("auto", 16)):
         check_bf16(precision, CPU, view_size)
+
+
+@pytest.mark.parametrize("name", ["mps", "meta", "xpu:0", "gpu", ""])
+def test_other_devices_are_refused_in_a_line(name: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        pick_device(name)
+    assert str(caught.value) == f"device: got {name!r}, allowed: auto, cpu, cuda, cuda:N"
+
+
+def test_a_run_leaves_torch_as_it_was(tmp_path: Path) -> None:
+    data = make_pictures(tmp_path / "data")
+    torch.manual_seed(7)
+    wanted = torch.rand(3)
+    torch.manual_seed(7)
+    pretrain(data, out=tmp_path / "run", overrides=QUICK)
+    assert torch.equal(torch.rand(3), wanted)
+    assert not torch.backends.cudnn.deterministic

@@ -1,5 +1,6 @@
 """Every backbone, stem and number of channels; random weights that repeat."""
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,24 @@ from tinyssl.errors import JobError, UsageError
 
 def pictures(n: int = 5, c: int = 3, dtype: Any = np.uint8) -> Any:
     return np.random.default_rng(0).integers(0, 256, (n, 32, 32, c)).astype(dtype)
+
+
+def test_a_hub_that_is_out_of_reach_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = logging.getLogger("huggingface_hub.utils._http")
+
+    def unreachable(*arguments: object, **options: object) -> None:
+        client.warning("Retrying in 1s [Retry 1/5].")
+        raise OSError("no network")
+
+    monkeypatch.setattr(timm, "create_model", unreachable)
+    with pytest.raises(JobError, match=r"cannot be had from timm's hub \(no network\)"):
+        create_encoder("resnet18", pretrained=True)
+    (told,) = (record.getMessage() for record in caplog.records)
+    assert told.startswith("taking weights of resnet18 from timm's hub")
+    client.warning("later")
+    assert "later" in caplog.text
 
 
 @pytest.mark.parametrize("name", BACKBONES)

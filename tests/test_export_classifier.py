@@ -54,7 +54,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
 def wanted(run: Path, pictures: Path) -> np.ndarray:
     classifier = load_classifier(run)
     assert classifier is not None
-    features = load(run).embed(sorted(pictures.iterdir()))
+    features = load(run).embed(sorted(pictures.iterdir()), raw=True)
     return classifier.probabilities(torch.from_numpy(features)).numpy()
 
 

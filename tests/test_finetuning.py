@@ -71,7 +71,7 @@ def test_every_recipe_leaves_a_whole_run(
     assert classifier is not None
     assert classifier.classes == ["bright", "dark"]
     pictures = sorted(data.rglob("*.png"))
-    features = torch.from_numpy(load(out).embed(pictures))
+    features = torch.from_numpy(load(out).embed(pictures, raw=True))
     named = [classifier.classes[i] for i in classifier.probabilities(features).argmax(dim=1)]
     assert np.mean([n == p.parent.name for n, p in zip(named, pictures, strict=True)]) > 0.9
     result = result_of(out)
@@ -186,7 +186,7 @@ def test_rare_class_is_not_drowned(run: Path, picture_folder: Folder, tmp_path: 
     assert classifier is not None
     generator = np.random.default_rng(0)
     noise = generator.integers(0, 255, (64, 32, 32, 3), dtype=np.uint8)
-    shares = classifier.probabilities(torch.from_numpy(load(out).embed(noise)))
+    shares = classifier.probabilities(torch.from_numpy(load(out).embed(noise, raw=True)))
     assert 0.25 < float(shares[:, 0].mean()) < 0.75
 
 

@@ -28,7 +28,7 @@ from tinyssl.config import load_recipe, read_recipe
 from tinyssl.errors import UsageError, one_line
 from tinyssl.feature_file import Features, read_features, write_features
 from tinyssl.labels import from_csv
-from tinyssl.opening import Unreadable, allow_pixels, quiet
+from tinyssl.opening import Unreadable, reading
 from tinyssl.picture import decode
 from tinyssl.recipe_files import recipe_names, recipe_text
 from tinyssl.scanning import scan
@@ -195,7 +195,7 @@ PICTURES += [zoo.encoded(zoo.rgb(), kind) for kind in ("BMP", "PPM", "TGA", "ICO
 @FUZZ
 @given(data=damaged(PICTURES), channels=st.sampled_from([None, 1, 2, 3, 4]))
 def test_pictures(data: bytes, channels: int | None) -> None:
-    with quiet(), allow_pixels(1_000_000):
+    with reading(1_000_000):
         try:
             found = decode(data, channels)
         except Unreadable as error:

@@ -16,7 +16,7 @@ MODULES = sorted(
     if p.stem != "__init__"
 )
 
-GROUND = {"errors", "files", "intervals", "locks", "plain_yaml", "rows", "tensor_file"}
+GROUND = {"errors", "files", "intervals", "lines", "locks", "plain_yaml", "rows", "tensor_file"}
 LEAVES = {
     "bank", "budget", "calibration", "checkpoint", "colour", "compiling", "components",
     "curve_lines", "device", "distributed", "feature_file", "folds", "fused", "heads", "loader",
@@ -144,13 +144,20 @@ def test_help_does_not_load_torch(arguments: list[str]) -> None:
 
 def test_public_names_are_these() -> None:
     assert tinyssl.__all__ == [
-        "EmbeddingTransformer", "JobError", "TinysslError", "UsageError",
-        "__version__", "embed", "evaluate", "finetune", "load", "predict", "pretrain", "report",
-        "select",
+        "EmbeddingTransformer", "Interrupted", "JobError", "TinysslError", "UsageError",
+        "__version__", "benchmark", "check", "embed", "evaluate", "export", "finetune", "load",
+        "predict", "pretrain", "report", "select",
     ]  # fmt: skip
     assert all(getattr(tinyssl, name) is not None for name in tinyssl.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = tinyssl.nothing
+
+
+@pytest.mark.parametrize("first", ["", "import tinyssl.export.runtime;"])
+def test_export_is_a_function_before_and_after_its_modules_are_imported(first: str) -> None:
+    code = f"import tinyssl; {first} tinyssl.export('nowhere', 'fax')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "UsageError: target: got 'fax'" in done.stderr
 
 
 @pytest.mark.parametrize("module", MODULES)

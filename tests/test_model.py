@@ -21,6 +21,7 @@ from tinyssl.data import load_pictures
 from tinyssl.encoder import create_encoder, embed_pictures
 from tinyssl.errors import UsageError
 from tinyssl.model import load
+from tinyssl.neighbours import unit_rows
 from tinyssl.scanning import scan
 from tinyssl.transformer import EmbeddingTransformer
 from tinyssl.weights import save_encoder
@@ -48,7 +49,8 @@ def test_paths_images_and_arrays_give_the_same(run: Path, picture_folder: Folder
         np.testing.assert_allclose(model.embed(same), expected, rtol=1e-4, atol=1e-5)
     cached = load_pictures(paths, size=32, rule="crop")
     direct = embed_pictures(model.encoder, cached.array)
-    np.testing.assert_allclose(direct, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(direct, model.embed(paths, raw=True), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(unit_rows(direct), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_alpha_is_kept_where_the_encoder_has_a_channel_for_it(tmp_path: Path) -> None:
@@ -67,7 +69,8 @@ def test_order_is_kept_with_mixed_depths(run: Path) -> None:
     gray = np.random.default_rng(0).integers(0, 256, (6, 40, 40), dtype=np.uint8)
     mixed: list[Any] = [g if i % 2 else g.astype(np.uint16) * 257 for i, g in enumerate(gray)]
     model = load(run)
-    np.testing.assert_allclose(model.embed(mixed), model.embed(list(gray)), rtol=1e-3, atol=1e-4)
+    found, expected = model.embed(mixed, raw=True), model.embed(list(gray), raw=True)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -122,6 +125,9 @@ def test_fit_and_transform_behave(run: Path, picture_folder: Folder) -> None:
     assert len(step.get_feature_names_out()) == step.n_features_out_
     np.testing.assert_array_equal(step.transform(paths), features)
     np.testing.assert_allclose(step.transform(paths[::-1])[::-1], features, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, rtol=1e-5)
+    raw = EmbeddingTransformer(run, raw=True).fit_transform(paths)
+    np.testing.assert_array_equal(raw, load(run).embed(paths, raw=True))
     copied = pickle.loads(pickle.dumps(step))
     np.testing.assert_array_equal(copied.transform(paths), features)
     np.testing.assert_array_equal(clone(step).fit_transform(paths), features)

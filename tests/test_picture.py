@@ -10,10 +10,12 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import zoo
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from tinyssl.export import runtime
 
-from tinyssl.opening import Unreadable, open_picture
+from tinyssl.opening import Unreadable, open_picture, reading
 from tinyssl.picture import (
     decode,
     deep_colour,
@@ -279,6 +281,80 @@ def test_headers_tell_the_kind() -> None:
     assert not is_sixteen_bit(plain)
 
 
+@pytest.mark.parametrize("channels", [3, 4])
+def test_premultiplied_alpha_of_sixteen_bits(channels: int) -> None:
+    values = noise(16, 16, 4, np.uint16)
+    alpha = np.maximum(values[..., 3:], 1000)
+    stored = np.rint(values[..., :3] * (alpha / 65535)).astype(np.uint16)
+    expected = stored.astype(int) + 65535 - alpha if channels == 3 else values[..., :3]
+    data = zoo.tiff(np.concatenate([stored, alpha], axis=2), photometric=2, kind=1)
+    found = decode(data, channels)
+    assert found.shape == (16, 16, channels)
+    assert np.abs(found[..., :3].astype(int) - expected).max() <= (33 if channels == 4 else 0)
+    if channels == 4:
+        np.testing.assert_array_equal(found[..., 3:], alpha)
+
+
+def deep_gray_alpha(values: Array) -> bytes:
+    """A PNG of 16-bit gray and alpha (colour type 4), which neither library writes."""
+    h, w, _ = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", w, h, 16, 4, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    ]
+    framed = (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
+
+
+def test_gray_with_alpha_of_sixteen_bits() -> None:
+    values = noise(c=2, dtype=np.uint16)
+    values[:3, :, 1], values[3:, :, 1] = 65535, 0
+    data = deep_gray_alpha(values)
+    np.testing.assert_array_equal(decode(data, 2), values)
+    shown = np.where(values[..., 1:] == 0, 65535, values[..., :1])
+    np.testing.assert_array_equal(decode(data, 1), shown)
+    image = open_picture(data)
+    assert is_gray(image)
+    assert is_sixteen_bit(image)
+
+
+@pytest.mark.parametrize("largest", [65535, 4095])
+def test_colour_ppms_keep_more_than_eight_bits(largest: int) -> None:
+    values = noise(dtype=np.uint16) // np.uint16(65536 // (largest + 1))
+    values[0, 0] = (0, largest, 1)
+    data = f"P6\n# noise\n9 6\n{largest}\n".encode() + values.astype(">u2").tobytes()
+    found = decode(data)
+    assert found.dtype == np.uint16
+    np.testing.assert_array_equal(found, np.rint(values * (65535 / largest)))
+    assert is_sixteen_bit(open_picture(data))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("kind", [0, 2])
+@pytest.mark.parametrize("planes", [False, True])
+def test_where_white_is_zero_the_first_of_two_samples_is_turned_over(
+    dtype: Any, kind: int, planes: bool
+) -> None:
+    values = noise(c=2, dtype=dtype)
+    found = decode(zoo.tiff(values, photometric=0, kind=kind, planes=planes), 2)
+    np.testing.assert_array_equal(found[..., 0], np.iinfo(dtype).max - values[..., 0])
+    np.testing.assert_array_equal(found[..., 1], values[..., 1])
+
+
+def test_what_opencv_cannot_decode_is_told_once_and_as_it_is(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    data = zoo.tiff(noise(16, 16, 5), tiled=True)
+    with pytest.raises(Unreadable, match="TIFF of 5 channels in tiles or compressed"), reading(999):
+        decode(data)
+    assert capfd.readouterr().err == ""
+
+
 def test_to_channels() -> None:
     gray, rgb = noise(c=1), noise()
     assert (to_channels(gray, 3) == gray).all()
@@ -287,6 +363,13 @@ def test_to_channels() -> None:
     assert to_channels(rgb, 3) is rgb
     with pytest.raises(Unreadable, match=r"3 channels, data\.channels is 4"):
         to_channels(rgb, 4)
+
+
+@pytest.mark.parametrize("shape", [(100, 150), (64, 64), (7, 11)])
+@pytest.mark.parametrize("made", [to_channels, runtime.to_channels])
+def test_gray_does_not_depend_on_where_a_pixel_lies(made: Any, shape: tuple[int, int]) -> None:
+    picture = np.zeros((*shape, 3), np.uint8) + np.array([0, 138, 171], np.uint8)
+    assert np.unique(made(picture, 1)).tolist() == [100]
 
 
 def test_to_depth_keeps_black_and_white_and_comes_back() -> None:

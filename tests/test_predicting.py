@@ -51,7 +51,8 @@ def test_rows_are_the_probabilities_of_every_picture(
     assert [row["path"] for row in rows] == [str(p) for p in paths]
     classifier = load_classifier(run)
     assert classifier is not None
-    expected = classifier.probabilities(torch.from_numpy(load(run).embed(paths))).numpy()
+    features = load(run).embed(paths, raw=True)
+    expected = classifier.probabilities(torch.from_numpy(features)).numpy()
     found = np.array([[float(row[f"p({name})"]) for name in NAMES] for row in rows])
     assert found == pytest.approx(expected, abs=2e-6)
     assert [row["label"] for row in rows] == [NAMES[i] for i in expected.argmax(axis=1)]

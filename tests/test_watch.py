@@ -4,8 +4,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tinyssl.augment import Augment
+from tinyssl.loader import generator_for
 from tinyssl.rows import spaced_rows
 from tinyssl.views import two_views
 from tinyssl.watch import VIEWED, collapse_warning, label_free, watch
@@ -79,6 +81,19 @@ def test_retrieval_is_looked_at_where_there_are_views() -> None:
     assert "retrieval" not in looked(features, None)
 
 
+def test_few_pictures_are_augmented_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    given, apply = [], Augment.apply
+
+    def counted(self: Augment, pictures: torch.Tensor, *rest: Any) -> torch.Tensor:
+        given.append(len(pictures))
+        return apply(self, pictures, *rest)
+
+    monkeypatch.setattr(Augment, "apply", counted)
+    two_views(np.zeros((65, 12, 12, 1), np.uint8), PLAIN, seed=0)
+    assert sum(given) == 2 * 65
+    assert 1 < min(given) <= max(given) <= 64
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_two_views_are_pictures_again_and_the_same_at_every_look(dtype: type) -> None:
     most = np.iinfo(dtype).max
@@ -91,6 +106,9 @@ def test_two_views_are_pictures_again_and_the_same_at_every_look(dtype: type) ->
     assert not np.array_equal(first, second)
     again = two_views(pictures, augment, seed=3)
     assert np.array_equal([first, second], again)
+    sample = torch.from_numpy(pictures[spaced_rows(len(pictures), VIEWED)])
+    at_once = augment(sample, generator_for(3, 0, 5)).mul(most).round().permute(0, 2, 3, 1)
+    assert np.array_equal(first, at_once.numpy().astype(dtype))
     same, other = two_views(pictures, PLAIN, seed=3)
     assert np.array_equal(same, other)
     assert np.array_equal(same, pictures[spaced_rows(len(pictures), VIEWED)])

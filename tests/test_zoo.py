@@ -4,6 +4,7 @@ import csv
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from PIL import Image
 
 from tinyssl.data import Pictures, load_pictures
 from tinyssl.errors import JobError
-from tinyssl.opening import MAX_PIXELS
+from tinyssl.opening import MAX_PIXELS, reading
 from tinyssl.scanning import scan
 
 Folder = Callable[..., Path]
@@ -93,6 +94,19 @@ def test_the_limit_of_pixels_can_be_raised_and_lowered(tmp_path: Path) -> None:
     with pytest.raises(JobError, match="broken data"):
         load(large, max_pixels=200_000_000)
     assert before == Image.MAX_IMAGE_PIXELS
+
+
+def test_of_overlapping_readers_the_last_puts_back_limit_and_warnings() -> None:
+    limit, filters = Image.MAX_IMAGE_PIXELS, list(warnings.filters)
+    one, other = reading(2000), reading(1000)
+    one.__enter__()
+    other.__enter__()
+    assert Image.MAX_IMAGE_PIXELS == 2000
+    one.__exit__(None, None, None)
+    assert Image.MAX_IMAGE_PIXELS == 1000
+    warnings.warn("odd", stacklevel=1)  # silenced still, or this test would fail
+    other.__exit__(None, None, None)
+    assert (Image.MAX_IMAGE_PIXELS, list(warnings.filters)) == (limit, filters)
 
 
 def test_a_file_too_large_for_a_picture_is_not_read(tmp_path: Path) -> None:

@@ -46,9 +46,15 @@ def tiff(
     deflate: bool = False,
     big: bool = False,
     wide: bool = False,
+    photometric: int = 1,
+    kind: int = 0,
+    tiled: bool = False,
     says: tuple[int, int] | None = None,
 ) -> bytes:
-    """A TIFF of any number of channels in one strip a plane (TIFF 6.0); wide: BigTIFF."""
+    """A TIFF of any number of channels in one strip a plane (TIFF 6.0).
+
+    wide: BigTIFF. kind: of what is beside gray or colours, 1 and 2 are alpha. tiled: says so only.
+    """
     order, (h, w, c) = ">" if big else "<", values.shape
     count, address, room = ("Q", "Q", 8) if wide else ("H", "I", 4)
     width, height = says or (w, h)
@@ -61,20 +67,20 @@ def tiff(
     for strip in strips:
         places.append(2 * room + len(body))
         body += strip + b"\0" * (len(strip) % 2)
-    extra = c - 1
+    extra = c - (3 if photometric == 2 else 1)
     wanted: dict[int, tuple[str, list[int]]] = {
         256: ("H", [width]), 257: ("H", [height]), 258: ("H", [8 * values.dtype.itemsize] * c),
-        259: ("H", [8 if deflate else 1]), 262: ("H", [1]), 273: ("I", places), 277: ("H", [c]),
-        278: ("H", [h]), 279: ("I", [len(strip) for strip in strips]),
-        284: ("H", [2 if planes else 1]), 338: ("H", [0] * extra),
-    }  # fmt: skip
+        259: ("H", [8 if deflate else 1]), 262: ("H", [photometric]), 273: ("I", places),
+        277: ("H", [c]), 278: ("H", [h]), 279: ("I", [len(strip) for strip in strips]),
+        284: ("H", [2 if planes else 1]), 338: ("H", [kind] * extra),
+    } | ({322: ("H", [16]), 323: ("H", [16])} if tiled else {})  # fmt: skip
     entries = b""
-    for tag, (kind, numbers) in wanted.items():
-        packed = struct.pack(f"{order}{len(numbers)}{kind}", *numbers)
+    for tag, (size, numbers) in sorted(wanted.items()):
+        packed = struct.pack(f"{order}{len(numbers)}{size}", *numbers)
         if len(packed) > room:
             place, body = 2 * room + len(body), body + packed
             packed = struct.pack(f"{order}{address}", place)
-        head = struct.pack(f"{order}HH{address}", tag, 3 if kind == "H" else 4, len(numbers))
+        head = struct.pack(f"{order}HH{address}", tag, 3 if size == "H" else 4, len(numbers))
         entries += head + packed.ljust(room, b"\0")
     directory = struct.pack(f"{order}{count}", len(wanted)) + entries + b"\0" * room
     mark = b"MM\0*" if big else b"II+\0\x08\0\0\0" if wide else b"II*\0"

@@ -6,11 +6,14 @@ Importing this loads no torch; each name below loads what it needs when it is fi
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from tinyssl.errors import JobError, TinysslError, UsageError
+from tinyssl.errors import Interrupted, JobError, TinysslError, UsageError
 
 if TYPE_CHECKING:
+    from tinyssl.checks import check
     from tinyssl.embedding import embed
     from tinyssl.evaluation import evaluate
+    from tinyssl.export.benchmarking import benchmark
+    from tinyssl.export.exporting import export
     from tinyssl.finetuning import finetune
     from tinyssl.model import load
     from tinyssl.predicting import predict
@@ -23,12 +26,16 @@ __version__ = "0.1.0"
 
 __all__ = [
     "EmbeddingTransformer",
+    "Interrupted",
     "JobError",
     "TinysslError",
     "UsageError",
     "__version__",
+    "benchmark",
+    "check",
     "embed",
     "evaluate",
+    "export",
     "finetune",
     "load",
     "predict",
@@ -39,8 +46,11 @@ __all__ = [
 
 _HOMES = {
     "EmbeddingTransformer": "transformer",
+    "benchmark": "export.benchmarking",
+    "check": "checks",
     "embed": "embedding",
     "evaluate": "evaluation",
+    "export": "export",
     "finetune": "finetuning",
     "load": "model",
     "predict": "predicting",
@@ -53,4 +63,5 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'tinyssl' has no attribute {name!r}")
-    return getattr(import_module(f"tinyssl.{_HOMES[name]}"), name)
+    home = import_module(f"tinyssl.{_HOMES[name]}")
+    return home if name == "export" else getattr(home, name)  # a package that can be called

@@ -441,7 +441,7 @@ def _inside(size: int, centre: Tensor, length: Tensor) -> Tensor:
 def _central_crop(height: int, width: int, ratio: tuple[float, float]) -> tuple[int, int]:
     """The largest central crop whose width over height is allowed."""
     if width / height < ratio[0]:
-        return round(width / ratio[0]), width
+        return max(1, round(width / ratio[0])), width
     if width / height > ratio[1]:
-        return height, round(height * ratio[1])
+        return height, max(1, round(height * ratio[1]))
     return height, width

@@ -17,6 +17,7 @@ import click
 from tinyssl import __version__
 from tinyssl.errors import JobError, TinysslError, UsageError, one_line
 from tinyssl.files import in_home
+from tinyssl.lines import as_shown
 
 _OVERRIDE = re.compile(r"[a-z_]+\.[a-z0-9_.]+=")
 _BARE = re.compile(r"([a-z_]+)=(.*)", re.DOTALL)
@@ -100,6 +101,7 @@ def _fail(text: str, status: int) -> None:
 def _log_to_stderr() -> None:
     logger = logging.getLogger("tinyssl")
     if not any(isinstance(handler, _Echo) for handler in logger.handlers):
+        logger.setLevel(logging.INFO)
         logger.addHandler(_Echo(logging.INFO))
 
 
@@ -107,8 +109,7 @@ class _Echo(logging.Handler):
     """Prints log lines to standard error, above a progress bar if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
-        text = prefix + one_line(record.getMessage())
+        text = as_shown(record)
         if "tinyssl.console" in sys.modules:
             from tinyssl.console import say
 

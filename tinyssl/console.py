@@ -1,6 +1,14 @@
-"""What a person sees while work goes on: a bar on a terminal, plain lines elsewhere."""
+"""What a person sees while work goes on: a bar on a terminal, plain lines elsewhere.
+
+Lines go to the logger "tinyssl", whose level and handlers are the user's: as always in Python,
+`logging.basicConfig(level=logging.INFO)` shows them, and without it warnings alone are seen. In an
+interactive session (Jupyter, IPython, Python's prompt) where logging has no handlers, lines are
+printed to standard error as the command line prints them. With
+`logging.getLogger("tinyssl").setLevel(logging.WARNING)` neither lines nor bars are shown.
+"""
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,15 +25,27 @@ from rich.progress import (
 )
 from rich.text import Text
 
-Advance = Callable[[int], None]
+from tinyssl.lines import as_shown
+from tinyssl.lines import log as log  # for all that tell and show
 
-log = logging.getLogger("tinyssl")
-log.setLevel(logging.DEBUG)  # train.log is complete whatever the caller has set up
+Advance = Callable[[int], None]
 
 _LINE_EVERY = 15.0  # seconds between plain lines when there is no terminal
 
+_CONSOLE = Console(stderr=True, highlight=False, force_jupyter=False)
 
-_CONSOLE = Console(stderr=True, highlight=False)
+
+class _ToUser(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        users = logging.getLogger("tinyssl")
+        if hasattr(sys, "ps1") and not users.hasHandlers():
+            if record.levelno >= (users.level or logging.INFO):
+                say(as_shown(record))
+        elif users.isEnabledFor(record.levelno):
+            users.handle(record)
+
+
+log.addHandler(_ToUser())
 
 
 def say(text: str) -> None:
@@ -61,7 +81,8 @@ def progress(title: str, total: int, unit: str = "pictures", done: int = 0) -> I
     Yields:
         A function to call with the number of newly finished items.
     """
-    if _CONSOLE.is_terminal and not _CONSOLE.quiet:
+    wanted = logging.getLogger("tinyssl").level <= logging.INFO and not _CONSOLE.quiet
+    if _CONSOLE.is_terminal and wanted:
         with _bar(unit) as bar:
             task = bar.add_task(title, total=total, completed=done)
             yield lambda count: bar.update(task, advance=count)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
 import os
 import shutil
@@ -25,14 +24,14 @@ from numpy.typing import NDArray
 from tinyssl.errors import JobError, NothingReadable, TinysslError
 from tinyssl.files import csv_text, in_home, read_json, reason, write_text
 from tinyssl.headers import read_header
+from tinyssl.lines import log
 from tinyssl.locks import locked
-from tinyssl.opening import MAX_PIXELS, allow_pixels, quiet, read_file
+from tinyssl.opening import MAX_PIXELS, read_file, reading
 from tinyssl.picture import ResizeRule, decode, resize, to_channels, to_depth
 
-CACHE_FORMAT = 4
+CACHE_FORMAT = 5
 LARGEST_INDEX = 1 << 32  # bytes; of millions of pictures
 _DTYPES: dict[str, np.dtype[Any]] = {"uint8": np.dtype("uint8"), "uint16": np.dtype("uint16")}
-log = logging.getLogger("tinyssl")
 BUILDING, INDEX, PIXELS = ".building-", "index.json", "pictures.bin"
 _IN_FLIGHT = 64
 
@@ -132,7 +131,7 @@ def load_pictures(
         return found
     job = _Build(files, size, rule, channels, settings, workers or os.cpu_count() or 1, progress)
     try:
-        with quiet(), allow_pixels(max_pixels):
+        with reading(max_pixels):
             return _built_once(job, root, key)
     except OSError as error:
         raise JobError(

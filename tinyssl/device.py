@@ -3,6 +3,8 @@
 import ctypes
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -29,14 +31,15 @@ def pick_device(name: str) -> torch.device:
             f"device {name!r} would be that of all {os.environ['LOCAL_WORLD_SIZE']} processes; "
             "give each its own with cuda or auto"
         )
+    allowed = "allowed: auto, cpu, cuda, cuda:N"
+    if name.partition(":")[0] not in ("cpu", "cuda"):
+        raise UsageError(f"device: got {name!r}, {allowed}")
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device).item()  # meta gives no values
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
-        raise UsageError(
-            f"device {name!r} cannot be used here ({reason}); allowed: auto, cpu, cuda, cuda:N"
-        ) from None
+        raise UsageError(f"device {name!r} cannot be used here ({reason}); {allowed}") from None
     return device
 
 
@@ -49,6 +52,19 @@ def training_device(name: str) -> torch.device:
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     return device
+
+
+@contextmanager
+def torch_put_back() -> Iterator[None]:
+    """Puts torch's seeds and cuDNN's choice of algorithms back as they were before the work."""
+    before = torch.backends.cudnn.deterministic
+    # Looking must not start it.
+    started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(range(torch.cuda.device_count()) if started else []):
+        try:
+            yield
+        finally:
+            torch.backends.cudnn.deterministic = before
 
 
 def use_bf16(precision: str, device: torch.device) -> bool:

@@ -11,7 +11,9 @@ saw few pictures keep much in early levels that the last one has lost, textures 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -25,6 +27,7 @@ from torch.nn.functional import adaptive_max_pool2d
 from tinyssl.components import principal, standard
 from tinyssl.descriptors import Descriptors
 from tinyssl.errors import JobError, UsageError
+from tinyssl.lines import log
 from tinyssl.rows import spaced_rows
 
 BACKBONES: Mapping[str, str] = {
@@ -438,10 +441,13 @@ def _create_backbone(
     with torch.random.fork_rng(devices=[]):
         if seed is not None:
             torch.manual_seed(seed)
+        if pretrained:
+            log.info(f"taking weights of {timm_name} from timm's hub, or from where it kept them")
         try:
-            backbone: nn.Module = timm.create_model(
-                timm_name, pretrained=pretrained, num_classes=0, in_chans=channels
-            )
+            with _retries_untold():
+                backbone: nn.Module = timm.create_model(
+                    timm_name, pretrained=pretrained, num_classes=0, in_chans=channels
+                )
         except Exception as error:
             if not pretrained:
                 raise UsageError(f"timm cannot build {timm_name} here: {_first(error)}") from error
@@ -450,6 +456,18 @@ def _create_backbone(
                 f"({_first(error)}); give encoder.init=PATH or encoder.init=random"
             ) from error
     return backbone
+
+
+@contextmanager
+def _retries_untold() -> Iterator[None]:
+    """Without a network the hub's client tries for minutes and tells each time; one error does."""
+    client = logging.getLogger("huggingface_hub")
+    before = client.level
+    client.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        client.setLevel(before)
 
 
 def timm_weights(name: str) -> str:

@@ -19,7 +19,7 @@ from tinyssl.device import keep_freed_memory, pick_device
 from tinyssl.encoder import embed_pictures
 from tinyssl.errors import JobError, UsageError
 from tinyssl.neighbours import unit_rows
-from tinyssl.opening import MAX_PIXELS, allow_pixels, quiet
+from tinyssl.opening import MAX_PIXELS, reading
 from tinyssl.picture import ResizeRule
 from tinyssl.weights import DESCRIPTION, WEIGHTS, load_encoder
 
@@ -53,7 +53,7 @@ class Extractor:
     @contextmanager
     def reading(self) -> Iterator[None]:
         """Around reading, in the thread that starts it: odd files are no news, limits hold."""
-        with quiet(), allow_pixels(self.max_pixels):
+        with reading(self.max_pixels):
             yield
 
     def read(self, path: Path) -> tuple[str, NDArray[Any]] | str:

@@ -27,7 +27,7 @@ from tinyssl.classifier import Classifier, save_classifier
 from tinyssl.config import shortcuts, sources_of
 from tinyssl.console import log, progress
 from tinyssl.data import load_pictures
-from tinyssl.device import keep_freed_memory, training_device
+from tinyssl.device import keep_freed_memory, torch_put_back, training_device
 from tinyssl.encoder import Encoder, embed_pictures
 from tinyssl.errors import NothingReadable, UsageError
 from tinyssl.files import json_text, with_name, write_text
@@ -85,7 +85,7 @@ def finetune(
     given = [*overrides, *shortcuts(settings)]
     names = FOR_AUTO if str(recipe) == "auto" else (str(recipe),)
     recipes = {name: load_finetune_recipe(name, given) for name in names}
-    with _workplace(target.path) as folder:
+    with torch_put_back(), _workplace(target.path) as folder:
         job = _Job(run, labels, recipes, None if unlabeled is None else _as_list(unlabeled))
         job.finish(folder, target.path)
         with ExitStack() as held:

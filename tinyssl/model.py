@@ -14,7 +14,8 @@ from PIL import Image
 from tinyssl.device import pick_device
 from tinyssl.encoder import Encoder, embed_pictures
 from tinyssl.errors import UsageError
-from tinyssl.opening import MAX_PIXELS, Unreadable, allow_pixels, quiet
+from tinyssl.neighbours import unit_rows
+from tinyssl.opening import MAX_PIXELS, Unreadable, reading
 from tinyssl.picture import decode, resize, to_channels
 from tinyssl.weights import load_encoder
 
@@ -43,14 +44,17 @@ class Model:
         pictures: Iterable[Picture] | NDArray[Any],
         *,
         batch_size: int = 256,
+        raw: bool = False,
         progress: Callable[[int], None] | None = None,
     ) -> NDArray[np.float32]:
-        """Features of pictures.
+        """Features of pictures, the same as those of `tinyssl.embed` and of a bundle.
 
         Args:
             pictures: paths, Pillow images or arrays (h, w), (h, w, c) of uint8 or uint16, of any
                 size; or one array (n, h, w, c) or (n, h, w).
             batch_size: pictures at a time; decoded pictures of one batch are held in memory.
+            raw: leave features as the encoder gives them, which is what a classifier of
+                `tinyssl.finetune` takes; else each has length 1 (a row of zeros stays zero).
             progress: told the number of newly finished pictures.
 
         Returns:
@@ -69,12 +73,12 @@ class Model:
         features = np.empty((len(pictures), self.width), np.float32)
         for start in range(0, len(pictures), batch_size):
             chunk = pictures[start : start + batch_size]
-            with quiet(), allow_pixels(self.description.get("max_pixels", MAX_PIXELS)):
+            with reading(self.description.get("max_pixels", MAX_PIXELS)):
                 batch = [self._prepare(p, start + i) for i, p in enumerate(chunk)]
             features[start : start + len(chunk)] = self._embed_mixed(batch)
             if progress is not None:
                 progress(len(chunk))
-        return features
+        return features if raw else unit_rows(features)
 
     def _embed_mixed(self, batch: list[NDArray[Any]]) -> NDArray[np.float32]:
         """Pictures of 8 and of 16 bits may be mixed: each kind is scaled by its own maximum."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import os
 import stat
+import sys
+import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -36,30 +38,39 @@ class Unreadable(TinysslError):
     """A picture cannot be used; the text is the reason, short."""
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silences the readers' warnings about oddities in files that they can read all the same.
-
-    Filters belong to the whole process, so this is for the thread that starts the work, never
-    for one of many.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+_lock = threading.Lock()
+_limits: list[int] = []  # of the calls at work
+_undo = ExitStack()
 
 
 @contextmanager
-def allow_pixels(limit: int) -> Iterator[None]:
-    """Sets how many pixels a picture may have, for the whole process, as Pillow has it.
+def reading(limit: int) -> Iterator[None]:
+    """Allows pictures of `limit` pixels, and silences the readers' warnings about odd files.
 
-    As `quiet`, for the thread that starts the work.
+    Both belong to the whole process, as Pillow and Python have it, so this is for the thread that
+    starts the work. Of several at once the largest limit holds, and the last one to end puts back
+    what was there before the first.
     """
-    before = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = limit
+    with _lock:
+        if not _limits:
+            _undo.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+            _undo.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
+            opencv = sys.modules.get("cv2")
+            if opencv is not None:
+                set_level = opencv.utils.logging.setLogLevel
+                _undo.callback(set_level, set_level(0))
+        _limits.append(limit)
+        Image.MAX_IMAGE_PIXELS = max(_limits)
     try:
         yield
     finally:
-        Image.MAX_IMAGE_PIXELS = before
+        with _lock:
+            _limits.remove(limit)
+            if _limits:
+                Image.MAX_IMAGE_PIXELS = max(_limits)
+            else:
+                _undo.close()
 
 
 def open_file(path: Path) -> IO[bytes]:

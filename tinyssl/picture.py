@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngImageFile
+from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from tinyssl.opening import Unreadable, first_line, open_picture, read_file, refuse_large
@@ -25,7 +26,9 @@ Array = NDArray[Any]
 _GRAY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"}
 _SIXTEEN_BIT_MODES = {"I", "I;16", "I;16B", "I;16L", "I;16N"}
 _PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
-_BITS_PER_SAMPLE, _PHOTOMETRIC, _ORIENTATION = 0x0102, 0x0106, 0x0112  # TIFF and EXIF tags
+# TIFF and EXIF tags
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _ORIENTATION, _EXTRA = 0x0102, 0x0106, 0x0112, 0x0152
+_PREMULTIPLIED_ALPHA = 1  # of ExtraSamples
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 
@@ -72,7 +75,7 @@ def is_gray(image: Image.Image) -> bool:
     if image.mode == "P" and image.palette is not None:
         palette = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
         return bool((palette == palette[:, :1]).all())
-    return image.mode in _GRAY_MODES
+    return image.mode in _GRAY_MODES or _raw_mode(image) == "LA;16B"
 
 
 def is_sixteen_bit(image: Image.Image) -> bool:
@@ -82,14 +85,30 @@ def is_sixteen_bit(image: Image.Image) -> bool:
 
 def deep_colour(image: Image.Image) -> bool:
     """Whether a colour picture has 16 bits a channel, which Pillow would squash to 8."""
-    if isinstance(image, PngImageFile) and image.tile:
-        arguments = image.tile[0].args
-        raw = arguments[0] if isinstance(arguments, tuple) else str(arguments)
-        return raw.endswith("16B") and image.mode not in _SIXTEEN_BIT_MODES
+    if isinstance(image, PngImageFile):
+        return _raw_mode(image).endswith("16B") and image.mode not in _SIXTEEN_BIT_MODES
+    if isinstance(image, PpmImageFile):
+        return image.mode == "RGB" and _largest_value(image) > 255
     if isinstance(image, TiffImageFile):
         bits = image.tag_v2.get(_BITS_PER_SAMPLE, (8,))
         return len(bits) > 1 and max(bits) == 16
     return False
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """How a PNG's pixels are stored, in Pillow's words; empty for other kinds."""
+    if not isinstance(image, PngImageFile) or not image.tile:
+        return ""
+    arguments = image.tile[0].args
+    return str(arguments[0] if isinstance(arguments, tuple) else arguments)
+
+
+def _largest_value(image: PpmImageFile) -> int:
+    """What the header of a binary one gives for white; 0 of other kinds, as plain text."""
+    tile = image.tile[0] if image.tile else None
+    if tile is None or tile[0] != "ppm" or not isinstance(tile.args, tuple):
+        return 0
+    return int(tile.args[1])
 
 
 def to_channels(picture: Array, channels: int) -> Array:
@@ -104,7 +123,9 @@ def to_channels(picture: Array, channels: int) -> Array:
     if have == 1 and channels == 3:
         return np.repeat(picture, 3, axis=2)
     if have == 3 and channels == 1:
-        gray: Array = np.rint(picture.astype(np.float32) @ _LUMA)[..., None]
+        # Not a matrix product: BLAS rounds a pixel's sum by where it lies.
+        red, green, blue = (picture[..., i].astype(np.float32) * _LUMA[i] for i in range(3))
+        gray: Array = np.rint(red + green + blue)[..., None]
         return gray.astype(picture.dtype)
     raise Unreadable(f"{have} channels, data.channels is {channels}")
 
@@ -205,22 +226,45 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _decode_deep_colour(data: bytes, image: Image.Image, channels: int | None) -> Array:
-    array = _from_opencv(data, str(image.format))
-    if array.dtype != np.uint16:
+    array = _from_opencv(data)
+    if array is None or array.dtype != np.uint16:
         raise Unreadable(f"{image.format} of 16 bits a channel that cannot be decoded")
-    if array.shape[2] == 4 and channels != 4:
-        alpha = array[..., 3:].astype(np.float64) / 65535
-        array = np.rint(array[..., :3] * alpha + 65535 * (1 - alpha)).astype(np.uint16)
+    if is_gray(image):  # OpenCV makes colours of gray with alpha
+        array = array[..., [0, 3]]
+    if isinstance(image, PpmImageFile):
+        array = np.rint(array * (65535 / _largest_value(image))).astype(np.uint16)
+    if array.shape[2] in (2, 4):
+        array = _deep_alpha(array, _is_premultiplied(image), keep=channels == array.shape[2])
     # OpenCV turns TIFFs upright itself, whatever flags it is given, but not PNGs.
     turned = image.format == "TIFF"
     return array if turned else _upright(array, int(image.getexif().get(_ORIENTATION, 1)))
 
 
+def _is_premultiplied(image: Image.Image) -> bool:
+    if not isinstance(image, TiffImageFile):
+        return False
+    return tuple(image.tag_v2.get(_EXTRA, ()))[-1:] == (_PREMULTIPLIED_ALPHA,)
+
+
+def _deep_alpha(array: Array, premultiplied: bool, keep: bool) -> Array:
+    """(h, w, c + 1) uint16 with alpha: not premultiplied, or on white unless alpha is kept."""
+    if keep and not premultiplied:
+        return array
+    colours, alpha = array[..., :-1].astype(np.float64), array[..., -1:].astype(np.float64)
+    if keep:
+        colours = np.concatenate([colours * (65535 / np.maximum(alpha, 1)), alpha], axis=2)
+    elif premultiplied:
+        colours = colours + 65535 - alpha
+    else:
+        colours = colours * (alpha / 65535) + 65535 - alpha
+    return np.rint(colours).clip(0, 65535).astype(np.uint16)
+
+
 def _many_channels(data: bytes, layout: Layout) -> Array:
     if layout.strips:
         return _upright(read_samples(data, layout), layout.orientation)
-    array = _from_opencv(data, "TIFF")  # knows all compressions, but not all layouts
-    if layout.planes or array.shape[2] != layout.samples:
+    array = _from_opencv(data)  # knows all compressions, but not all layouts
+    if array is None or layout.planes or array.shape[2] != layout.samples:
         raise Unreadable(
             f"TIFF of {layout.samples} channels in tiles or compressed; store it in strips, "
             "uncompressed or deflated"
@@ -228,13 +272,14 @@ def _many_channels(data: bytes, layout: Layout) -> Array:
     return array
 
 
-def _from_opencv(data: bytes, kind: str) -> Array:
-    os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")  # warnings would go to the terminal
+def _from_opencv(data: bytes) -> Array | None:
+    """(h, w, c), red first, as the file has it; None where OpenCV cannot decode it."""
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # it would talk to the terminal
     import cv2
 
     array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if array is None:
-        raise Unreadable(f"{kind} of 16 bits a channel that cannot be decoded")
+        return None
     array = array[..., None] if array.ndim == 2 else array
     if array.shape[2] >= 3:
         array = array[..., [2, 1, 0, 3][: array.shape[2]]]  # OpenCV has blue first

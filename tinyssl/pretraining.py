@@ -31,7 +31,13 @@ from tinyssl.compiling import compiled, settle_compile, settle_recording
 from tinyssl.config import Recipe, load_recipe, read_recipe, shortcuts
 from tinyssl.console import Advance, log, progress, silence
 from tinyssl.data import Pictures, write_skipped
-from tinyssl.device import check_bf16, keep_freed_memory, pick_device, training_device
+from tinyssl.device import (
+    check_bf16,
+    keep_freed_memory,
+    pick_device,
+    torch_put_back,
+    training_device,
+)
 from tinyssl.encoder import (
     Encoder,
     check_sizes,
@@ -101,6 +107,7 @@ def pretrain(
     all_overrides = [*overrides, *shortcuts(settings)]
     with ExitStack() as held:
         held.enter_context(distributed.joined())
+        held.enter_context(torch_put_back())
         held.enter_context(folder.log_to_file() if distributed.is_main() else silence())
         run = _prepare(data, recipe, folder, all_overrides, resume, overwrite, held)
         done = run.progress.step >= run.plan.steps

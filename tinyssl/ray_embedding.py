@@ -28,7 +28,7 @@ from tinyssl.errors import JobError, TinysslError, UsageError
 from tinyssl.feature_file import Features, parquet_bytes, parquet_facts
 from tinyssl.files import csv_text, is_utf8
 from tinyssl.neighbours import unit_rows
-from tinyssl.opening import IMAGE_EXTENSIONS, allow_pixels, quiet
+from tinyssl.opening import IMAGE_EXTENSIONS, reading
 from tinyssl.picture import decode, resize, to_channels, to_depth
 from tinyssl.scanning import scan
 
@@ -145,7 +145,7 @@ class Worker:
         taken = self.extractor
         try:
             data = remote_files.read(url)
-            with quiet(), allow_pixels(taken.max_pixels):
+            with reading(taken.max_pixels):
                 picture = to_channels(decode(data, taken.channels), taken.channels)
                 square = resize(to_depth(picture, taken.dtype), taken.size, taken.rule)
         except OSError as error:

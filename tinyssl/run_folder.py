@@ -17,6 +17,7 @@ import yaml
 
 from tinyssl.errors import JobError, UsageError, one_line
 from tinyssl.files import in_home, read_limited, reason, remove_leftovers, write_text
+from tinyssl.lines import log
 from tinyssl.locks import InUse, locked
 from tinyssl.plain_yaml import parse_yaml
 
@@ -159,7 +160,7 @@ class RunFolder:
                     "another folder"
                 ) from None
             except JobError as error:
-                logging.getLogger("tinyssl").warning(f"{error}; start no second run there")
+                log.warning(f"{error}; start no second run there")
             for folder in (self.path, self.checkpoint.parent):
                 remove_leftovers(folder, {*_OURS, LABELS, self.checkpoint.name})
             yield
@@ -203,12 +204,11 @@ class RunFolder:
     @contextmanager
     def log_to_file(self) -> Iterator[None]:
         """Appends what is logged to `train.log`; lines from before `begin_log` are kept for it."""
-        logger = logging.getLogger("tinyssl")
-        logger.addHandler(self._log)
+        log.addHandler(self._log)
         try:
             yield
         finally:
-            logger.removeHandler(self._log)
+            log.removeHandler(self._log)
 
     def begin_log(self) -> None:
         """The run is accepted and its folder there: from now on lines are written."""

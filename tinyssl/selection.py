@@ -20,7 +20,7 @@ from tinyssl.feature_file import Features
 from tinyssl.files import atomic, csv_text, refuse_input, write_text
 from tinyssl.grid import contact_sheet
 from tinyssl.labels import LabeledPaths, from_csv
-from tinyssl.opening import allow_pixels, quiet
+from tinyssl.opening import reading
 from tinyssl.picture import decode, resize, to_depth
 from tinyssl.scanning import scan
 
@@ -232,7 +232,7 @@ def _copy(names: Sequence[str], folder: Path) -> None:
 
 def _write_sheet(path: Path, names: Sequence[str], max_pixels: int) -> None:
     shown = names[:_SHOWN]
-    with quiet(), allow_pixels(max_pixels):
+    with reading(max_pixels):
         pictures = [
             resize(to_depth(decode(Path(name)), np.uint8), _THUMBNAIL, "pad") for name in shown
         ]

@@ -9,10 +9,15 @@ from types import FrameType
 
 from tinyssl.console import log
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 @contextmanager
 def stop_signal() -> Iterator[Callable[[], int | None]]:
-    """Turns the first SIGINT or SIGTERM into a wish to stop; a second one acts at once."""
+    """Turns the first SIGINT or SIGTERM into a wish to stop; a second one acts at once.
+
+    A signal that is ignored stays so, as a shell's SIGINT for what it starts in the background.
+    """
     caught: list[int] = []
 
     def remember(signum: int, frame: FrameType | None) -> None:
@@ -21,7 +26,8 @@ def stop_signal() -> Iterator[Callable[[], int | None]]:
         log.info("stopping after this step; again to stop at once")
 
     try:
-        previous = {int(s): signal.signal(s, remember) for s in (signal.SIGINT, signal.SIGTERM)}
+        heard = [s for s in _SIGNALS if signal.getsignal(s) is not signal.SIG_IGN]
+        previous = {int(s): signal.signal(s, remember) for s in heard}
     except ValueError:  # not the main thread: signals are somebody else's
         previous = {}
     try:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tinyssl.data import in_order
 from tinyssl.headers import Header, read_header
-from tinyssl.opening import allow_pixels, quiet
+from tinyssl.opening import reading
 
 
 @dataclass
@@ -58,8 +58,7 @@ def survey(files: Sequence[Path], max_pixels: int, workers: int = 0) -> Survey:
     """Reads the headers of files; those that cannot be read are left out."""
     found = Survey()
     with (
-        quiet(),
-        allow_pixels(max_pixels),
+        reading(max_pixels),
         ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool,
     ):
         for header in in_order(pool, read_header, files):

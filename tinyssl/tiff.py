@@ -68,6 +68,8 @@ class Layout:
             return True
         if self.planes and (self.bits == 16 or self.colours == 1):
             return False
+        if self.tags.get(_PHOTOMETRIC) == 0:  # which Pillow knows of single samples only
+            return False
         cut_out = self.alpha and self.samples == self.colours + 1
         return self.samples == self.colours == 3 or (
             cut_out and (self.bits, self.colours) != (16, 1)
@@ -91,6 +93,8 @@ def read_layout(file: IO[bytes]) -> Layout | None:
 def read_samples(data: bytes, layout: Layout) -> NDArray[Any]:
     """(h, w, samples) uint8 or uint16, not turned, of a layout with `strips`.
 
+    Gray is 0 where it is black, whatever the file says.
+
     Raises:
         ValueError: less data than the header says.
     """
@@ -104,7 +108,10 @@ def read_samples(data: bytes, layout: Layout) -> NDArray[Any]:
     array = array.astype(dtype.newbyteorder("="))
     if tags.get(_PREDICTOR, 1) == 2:
         array = np.cumsum(array, axis=2, dtype=array.dtype)
-    return array[0] if planes == 1 else np.moveaxis(array[..., 0], 0, 2)
+    array = array[0] if planes == 1 else np.moveaxis(array[..., 0], 0, 2)
+    if tags.get(_PHOTOMETRIC) == 0:
+        array[..., 0] = ~array[..., 0]
+    return array
 
 
 def _layout(tags: ImageFileDirectory_v2, big_endian: bool) -> Layout:

@@ -25,17 +25,23 @@ class EmbeddingTransformer(TransformerMixin, BaseEstimator):  # type: ignore[mis
         run: the run folder.
         device: auto, cpu, cuda or cuda:N.
         batch_size: pictures at a time.
+        raw: leave features as the encoder gives them; else each has length 1.
 
     Attributes:
         n_features_out_: width of the features, once fitted.
     """
 
     def __init__(
-        self, run: str | Path | None = None, device: str = "auto", batch_size: int = 256
+        self,
+        run: str | Path | None = None,
+        device: str = "auto",
+        batch_size: int = 256,
+        raw: bool = False,
     ) -> None:
         self.run = run
         self.device = device
         self.batch_size = batch_size
+        self.raw = raw
 
     def fit(self, X: Any, y: Any = None) -> EmbeddingTransformer:
         """Checks that there is an encoder; raises UsageError when there is none."""
@@ -47,7 +53,8 @@ class EmbeddingTransformer(TransformerMixin, BaseEstimator):  # type: ignore[mis
     def transform(self, X: Any) -> NDArray[np.float32]:
         """Pictures to (n, width) float32 features; raises UsageError for an unreadable one."""
         check_is_fitted(self)
-        return load(self.run or "", self.device).embed(X, batch_size=self.batch_size)
+        model = load(self.run or "", self.device)
+        return model.embed(X, batch_size=self.batch_size, raw=self.raw)
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:
         """`feature0`, `feature1`, ...: one name a column."""

@@ -13,6 +13,8 @@ from tinyssl.loader import generator_for
 from tinyssl.rows import spaced_rows
 from tinyssl.watch import VIEWED
 
+_AT_ONCE = 32  # pictures; all 500 of 512 pixels would take 7 GB
+
 
 def two_views(
     pictures: NDArray[Any], augment: Augment, seed: int
@@ -30,8 +32,16 @@ def two_views(
     sample = torch.from_numpy(pictures[spaced_rows(len(pictures), VIEWED)])
     most = np.iinfo(pictures.dtype).max
 
+    count = len(sample)
+    parts = -(-count // _AT_ONCE)
+    bounds = [count * part // parts for part in range(parts + 1)]
+
     def views(stream: int) -> NDArray[Any]:
-        made = augment(sample, generator_for(seed, 0, stream))
-        return (made * most).round().permute(0, 2, 3, 1).numpy().astype(pictures.dtype)
+        made = []
+        for own in map(slice, bounds, bounds[1:]):
+            part = augment(sample[own], generator_for(seed, 0, stream), own, count)
+            whole = part.mul_(most).round_().permute(0, 2, 3, 1)
+            made.append(whole.numpy().astype(pictures.dtype))
+        return np.concatenate(made)
 
     return views(5), views(6)

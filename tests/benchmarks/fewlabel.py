@@ -108,7 +108,7 @@ def judge(run: Path, test: LabeledPaths) -> dict[str, float]:
     classifier = load_classifier(run)
     assert classifier is not None
     truth = np.array([classifier.classes.index(name) for name in test.labels])
-    features = torch.from_numpy(load(run).embed(test.paths))
+    features = torch.from_numpy(load(run).embed(test.paths, raw=True))
     shares = classifier.probabilities(features).numpy()
     found = scores(truth, shares.argmax(axis=1), len(classifier.classes))
     return {
