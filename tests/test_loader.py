@@ -141,6 +141,7 @@ def scaled(pictures: NDArray[Any], seeds: list[int], *, by: float) -> Tensor:
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12 and later
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on a single core
 @pytest.mark.parametrize("workers", [0, 2])
 def test_pipeline_batches_keep_order_and_seeds(workers: int) -> None:
     array = np.arange(6 * 2 * 2).reshape(6, 2, 2, 1).astype(np.uint8)
