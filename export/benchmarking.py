@@ -21,9 +21,9 @@ from rich.table import Table
 from tinyssl.console import log, progress
 from tinyssl.encoder import create_encoder
 from tinyssl.errors import JobError, UsageError
+from tinyssl.extras import EXPORT, need
 from tinyssl.files import write_text
 
-from .graph import Deployed
 from .runtime import ENGINE, BundleError, latency, read_manifest
 
 COLUMNS = (
@@ -57,6 +57,7 @@ def benchmark(
     Raises:
         UsageError: no bundle there, no batch, or negative threads or seconds.
     """
+    need(*EXPORT, extra="export")
     folder = Path(bundle)
     if not batches or min(batches) < 1:
         raise UsageError(f"batch: got {list(batches)}; each must be at least 1, such as 1,8")
@@ -162,6 +163,8 @@ def _time_torch(
         pooling=manifest["encoder"].get("pooling", "mean"),
         descriptors=manifest["encoder"].get("descriptors", False),
     )  # fmt: skip
+    from .graph import Deployed  # takes onnx, without which the verb is there all the same
+
     deployed = Deployed(encoder, getattr(torch, taken["dtype"]), unit=True).eval()
     shape = (batch, taken["size"], taken["size"], taken["channels"])
     pictures = torch.randint(0, 256, shape).to(getattr(torch, taken["dtype"]))

@@ -95,3 +95,18 @@ def test_the_log_of_a_run_is_whole_at_any_level(
         folder.begin_log()
         console.log.debug("a detail")
     assert "DEBUG a detail" in (tmp_path / "train.log").read_text()
+
+
+def test_a_log_that_was_silent_is_heard_again(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    logging.disable(logging.CRITICAL)
+    try:
+        console.log.warning("unheard")
+    finally:
+        logging.disable(logging.NOTSET)
+    console.log.warning("heard")
+    with console.silence():
+        console.log.warning("silent")
+    console.log.warning("again")
+    assert [record.message for record in caplog.records] == ["heard", "again"]

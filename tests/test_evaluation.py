@@ -275,6 +275,7 @@ def test_files_of_others_stay(run: Path, picture_folder: Folder, tmp_path: Path)
         with pytest.raises(UsageError, match=told):
             evaluate(run, labels=labels, out=tmp_path / name)
     assert {path: path.read_bytes() for path in before} == before
+    (tmp_path / "a.json").touch()
     result = evaluate(run, labels=labels, out=tmp_path / "a.json")
     assert result["split"] == "25 % stratified, seed 0, in a_split.csv"
     assert evaluate(run, labels=tmp_path / "a_split.csv", out=tmp_path / "a.json")["test"] == 6
@@ -304,6 +305,11 @@ def test_a_baseline_takes_no_other_row(
     labels = labels_csv(tmp_path / "labels.csv", picture_folder(per_class=12))
     rows = evaluate(run, labels=labels, baselines=["pretrained", "pretrained"])["encoders"]
     assert list(rows)[3:] == [str(tmp_path / "pretrained"), "pretrained"]
+    monkeypatch.chdir(make_run(tmp_path / "other"))
+    assert list(evaluate(run, labels=labels, baselines=".")["encoders"])[3:] == [
+        "other",
+        "pretrained",
+    ]
     assert [found["width"] for found in rows.values()][3:] == [512, 1024]
 
 

@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import pickle
 import re
 import shutil
 import struct
@@ -23,6 +24,7 @@ from tinyssl.export.parity import compare
 from tinyssl.export.samples import Reader, draw_samples
 
 from tests.making import make_pictures, make_run
+import tinyssl
 from tinyssl.cli import main
 from tinyssl.config import Recipe
 from tinyssl.encoder import BACKBONES
@@ -801,3 +803,8 @@ def test_power_of_a_jetson_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     found = benchmarking.power(tmp_path / "clocks")
     assert found == {"nvpmodel": "NV Power Mode: 15W 2", "17000000.gpu Hz": "612000000"}
     assert benchmarking.power(tmp_path / "none").keys() <= {"nvpmodel"}
+
+
+def test_the_verb_travels_and_can_be_called() -> None:
+    assert callable(tinyssl.export)
+    assert pickle.loads(pickle.dumps(tinyssl.export)) is tinyssl.export

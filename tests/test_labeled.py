@@ -49,15 +49,23 @@ def test_what_was_used_reads_back(picture_folder: Folder, tmp_path: Path) -> Non
 
 def test_what_taught_a_run_taught_those_that_start_from_it(tmp_path: Path) -> None:
     first, second, third = (tmp_path / name for name in ("first", "second", "third"))
-    for folder, init in ((first, "random"), (second, str(first)), (third, str(second / "w"))):
+    for folder, init in (
+        (first, "random"),
+        (second, str(first)),
+        (third, str(second / "encoder.safetensors")),
+    ):
         folder.mkdir()
         (folder / "encoder.json").write_text(json.dumps({"init": init}))
-    (second / "w").touch()
+    (second / "encoder.safetensors").touch()
     (first / "finetune.json").write_text(json.dumps({"encoder_learned": ["a", "b"]}))
     (second / "finetune.json").write_text(json.dumps({"encoder_learned": ["c"]}))
     assert [shaped_by(f) for f in (first, second, third)] == [{"a", "b"}, *2 * [{"a", "b", "c"}]]
     (first / "encoder.json").write_text(json.dumps({"init": str(third)}))  # no end
     assert shaped_by(first) == {"a", "b", "c"}
+    (second / "encoder.json").write_text("[1, 2]")  # another program's
+    assert shaped_by(second) == {"c"}
+    assert shaped_by(second / "w.safetensors") == set()
+    (second / "encoder.json").write_text(json.dumps({"init": str(first)}))
     (first / "finetune.json").write_text("[")
     with pytest.raises(UsageError, match=r"first/finetune\.json cannot be read"):
         shaped_by(third)

@@ -42,8 +42,15 @@ def test_class_folders(picture_folder: Folder) -> None:
         from_class_folders(folder / "nope")
 
 
+def test_classes_may_be_called_train_and_test(picture_folder: Folder) -> None:
+    data = picture_folder(per_class=3)
+    (data / "dark").rename(data / "train")
+    (data / "bright").rename(data / "test")
+    assert read_labels(data).labels == ["test"] * 3 + ["train"] * 3
+
+
 def test_class_folders_in_train_and_test_are_a_split(
-    picture_folder: Folder, tmp_path: Path
+    picture_folder: Folder, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     root = tmp_path / "set"
     root.mkdir()
@@ -53,6 +60,10 @@ def test_class_folders_in_train_and_test_are_a_split(
     assert set(found.labels) == {"dark", "bright"}
     assert found.splits == ["train"] * 6 + ["test"] * 6
     assert [path.parent.parent.name for path in found.paths] == found.splits
+    shutil.copytree(root / "train", root / "val")
+    assert read_labels(root).splits == found.splits
+    assert "train and test are read, val left out" in caplog.text
+    shutil.rmtree(root / "val")
     (root / "test").rename(root / "val")
     with pytest.raises(UsageError, match=r"holds train, val: parts of a set by their names"):
         read_labels(root)
@@ -84,6 +95,13 @@ def test_paths_count_from_the_csv_or_the_root_given(
 
 def test_empty_cells_at_the_end_of_a_row_are_no_labels(tmp_path: Path) -> None:
     assert from_csv(table(tmp_path, "path,label\na.png,x,,\nb.png,y, \n")).labels == ["x", "y"]
+    found = from_csv(table(tmp_path, "path,label\na.png,x\nb.png,,unsure\n"))
+    assert (found.labels, found.unlabeled) == (["x"], 1)
+
+
+def test_blanks_and_line_ends_and_inches_are_parts_of_labels(tmp_path: Path) -> None:
+    text = 'path,label\n"a.png" ,"x" \nb.png,5" pipe\nc.png,"two\nlines"\n'
+    assert from_csv(table(tmp_path, text + "a.png,x\n")).labels == ["x", '5" pipe', "two\nlines"]
 
 
 def test_empty_labels_are_counted_and_equal_rows_merged(tmp_path: Path) -> None:
@@ -104,7 +122,6 @@ def test_empty_labels_are_counted_and_equal_rows_merged(tmp_path: Path) -> None:
         ('path,label\n"' + "x" * 200_000, "cannot read labels"),
         ("path,label\na.png,x\nb.png,red, glass\n", "line 3: more cells than columns; put a label"),
         ('path,label\na.png,x\nb.png,"y\nc.png,z\n', "in the row after line 2"),
-        ('path,label\na.png,"x" y\n', "in the row after line 1"),
     ],
 )
 def test_wrong_tables_are_told_in_one_line(text: str, told: str, tmp_path: Path) -> None:

@@ -720,6 +720,14 @@ def test_a_run_is_replaced_by_its_own_recipe(picture_folder: Folder, tmp_path: P
     assert_same_run(whole, again)
 
 
+def test_a_run_whose_recipe_was_edited_is_one_still(picture_folder: Folder, tmp_path: Path) -> None:
+    run = pretrain(picture_folder(), out=tmp_path / "run", overrides=QUICK)
+    text = (run / "recipe.yaml").read_text() + "# a note\n"
+    (run / "recipe.yaml").write_text(text)
+    pretrain(picture_folder("more"), out=run, overrides=QUICK, overwrite=True)
+    assert "# a note" not in (run / "recipe.yaml").read_text()
+
+
 @pytest.mark.parametrize("left", [[], ["skipped.csv"], ["train.log"]])
 @pytest.mark.parametrize("how", ["resume", "overwrite"])
 def test_a_run_that_had_hardly_begun_is_known(

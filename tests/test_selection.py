@@ -209,6 +209,8 @@ def test_labels_are_not_overwritten(run: Path, picture_folder: Folder, tmp_path:
     assert len(select(run, data, 3, out, overwrite=True).paths) == 3
     with pytest.raises(UsageError, match="is read here and would be lost"):
         select(run, out, 1, out, overwrite=True)
+    select(run, data, 2, data / "b.csv")
+    assert len(select(run, data, 3, data / "b.csv", overwrite=True).paths) == 3
     sheet = data / "a.png"
     out.with_suffix(".png").rename(sheet)
     with pytest.raises(UsageError, match="is read here and would be lost"):

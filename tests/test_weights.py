@@ -121,6 +121,13 @@ def test_another_network_of_equal_shapes_is_refused(
         load_weights(create_encoder(**{"name": NAME, **taker}), path)
 
 
+def test_another_tag_and_another_programs_description_are_no_hindrance(tmp_path: Path) -> None:
+    save_encoder(donor(), tmp_path, image_size=48, resize="crop")
+    load_weights(create_encoder(f"{NAME}.lamb_in1k"), tmp_path)
+    (tmp_path / "encoder.json").write_text('{"d_model": 512}')
+    load_weights(create_encoder(NAME), tmp_path / "encoder.safetensors")
+
+
 def test_an_earlier_run_of_colours_brings_its_normalization_to_gray(tmp_path: Path) -> None:
     colour = donor(mean=[0.1, 0.2, 0.6], std=[0.2, 0.3, 0.4])
     save_encoder(colour, tmp_path, image_size=48, resize="crop")

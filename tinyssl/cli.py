@@ -8,7 +8,6 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -580,8 +579,10 @@ def export(run: str, **options: Any) -> None:
     tinyssl export runs/mine --target mobile --out bundle
     python bundle/runtime.py --check
     """
-    _need("onnx", "onnxscript", "onnxruntime", extra="export")
     from tinyssl.console import print_result
+    from tinyssl.extras import EXPORT, need
+
+    need(*EXPORT, extra="export")
     from tinyssl.export.exporting import export as write
     from tinyssl.export.exporting import table
 
@@ -609,21 +610,12 @@ def benchmark(bundle: str, batch: str, threads: int, seconds: float) -> None:
     tinyssl benchmark bundle
     tinyssl benchmark bundle --batch 1 --threads 4
     """
-    _need("onnx", "onnxscript", "onnxruntime", extra="export")
     from tinyssl.console import print_result
     from tinyssl.export.benchmarking import benchmark as measure
     from tinyssl.export.benchmarking import table
 
     batches = _numbers("--batch", batch)
     print_result(table(measure(bundle, batches=batches, threads=threads, seconds=seconds)))
-
-
-def _need(*modules: str, extra: str) -> None:
-    missing = [name for name in modules if find_spec(name) is None]
-    if missing:
-        raise UsageError(
-            f"this needs {', '.join(missing)}; install with: pip install 'tinyssl[{extra}]'"
-        )
 
 
 @cli.command(short_help="Write a run's report as one HTML page.")

@@ -347,7 +347,8 @@ def _parse_yaml(text: str, source: str) -> dict[str, Any]:
         raise UsageError(f"recipe {source} is not valid YAML: {error}") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise UsageError(f"recipe {source} holds no sections; see: tinyssl recipes NAME")
-    return values
+    # A section all of whose keys are comments holds nothing, which YAML calls null.
+    return {key: {} if value is None else value for key, value in values.items()}
 
 
 def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
@@ -380,7 +381,8 @@ def _put(values: dict[str, Any], key: str, value: Any, source: str) -> None:
         inner = values.setdefault(name, {})
         if not isinstance(inner, dict):
             place = ".".join(sections[:depth])
-            raise UsageError(f"recipe {source}: {place}: got {inner!r}; {key} wants keys there")
+            told = f"{place} is {inner!r} in recipe {source} and holds no keys"
+            raise UsageError(f"override {key}: {told}")
         values = inner
     values[last] = value
 

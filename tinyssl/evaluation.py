@@ -31,7 +31,14 @@ from tinyssl.files import (
     write_text,
 )
 from tinyssl.intervals import half_of_draws
-from tinyssl.judged_encoders import Contender, Embed, contenders, embedders, some
+from tinyssl.judged_encoders import (
+    Contender,
+    Embed,
+    contenders,
+    embedders,
+    has_weights_of,
+    some,
+)
 from tinyssl.label_curve import CurveWishes, label_curve
 from tinyssl.labeled import RESULT as FINETUNED
 from tinyssl.labeled import used_digests
@@ -81,7 +88,7 @@ def evaluate(
         out: where to write the result; `eval.json` in the run folder when None. Replaced if it
             is an earlier result.
         curve: draw accuracy over the number of labels too, see `label_curve`; the picture is
-            written beside the result as `label_curve.png`.
+            written beside `eval.json` as `label_curve.png`, else with the result's name before it.
 
     Returns:
         What is written: `encoders` by name, see `evaluate_features`, and what was measured on.
@@ -112,6 +119,8 @@ def evaluate(
     given = [baselines] if isinstance(baselines, str | Path) else list(baselines)
     judged = contenders(run, description, given, seed)
     result = _header(run, split, recorded, seed) | _pretrained_on(run, description, split)
+    if has_weights_of(run, str(description.get("init", "random"))):
+        result["unchanged"] = True
     augment = augment_of_run(run)
     with progress("judging", 2 + len(judged), "encoders") as advance:
         for name, embed, array in embedders(judged, split, pictures, description, device):
@@ -130,7 +139,7 @@ def evaluate(
 
 def _target(out: str | Path, inputs: Sequence[str | Path]) -> Path:
     target = writable(Path(out), ".json", inputs)
-    if target.exists() and not _is_result(target):
+    if target.exists() and target.stat().st_size and not _is_result(target):
         raise UsageError(f"{target} is there and no result of tinyssl eval; name another --out")
     return target
 
@@ -274,6 +283,8 @@ def _notes(result: dict[str, Any], counts: NDArray[Any], draws: int) -> list[str
         notes.append(f"A class has {result['fewest']:,} training pictures: more shots take all.")
     if all("retrieval" in found for found in encoders.values()):
         notes.append("views: % of views whose nearest other view is of the same picture.")
+    if result.get("unchanged"):
+        notes.append("The encoder is its start's, unchanged: only the classifier is the run's own.")
     if seen := result.get("pretrained_on"):
         notes.append(f"{seen:,} test pictures were pretrained on, without their labels.")
     for name, found in encoders.items():

@@ -197,7 +197,7 @@ def refuse_other_table(path: Path, columns: Sequence[str]) -> None:
 
     One that has more of them is a list of ours in which someone has made notes.
     """
-    if not path.exists():
+    if not path.exists() or path.stat().st_size == 0:
         return
     with path.open("rb") as file:
         first = file.readline(1 << 16).strip()

@@ -16,8 +16,8 @@ from tinyssl.data import Pictures
 from tinyssl.describing import DescriptorFeatures
 from tinyssl.device import keep_freed_memory, pick_device
 from tinyssl.encoder import LOOKED_AT, Encoder, create_encoder, embed_pictures
-from tinyssl.errors import JobError
-from tinyssl.files import sha256
+from tinyssl.errors import JobError, UsageError
+from tinyssl.files import sha256, with_name
 from tinyssl.labeled import shaped_by
 from tinyssl.labeled_split import LabeledSplit, split_pictures
 from tinyssl.rows import spaced_rows
@@ -60,16 +60,16 @@ def contenders(
     init = str(description.get("init", "random"))
     given = description | {"seed": description.get("seed", seed)}
     found = [Contender("random weights", partial(_random, given))]
-    unchanged = _same_weights(run, init)
-    if not unchanged:
+    if not has_weights_of(run, init):
         found += _start_of(description, init)
-    own = "pretrained" if init == "random" else START if unchanged else "adapted"
+    own = "pretrained" if init == "random" else "adapted"
     # Weights from elsewhere keep all features: components cost ImageNet's in 10-shot.
     theirs = description | {"components": 0, "descriptors": False}
     for path in map(Path, baselines):
         taken = {*FLOORS, own, *(contender.name for contender in found)}
         whole = path.absolute()  # else a folder called `pretrained` would be the hub's weights
-        name = next(n for n in (path.name, str(path), str(whole), "") if n not in taken)
+        names = (with_name(path).name, str(path), str(whole), "")
+        name = next(name for name in names if name not in taken)
         if name:  # else it was given before
             found.append(Contender(name, partial(_start, theirs, str(whole)), shaped_by(whole)))
     return [*found, Contender(own, lambda: load_encoder(run), shaped_by(run))]
@@ -79,7 +79,7 @@ def _random(description: dict[str, Any]) -> tuple[Encoder, dict[str, Any]]:
     return random_like(description, int(description["seed"])), description
 
 
-def _same_weights(run: str | Path, init: str) -> bool:
+def has_weights_of(run: str | Path, init: str) -> bool:
     """Whether a run has its start's own weights, as fine-tuning of a classifier alone leaves it."""
     files = [Path(folder) / WEIGHTS for folder in (run, init)]
     return all(file.is_file() for file in files) and len({sha256(file) for file in files}) == 1
@@ -127,7 +127,9 @@ def embedders(
     for contender in found:
         try:
             encoder, own = contender.build()
-        except JobError as error:  # the start came from a hub that is out of reach now
+        except (JobError, UsageError) as error:  # the start is gone, or came from a hub
+            if contender.name != START:
+                raise
             log.warning(f"the table has no row for {contender.name!r}: {error}")
             continue
         array = split_pictures(split, own).array

@@ -22,7 +22,7 @@ from tinyssl.files import csv_text, read_json
 from tinyssl.labels import LabeledPaths, read_labels
 from tinyssl.opening import MAX_PIXELS
 from tinyssl.run_folder import LABELS, LABELS_HEADER
-from tinyssl.weights import DESCRIPTION
+from tinyssl.weights import DESCRIPTION, WEIGHTS
 
 RESULT = "finetune.json"  # of a fine-tuned run
 
@@ -186,7 +186,7 @@ def shaped_by(run: str | Path) -> set[str]:
     while folder is not None and folder not in known and folder.is_dir():
         known.add(folder)
         found |= set(map(str, _read(folder / RESULT).get("encoder_learned", ())))
-        folder = _folder(_read(folder / DESCRIPTION).get("init", "random"))
+        folder = _folder(_start_of(folder / DESCRIPTION))
     return found
 
 
@@ -194,7 +194,15 @@ def _folder(run: str | Path) -> Path | None:
     """Of a run or of weights in it; None for starts that are no run."""
     if str(run) in ("random", "pretrained"):
         return None
-    return Path(run).parent if Path(run).is_file() else Path(run)
+    path = Path(run)
+    return path.parent if path.name == WEIGHTS else path
+
+
+def _start_of(description: Path) -> str:
+    try:
+        return str(read_json(description).get("init", "random"))
+    except (OSError, ValueError, AttributeError):  # none, or another program's
+        return "random"
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -50,10 +50,18 @@ def read_labels(source: str | Path) -> LabeledPaths:
     root = Path(source)
     if not root.is_dir():
         return from_csv(source)
-    if all((root / part).is_dir() for part in SPLITS):
+    names = _folders(root)
+    if set(SPLITS) <= set(names) and all(_folders(root / part) for part in SPLITS):
+        if len(names) > len(SPLITS):
+            others = ", ".join(name for name in names if name not in SPLITS)
+            log.warning(f"{source}: train and test are read, {others} left out")
         return _from_parts({part: from_class_folders(root / part) for part in SPLITS})
-    _refuse_parts(root)
+    _refuse_parts(root, names)
     return from_class_folders(source)
+
+
+def _folders(root: Path) -> list[str]:
+    return sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
 def _from_parts(parts: Mapping[str, LabeledPaths]) -> LabeledPaths:
@@ -65,12 +73,9 @@ def _from_parts(parts: Mapping[str, LabeledPaths]) -> LabeledPaths:
     )
 
 
-def _refuse_parts(root: Path) -> None:
+def _refuse_parts(root: Path, names: Sequence[str]) -> None:
     """Class folders that are all called as parts of a set, and hold folders, are no classes."""
-    names = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if not names or not _PARTS.issuperset(names):
-        return
-    if all(any(child.is_dir() for child in (root / name).iterdir()) for name in names):
+    if names and _PARTS.issuperset(names) and all(_folders(root / name) for name in names):
         raise UsageError(
             f"{root} holds {', '.join(names)}: parts of a set by their names, and no classes; "
             f"give one of them, or call the two that are wanted {' and '.join(SPLITS)}"
@@ -199,18 +204,13 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
         text = read_limited(path, _LARGEST).decode("utf-8-sig", "surrogateescape")
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read labels from {path}: {error}") from None
-    # Strict: else a quote that nothing closes takes all lines after it for one label.
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    last = 1
+    reader = csv.DictReader(io.StringIO(text, newline=""))
     try:
         reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or []]
-        rows = []
-        for row in reader:
-            last = reader.line_num
-            rows.append((last, row))
+        rows = [(reader.line_num, row) for row in reader]
     except csv.Error as error:
-        told = f"{error}, in the row after line {last}"
-        raise UsageError(f"cannot read labels from {path}: {told}") from None
+        raise UsageError(f"cannot read labels from {path}: {error}") from None
+    _refuse_open_quote(path, text, rows)
     columns = list(reader.fieldnames or [])
     if not is_utf8("".join(columns)):
         raise UsageError(_NOT_UTF8.format(path))
@@ -221,11 +221,23 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
         )
     for line, row in rows:
         surplus: Any = row.get(None)
-        if any(cell.strip() for cell in surplus or ()):
+        if (row["label"] or "").strip() and any(cell.strip() for cell in surplus or ()):
             raise UsageError(
-                f"{path}, line {line}: more cells than columns; put a label with a comma in quotes"
+                f"{path}, line {line}: more cells than columns; put a label with a comma in "
+                "quotes, or name the column of a note"
             )
     return rows
+
+
+def _refuse_open_quote(path: Path, text: str, rows: Sequence[tuple[int, dict[str, str]]]) -> None:
+    """A quote that nothing closes takes all that follows for one cell."""
+    last: list[Any] = list(rows[-1][1].values()) if rows else []
+    if text.count('"') % 2 and any("\n" in cell for cell in last if isinstance(cell, str)):
+        line = rows[-2][0] if len(rows) > 1 else 1
+        raise UsageError(
+            f"cannot read labels from {path}: a quote is opened in the row after line {line} and "
+            "not closed"
+        )
 
 
 def _find(name: str, bases: Sequence[Path]) -> Path | None:

@@ -8,8 +8,15 @@ import logging
 
 from tinyssl.errors import one_line
 
+
+class _Log(logging.Logger):
+    def isEnabledFor(self, level: int) -> bool:  # noqa: N802
+        """By its own level alone: answers that are kept, as logging does, go stale here."""
+        return level >= self.level
+
+
 # None that logging.getLogger knows: its level is nobody's to change.
-log = logging.Logger("tinyssl", logging.DEBUG)
+log = _Log("tinyssl", logging.DEBUG)
 
 
 def as_shown(record: logging.LogRecord) -> str:

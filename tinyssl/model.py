@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,8 @@ class Model:
         Args:
             pictures: paths, Pillow images or arrays (h, w), (h, w, c) of uint8 or uint16, of any
                 size; or one array (n, h, w, c) or (n, h, w).
-            batch_size: pictures at a time; decoded pictures of one batch are held in memory.
+            batch_size: pictures at a time; decoded pictures of one batch are held in memory, and
+                all that a generator gives.
             raw: leave features as the encoder gives them, which is what a classifier of
                 `tinyssl.finetune` takes; else each has length 1 (a row of zeros stays zero).
             progress: told the number of newly finished pictures.
@@ -68,11 +69,12 @@ class Model:
             raise UsageError("embed takes a list of pictures; put a single one into a list")
         if batch_size < 1:
             raise UsageError(f"batch_size: got {batch_size}; give 1 or more")
-        if not isinstance(pictures, Sequence | np.ndarray):
-            pictures = list(pictures)
-        features = np.empty((len(pictures), self.width), np.float32)
-        for start in range(0, len(pictures), batch_size):
-            chunk = pictures[start : start + batch_size]
+        given: Any = pictures  # what can be sliced is read batch by batch
+        if not (hasattr(given, "__len__") and hasattr(given, "__getitem__")):
+            given = list(given)
+        features = np.empty((len(given), self.width), np.float32)
+        for start in range(0, len(given), batch_size):
+            chunk = given[start : start + batch_size]
             with reading(self.description.get("max_pixels", MAX_PIXELS)):
                 batch = [self._prepare(p, start + i) for i, p in enumerate(chunk)]
             features[start : start + len(chunk)] = self._embed_mixed(batch)

@@ -10,8 +10,9 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from importlib import import_module
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from PIL import Image, UnidentifiedImageError
 
@@ -38,7 +39,7 @@ class Unreadable(TinysslError):
     """A picture cannot be used; the text is the reason, short."""
 
 
-_lock = threading.Lock()
+_lock = threading.RLock()
 _limits: list[int] = []  # of the calls at work
 _undo = ExitStack()
 
@@ -55,11 +56,9 @@ def reading(limit: int) -> Iterator[None]:
         if not _limits:
             _undo.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
             _undo.enter_context(warnings.catch_warnings())
-            warnings.simplefilter("ignore")
-            opencv = sys.modules.get("cv2")
-            if opencv is not None:
-                set_level = opencv.utils.logging.setLogLevel
-                _undo.callback(set_level, set_level(0))
+            if "cv2" in sys.modules:
+                _silence(sys.modules["cv2"])
+        warnings.simplefilter("ignore")  # others may have changed it since
         _limits.append(limit)
         Image.MAX_IMAGE_PIXELS = max(_limits)
     try:
@@ -71,6 +70,30 @@ def reading(limit: int) -> Iterator[None]:
                 Image.MAX_IMAGE_PIXELS = max(_limits)
             else:
                 _undo.close()
+
+
+def opencv() -> Any:
+    """The module cv2; it tells the terminal what it cannot read, but for `reading` it is silent."""
+    with _lock:
+        new = "cv2" not in sys.modules
+        cv2 = import_module("cv2")
+        if new and _limits:
+            _silence(cv2)
+    return cv2
+
+
+def _silence(cv2: Any) -> None:
+    set_level = cv2.utils.logging.setLogLevel
+    _undo.callback(set_level, set_level(0))
+
+
+def _own_lock() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):  # another thread may hold it for ever in the child
+    os.register_at_fork(after_in_child=_own_lock)
 
 
 def open_file(path: Path) -> IO[bytes]:

@@ -6,7 +6,6 @@ h, w, c = height, width, channels.
 from __future__ import annotations
 
 import io
-import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +16,14 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
-from tinyssl.opening import Unreadable, first_line, open_picture, read_file, refuse_large
+from tinyssl.opening import (
+    Unreadable,
+    first_line,
+    open_picture,
+    opencv,
+    read_file,
+    refuse_large,
+)
 from tinyssl.tiff import Layout, read_layout, read_samples
 
 ResizeRule = Literal["crop", "pad", "squash"]
@@ -99,16 +105,16 @@ def _raw_mode(image: Image.Image) -> str:
     """How a PNG's pixels are stored, in Pillow's words; empty for other kinds."""
     if not isinstance(image, PngImageFile) or not image.tile:
         return ""
-    arguments = image.tile[0].args
+    arguments = image.tile[0][3]  # by number: Pillow 10 has plain tuples
     return str(arguments[0] if isinstance(arguments, tuple) else arguments)
 
 
 def _largest_value(image: PpmImageFile) -> int:
     """What the header of a binary one gives for white; 0 of other kinds, as plain text."""
     tile = image.tile[0] if image.tile else None
-    if tile is None or tile[0] != "ppm" or not isinstance(tile.args, tuple):
+    if tile is None or tile[0] != "ppm" or not isinstance(tile[3], tuple):
         return 0
-    return int(tile.args[1])
+    return int(tile[3][1])
 
 
 def to_channels(picture: Array, channels: int) -> Array:
@@ -229,7 +235,7 @@ def _decode_deep_colour(data: bytes, image: Image.Image, channels: int | None) -
     array = _from_opencv(data)
     if array is None or array.dtype != np.uint16:
         raise Unreadable(f"{image.format} of 16 bits a channel that cannot be decoded")
-    if is_gray(image):  # OpenCV makes colours of gray with alpha
+    if is_gray(image) and channels != 4:  # OpenCV makes colours of gray with alpha
         array = array[..., [0, 3]]
     if isinstance(image, PpmImageFile):
         array = np.rint(array * (65535 / _largest_value(image))).astype(np.uint16)
@@ -274,9 +280,7 @@ def _many_channels(data: bytes, layout: Layout) -> Array:
 
 def _from_opencv(data: bytes) -> Array | None:
     """(h, w, c), red first, as the file has it; None where OpenCV cannot decode it."""
-    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # it would talk to the terminal
-    import cv2
-
+    cv2 = opencv()
     array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if array is None:
         return None

@@ -76,8 +76,9 @@ class RunFolder:
         recipe by hand, or one that was copied, makes no run of other files.
         """
         there = [name for name in reversed(_OURS) if (self.path / name).exists()]
-        saved = _is_saved(self.recipe)
-        known = saved and (set(there) <= _FIRST or not set(there).isdisjoint(_TRACES))
+        traced = not set(there).isdisjoint(_TRACES)
+        saved = _is_saved(self.recipe, changed=traced)
+        known = saved and (set(there) <= _FIRST or traced)
         ours = set(there) if known else {"checkpoints", *(_FIRST if saved else ())}
         odd = [name for name in there if name not in ours]
         if self.checkpoint.parent.is_dir():
@@ -91,7 +92,8 @@ class RunFolder:
 
     def refuse_to_lose(self, inputs: Iterable[str | Path]) -> None:
         """Raises UsageError where `clear` would remove what is read."""
-        gone = {Path(os.path.realpath(self.path / name)) for name in self._own()}
+        here = Path(os.path.realpath(self.path))  # a link in it goes without what it leads to
+        gone = {here / name for name in self._own()}
         for given in inputs:
             real = Path(os.path.realpath(given))
             if not gone.isdisjoint((real, *real.parents)):
@@ -242,15 +244,20 @@ class _LateFile(logging.Handler):
             file.writelines(lines)
 
 
-def _is_saved(recipe: Path) -> bool:
-    """Whether a run wrote the recipe: with every section, and just as YAML is written by it."""
+def _is_saved(recipe: Path, *, changed: bool) -> bool:
+    """Whether a run wrote the recipe: with every section, and just as YAML is written by it.
+
+    Args:
+        recipe: the file.
+        changed: it may have been edited since.
+    """
     try:
         text = read_limited(recipe, 1 << 24).decode()
         found = parse_yaml(text)
     except (OSError, ValueError):
         return False
     whole = isinstance(found, dict) and any(set(found) >= wanted for wanted in _SECTIONS)
-    return whole and bool(yaml.safe_dump(found, sort_keys=False) == text)
+    return whole and (changed or bool(yaml.safe_dump(found, sort_keys=False) == text))
 
 
 @contextmanager

@@ -87,6 +87,8 @@ def select(
     sources = [data] if isinstance(data, str | Path) else list(data)
     found = {str(path) for path in scan(sources)}
     refuse_input(target, sources)
+    if target.exists():
+        found.discard(str(sheet.absolute()))  # of an earlier choice among these pictures
     refuse_input(sheet, found)
     folder = None if copy_to is None else _refuse_copies(Path(copy_to), sources)
     left, why = len(found - known), f"{len(found):,} there, {len(found & known):,} labeled already"

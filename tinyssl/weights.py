@@ -51,7 +51,7 @@ def load_weights(encoder: Encoder, path: str | Path) -> str:
             differ are named.
     """
     source = Path(path) / WEIGHTS if Path(path).is_dir() else Path(path)
-    if source.name == WEIGHTS and source.with_name(DESCRIPTION).exists():
+    if source.name == WEIGHTS and _is_description(source.with_name(DESCRIPTION)):
         _refuse_other_network(read_description(source.parent), encoder, path)
     state = _unwrap(_read(source))
     mean, std = state.pop("mean", None), state.pop("std", None)
@@ -77,12 +77,22 @@ def load_weights(encoder: Encoder, path: str | Path) -> str:
     return told
 
 
+def _is_description(path: Path) -> bool:
+    """Whether a file is a run's: other programs have an `encoder.json` too."""
+    try:
+        found = read_json(path)
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and {"format", "name", "stem"} <= found.keys()
+
+
 def _refuse_other_network(
     description: Mapping[str, Any], encoder: Encoder, path: str | Path
 ) -> None:
     """Shapes may be equal where what is computed is not: paddings, activations, strides."""
     for key, wanted in (("name", encoder.name), ("stem", encoder.stem)):
-        if description[key] != wanted:
+        # What follows a point says on what timm's weights were trained.
+        if str(description[key]).partition(".")[0] != wanted.partition(".")[0]:
             raise UsageError(
                 f"{path} has encoder.{key}={description[key]}, but encoder.{key}={wanted} is to "
                 "start from it; give the same"

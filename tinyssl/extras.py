@@ -1,0 +1,16 @@
+"""What an extra of the installation brings, asked for before it is used."""
+
+from importlib.util import find_spec
+
+from tinyssl.errors import UsageError
+
+EXPORT = ("onnx", "onnxscript", "onnxruntime")
+
+
+def need(*modules: str, extra: str) -> None:
+    """Raises UsageError, with what to install, where a module is missing."""
+    missing = [name for name in modules if find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            f"this needs {', '.join(missing)}; install with: pip install 'tinyssl[{extra}]'"
+        )
