@@ -23,8 +23,8 @@ from tinyssl.export.exporting import export
 from tinyssl.export.parity import compare
 from tinyssl.export.samples import Reader, draw_samples
 
-from tests.making import make_pictures, make_run
 import tinyssl
+from tests.making import make_pictures, make_run
 from tinyssl.cli import main
 from tinyssl.config import Recipe
 from tinyssl.encoder import BACKBONES

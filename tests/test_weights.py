@@ -123,7 +123,7 @@ def test_another_network_of_equal_shapes_is_refused(
 
 def test_another_tag_and_another_programs_description_are_no_hindrance(tmp_path: Path) -> None:
     save_encoder(donor(), tmp_path, image_size=48, resize="crop")
-    load_weights(create_encoder(f"{NAME}.lamb_in1k"), tmp_path)
+    load_weights(create_encoder("mobilenetv3_small_100.lamb_in1k"), tmp_path)
     (tmp_path / "encoder.json").write_text('{"d_model": 512}')
     load_weights(create_encoder(NAME), tmp_path / "encoder.safetensors")
 
