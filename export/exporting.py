@@ -97,9 +97,7 @@ def export(
         JobError: features differ by more than the tolerance, or a model cannot be made; nothing
             is left behind.
     """
-    _refuse_target(target, any_size)
-    int8 = not set(TARGETS[target]).isdisjoint(STYLES)
-    _refuse_of_int8(target, int8, {"--labels": labels, "--calibration": calibration})
+    _refuse_target(target, any_size, {"--labels": labels, "--calibration": calibration})
     folder = Path(out) if out is not None else _beside(run)
     refuse_if_used(folder, overwrite)
     encoder, description = load_encoder(run)
@@ -107,7 +105,7 @@ def export(
     _refuse_depth(target, dtype)
     classifier = load_classifier(run)
     reader = Reader(description, dtype)
-    samples = draw_samples(reader, run, pictures, calibration, calibrate=int8)
+    samples = draw_samples(reader, run, pictures, calibration, calibrate=_has_int8(target))
     labeled = None if labels is None else labeled_pictures(reader, labels)
     deployed = Deployed(encoder, getattr(torch, dtype.name), not raw_features, classifier)
     manifest = _manifest(run, description, dtype, raw_features, any_size, classifier)
@@ -185,22 +183,23 @@ def table(exported: Exported) -> Table:
     return shown
 
 
-def _refuse_target(target: str, any_size: bool) -> None:
+def _refuse_target(target: str, any_size: bool, of_int8: Mapping[str, Any]) -> None:
     if target not in TARGETS:
         raise UsageError(f"target: got {target!r}, allowed are {', '.join(TARGETS)}")
     if PTE in TARGETS[target]:
         need_executorch()
     if any_size and target in ONE_SIZE:
         raise UsageError(f"target {target} has one picture size; leave --any-size out")
-
-
-def _refuse_of_int8(target: str, int8: bool, given: Mapping[str, Any]) -> None:
-    named = [option for option, value in given.items() if value is not None]
-    if named and not int8:
+    named = [option for option, value in of_int8.items() if value is not None]
+    if named and not _has_int8(target):
         raise UsageError(
             f"{' and '.join(named)}: of int8 only, and target {target} has none; leave it out, or "
             "give --target onnx-int8 or jetson"
         )
+
+
+def _has_int8(target: str) -> bool:
+    return not set(TARGETS[target]).isdisjoint(STYLES)
 
 
 def _refuse_depth(target: str, dtype: Any) -> None:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,20 @@ def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
         original(*arguments)
 
     monkeypatch.setattr(module, "fit", fit)
+
+
+def stopped_at(
+    step: int,
+    data: Path,
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    overrides: Sequence[str] = QUICK,
+) -> None:
+    """Leaves a run that was stopped there."""
+    with monkeypatch.context() as patch:
+        stop_at(step, patch)
+        with pytest.raises(Interrupted):
+            pretrain(data, out=out, overrides=overrides)
 
 
 def test_run_folder_holds_what_it_promises(picture_folder: Folder, tmp_path: Path) -> None:
@@ -256,10 +270,7 @@ def test_resume_without_the_labels_that_were_watched(
     rows = [f"{p},{p.parent.name}" for p in sorted(data.rglob("*.png"))]
     (tmp_path / "labels.csv").write_text("path,label\n" + "\n".join(rows))
     settings = [*QUICK, f"run.watch_labels={tmp_path / 'labels.csv'}"]
-    with monkeypatch.context() as patch:
-        stop_at(4, patch)
-        with pytest.raises(Interrupted):
-            pretrain(data, out=tmp_path / "cut", overrides=settings)
+    stopped_at(4, data, tmp_path / "cut", monkeypatch, settings)
     (tmp_path / "labels.csv").unlink()
     cut = pretrain(out=tmp_path / "cut", resume=True)
     assert "labels.csv is gone: going on without k-NN accuracy" in caplog.text
@@ -272,10 +283,7 @@ def test_a_cut_header_of_results_is_written_anew(
 ) -> None:
     data = picture_folder()
     whole = pretrain(data, out=tmp_path / "whole", overrides=QUICK)
-    with monkeypatch.context() as patch:
-        stop_at(1, patch)
-        with pytest.raises(Interrupted):
-            pretrain(data, out=tmp_path / "cut", overrides=QUICK)
+    stopped_at(1, data, tmp_path / "cut", monkeypatch)
     (tmp_path / "cut" / "results.csv").write_text(left)
     assert_same_run(whole, pretrain(out=tmp_path / "cut", resume=True))
 
@@ -286,10 +294,7 @@ def test_a_run_that_is_still_training_is_not_called_stopped(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    with monkeypatch.context() as patch:
-        stop_at(4, patch)
-        with pytest.raises(Interrupted):
-            pretrain(picture_folder(), out=tmp_path / "cut", overrides=QUICK)
+    stopped_at(4, picture_folder(), tmp_path / "cut", monkeypatch)
     with locked(tmp_path / "cut"):
         load(tmp_path / "cut")
         assert "is still being trained" in caplog.text
@@ -302,10 +307,7 @@ def test_resume_says_that_the_pictures_must_be_back(
 ) -> None:
     data = picture_folder()
     whole = pretrain(data, out=tmp_path / "whole", overrides=QUICK)
-    with monkeypatch.context() as patch:
-        stop_at(4, patch)
-        with pytest.raises(Interrupted):
-            pretrain(data, out=tmp_path / "cut", overrides=QUICK)
+    stopped_at(4, data, tmp_path / "cut", monkeypatch)
     data.rename(tmp_path / "elsewhere")
     with pytest.raises(UsageError, match=r"no folder or file .*; --resume .* a link will do"):
         pretrain(out=tmp_path / "cut", resume=True)
@@ -517,10 +519,7 @@ def test_overwrite_leaves_strangers_alone(picture_folder: Folder, tmp_path: Path
 def test_near_pictures_lie_in_the_checkpoint_and_are_checked(
     picture_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patch:
-        stop_at(4, patch)
-        with pytest.raises(Interrupted):
-            pretrain(picture_folder(), out=tmp_path / "cut", overrides=QUICK)
+    stopped_at(4, picture_folder(), tmp_path / "cut", monkeypatch)
     assert "finding 4 near pictures" in (tmp_path / "cut" / "train.log").read_text()
     file = tmp_path / "cut" / "checkpoints" / "last.pt"
     state = load_checkpoint(file)

@@ -106,21 +106,17 @@ def evaluate(
     description = read_description(run)
     if not (Path(run) / WEIGHTS).is_file():
         raise UsageError(f"no weights at {Path(run) / WEIGHTS}; give the folder of a whole run")
-    inputs = [labels] if labels else []
+    inputs = [] if labels is None else [labels]
     target = _target(out or Path(run) / RESULT_FILE, inputs)
-    # Named after the result, so that each has its own.
-    split_file = target.with_name(f"{target.stem}_split.csv")
-    split, recorded = read_split(train, test, labels, seed, split_file.name)
+    split, recorded = read_split(train, test, labels, seed, _split_file(target).name)
     if split.drawn:
-        refuse_other_table(writable(split_file, ".csv", inputs), SPLIT_COLUMNS)
+        refuse_other_table(writable(_split_file(target), ".csv", inputs), SPLIT_COLUMNS)
     log.info(f"test pictures: {recorded}")
     pictures = split_pictures(split, description)
     warn_of(split, pictures.hashes)
     given = [baselines] if isinstance(baselines, str | Path) else list(baselines)
-    judged = contenders(run, description, given, seed)
-    result = _header(run, split, recorded, seed) | _pretrained_on(run, description, split)
-    if has_weights_of(run, str(description.get("init", "random"))):
-        result["unchanged"] = True
+    result = _header(run, description, split, recorded, seed)
+    judged = contenders(run, description, given, seed, unchanged=result["unchanged"])
     augment = augment_of_run(run)
     with progress("judging", 2 + len(judged), "encoders") as advance:
         for name, embed, array in embedders(judged, split, pictures, description, device):
@@ -133,7 +129,7 @@ def evaluate(
     result |= _own_classifier(run, split, tested, features)
     if curve is not None:
         result["curve"] = label_curve(run, split, curve, seed=seed, device=device)
-    _write(result, split, target, split_file)
+    _write(result, split, target)
     return result
 
 
@@ -144,6 +140,11 @@ def _target(out: str | Path, inputs: Sequence[str | Path]) -> Path:
     return target
 
 
+def _split_file(target: Path) -> Path:
+    """Named after the result, so that each has its own."""
+    return target.with_name(f"{target.stem}_split.csv")
+
+
 def _is_result(path: Path) -> bool:
     try:
         found = read_json(path, LARGEST_RESULT)
@@ -152,10 +153,10 @@ def _is_result(path: Path) -> bool:
     return isinstance(found, dict) and {"tinyssl", "encoders"} <= found.keys()
 
 
-def _write(result: dict[str, Any], split: LabeledSplit, target: Path, split_file: Path) -> None:
+def _write(result: dict[str, Any], split: LabeledSplit, target: Path) -> None:
     """All that is left is written at the end: what fails before changes nothing."""
     if split.drawn:
-        split.write(split_file)
+        split.write(_split_file(target))
     write_text(target, json_text(result))
     log.info(f"wrote {target}")
     if "curve" in result:
@@ -171,18 +172,22 @@ def _refuse(draws: int, curve: CurveWishes | None) -> None:
         curve.check()
 
 
-def _header(run: str | Path, split: LabeledSplit, recorded: str, seed: int) -> dict[str, Any]:
+def _header(
+    run: str | Path, description: dict[str, Any], split: LabeledSplit, recorded: str, seed: int
+) -> dict[str, Any]:
     """What is judged and on what; `encoders` are still to come."""
     return {
         "tinyssl": __version__,
         "run": str(run),
         "weights": sha256(Path(run) / WEIGHTS),
+        "unchanged": has_weights_of(run, str(description.get("init", "random"))),
         "classes": split.classes,
         "train": int((~split.test).sum()),
         "test": int(split.test.sum()),
         "fewest": int(np.unique(split.labels[~split.test], return_counts=True)[1].min()),
         "split": recorded,
         "seed": seed,
+        **_pretrained_on(run, description, split),
         "encoders": {},
     }
 

@@ -47,7 +47,12 @@ class Contender:
 
 
 def contenders(
-    run: str | Path, description: dict[str, Any], baselines: Sequence[str | Path], seed: int
+    run: str | Path,
+    description: dict[str, Any],
+    baselines: Sequence[str | Path],
+    seed: int,
+    *,
+    unchanged: bool,
 ) -> list[Contender]:
     """Random weights, the run's start, the baselines and the run's own encoder, which is last.
 
@@ -56,11 +61,12 @@ def contenders(
         description: of its encoder.
         baselines: run folders, or weights of the same network.
         seed: of the random weights if the run has none.
+        unchanged: the run's weights are those of its start, which then has no row of its own.
     """
     init = str(description.get("init", "random"))
     given = description | {"seed": description.get("seed", seed)}
     found = [Contender("random weights", partial(_random, given))]
-    if not has_weights_of(run, init):
+    if not unchanged:
         found += _start_of(description, init)
     own = "pretrained" if init == "random" else "adapted"
     # Weights from elsewhere keep all features: components cost ImageNet's in 10-shot.

@@ -85,16 +85,12 @@ def select(
     earlier = None if labeled is None else from_csv(labeled)
     known = set() if earlier is None else {str(path) for path in earlier.paths}
     sources = [data] if isinstance(data, str | Path) else list(data)
-    found = {str(path) for path in scan(sources)}
-    refuse_input(target, sources)
-    if target.exists():
-        found.discard(str(sheet.absolute()))  # of an earlier choice among these pictures
-    refuse_input(sheet, found)
+    found = _found(sources, target, sheet)
     folder = None if copy_to is None else _refuse_copies(Path(copy_to), sources)
     left, why = len(found - known), f"{len(found):,} there, {len(found & known):,} labeled already"
     _refuse_budget(budget, left, why, ", less copies and unreadable ones")
-    paths = [Path(name) for name in sorted(found | known)]
     extractor = open_extractor(run, device=device)
+    paths = [Path(name) for name in sorted(found | known)]
     embedded = _features(extractor, paths, target, features, workers, overwrite)
     rows, covered = _candidates(embedded, known)
     free = int((~covered).sum())
@@ -103,6 +99,16 @@ def select(
     names = [embedded.paths[row] for row in rows[chosen]]
     _write(target, names, earlier, extractor.max_pixels, folder)
     return Selected(target, sheet, names)
+
+
+def _found(sources: Sequence[str | Path], target: Path, sheet: Path) -> set[str]:
+    """The pictures there, if none of them and no list of them would be lost."""
+    found = {str(path) for path in scan(sources)}
+    if target.exists():
+        found.discard(str(sheet.absolute()))  # of an earlier choice among these pictures
+    refuse_input(target, sources)
+    refuse_input(sheet, found)
+    return found
 
 
 def _sheet_of(target: Path) -> Path:

@@ -51,8 +51,8 @@ def load_weights(encoder: Encoder, path: str | Path) -> str:
             differ are named.
     """
     source = Path(path) / WEIGHTS if Path(path).is_dir() else Path(path)
-    if source.name == WEIGHTS and _is_description(source.with_name(DESCRIPTION)):
-        _refuse_other_network(read_description(source.parent), encoder, path)
+    if source.name == WEIGHTS:
+        _refuse_other_network(source.with_name(DESCRIPTION), encoder, path)
     state = _unwrap(_read(source))
     mean, std = state.pop("mean", None), state.pop("std", None)
     state = {key: value for key, value in state.items() if key not in _LEVELS}
@@ -77,24 +77,19 @@ def load_weights(encoder: Encoder, path: str | Path) -> str:
     return told
 
 
-def _is_description(path: Path) -> bool:
-    """Whether a file is a run's: other programs have an `encoder.json` too."""
-    try:
-        found = read_json(path)
-    except (OSError, ValueError):
-        return False
-    return isinstance(found, dict) and {"format", "name", "stem"} <= found.keys()
-
-
-def _refuse_other_network(
-    description: Mapping[str, Any], encoder: Encoder, path: str | Path
-) -> None:
+def _refuse_other_network(description: Path, encoder: Encoder, path: str | Path) -> None:
     """Shapes may be equal where what is computed is not: paddings, activations, strides."""
+    try:
+        found = read_json(description)
+    except (OSError, ValueError):
+        return
+    if not isinstance(found, dict) or not {"format", "name", "stem"} <= found.keys():
+        return  # other programs have an `encoder.json` too
     for key, wanted in (("name", encoder.name), ("stem", encoder.stem)):
         # What follows a point says on what timm's weights were trained.
-        if str(description[key]).partition(".")[0] != wanted.partition(".")[0]:
+        if str(found[key]).partition(".")[0] != wanted.partition(".")[0]:
             raise UsageError(
-                f"{path} has encoder.{key}={description[key]}, but encoder.{key}={wanted} is to "
+                f"{path} has encoder.{key}={found[key]}, but encoder.{key}={wanted} is to "
                 "start from it; give the same"
             )
 
