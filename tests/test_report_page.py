@@ -146,7 +146,7 @@ def test_hover_shows_the_picture(finished_demo: FinishedDemo, open_page: Open) -
     row = _most_alone(page.evaluate(f"[{data}.x, {data}.y]"))
     page.mouse.move(*spot_of(page, row))
     page.wait_for_selector(f"#picked[data-row='{row}']")
-    assert page.locator("#picked h4").text_content() == page.evaluate(f"{data}.names[{row}]")
+    assert page.locator("#picked h3").text_content() == page.evaluate(f"{data}.names[{row}]")
     assert page.evaluate("document.querySelector('#picked img.big').naturalWidth") > 0
     assert page.locator("#picked .near img").count() == 6
     assert page.locator(".ring").is_visible()
@@ -195,7 +195,7 @@ def test_colours_faces_and_search(finished_demo: FinishedDemo, open_page: Open) 
     page.check("#faces")
     page.wait_for_function("document.getElementById('map').layout.images.length > 50")
     page.fill("#find", "cell0007")
-    assert page.locator("#picked h4").text_content() == "cell0007.png"
+    assert page.locator("#picked h3").text_content() == "cell0007.png"
     page.fill("#find", "no such file")
     assert "No file name" in page.locator("#picked").text_content()
     before = page.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -210,6 +210,69 @@ def test_hostile_names_are_text(hostile_report: Path, open_page: Open) -> None:
     assert page.locator("img[src='x']").count() == 0
     assert page.locator(".file", has_text=HOSTILE).count() > 0
     page.fill("#find", "onerror")
-    assert HOSTILE in page.locator("#picked h4").text_content()
+    assert HOSTILE in page.locator("#picked h3").text_content()
     assert page.locator("#picked img[src='x']").count() == 0
     assert page.locator("#legend b").count() == 0
+
+
+def test_paper_has_all_charts_and_what_is_folded_in_dark_ink(
+    hostile_report: Path, open_page: Open
+) -> None:
+    page = open_page(hostile_report, scheme="dark")
+    assert page.locator("[data-figure]:not([data-drawn])").count() > 0
+    folded = page.locator("details:not([open])").count()
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    page.emulate_media(media="print")
+    assert page.locator("[data-figure]:not([data-drawn])").count() == 0
+    assert page.locator("details:not([open])").count() == 0
+    assert _ink(page) == LIGHT_INK
+    page.emulate_media(media="screen")
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.locator("details:not([open])").count() == folded > 0
+    assert _ink(page) != LIGHT_INK
+
+
+LIGHT_INK = "rgb(28, 31, 35)"
+
+
+def _ink(page: Any) -> str:
+    return str(page.evaluate("getComputedStyle(document.body).color"))
+
+
+def test_keys_stay_where_they_pressed(hostile_report: Path, open_page: Open) -> None:
+    page = open_page(hostile_report)
+    focused = "document.activeElement"
+    page.locator("#picked .near button").nth(2).focus()
+    page.keyboard.press("Enter")
+    places = "[...document.querySelectorAll('#picked .near button')]"
+    assert page.evaluate(f"{places}.indexOf({focused})") == 2
+    page.locator("#legend button").nth(1).focus()
+    for pressed in ("true", "false"):
+        page.keyboard.press("Enter")
+        assert page.evaluate(f"{focused}.getAttribute('aria-pressed')") == pressed
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_figures_of_the_matrix_can_be_read_on_their_colour(
+    scheme: str, hostile_report: Path, open_page: Open
+) -> None:
+    page = open_page(hostile_report, scheme=scheme)
+    ink, paper, cell = page.evaluate(
+        """() => {
+          const cell = document.querySelector("td.cell");
+          cell.style.setProperty("--share", 1);
+          const [on, at] = [getComputedStyle(document.body), getComputedStyle(cell)];
+          const colours = [at.color, on.backgroundColor, at.backgroundColor];
+          return colours.map((colour) => colour.match(/[\\d.]+/g).map(Number));
+        }"""
+    )
+    share = cell[3]
+    under = [share * c + (1 - share) * p for c, p in zip(cell, paper, strict=False)]
+    dark, light = sorted((_luminance(ink), _luminance(under)))
+    assert (light + 0.05) / (dark + 0.05) >= 4.5  # WCAG 2, level AA
+
+
+def _luminance(colour: list[float]) -> float:
+    parts = np.array(colour[:3]) / 255
+    linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+    return float(linear @ (0.2126, 0.7152, 0.0722))

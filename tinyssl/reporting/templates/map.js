@@ -112,6 +112,9 @@
     ring.style.top = `${MARGIN + (1 - share(data.y[i], state.view[1])) * (element.clientHeight - 2 * MARGIN)}px`;
   };
 
+  // Buttons that are written anew when one is pressed: or the keys would be lost.
+  const focusAgain = (list, place) => list.querySelectorAll("button")[place]?.focus({ preventScroll: true });
+
   const line = (text) => {
     const p = document.createElement("p");
     p.textContent = text;
@@ -136,7 +139,7 @@
   const show = (i) => {
     const big = picture(i);
     big.className = "big";
-    const name = document.createElement("h4");
+    const name = document.createElement("h3");
     name.textContent = data.names[i];
     const near = document.createElement("div");
     near.className = "near";
@@ -144,9 +147,10 @@
       const one = document.createElement("button");
       one.type = "button";
       one.title = data.names[other];
-      one.setAttribute("aria-label", `${data.names[other]}, cosine ${data.cosines[i][place]}`);
-      one.append(picture(other), String(data.cosines[i][place].toFixed(3)));
-      one.addEventListener("click", () => choose(other, true));
+      const cosine = data.cosines[i][place].toFixed(3);
+      one.setAttribute("aria-label", `${data.names[other]}, cosine ${cosine}`);
+      one.append(picture(other), cosine);
+      one.addEventListener("click", () => { choose(other, true); focusAgain(panel, place); });
       near.append(one);
     });
     const words = document.createElement("div");
@@ -246,20 +250,21 @@
   };
 
   const writeLegend = () => {
-    legend.replaceChildren(...members().flatMap((group, number) => {
-      if (!group.rows.length) return [];
+    const groups = members().map((group, number) => ({ ...group, number })).filter((group) => group.rows.length);
+    legend.replaceChildren(...groups.map(({ name, rows, number }, place) => {
       const entry = document.createElement("li");
       const one = document.createElement("button");
       one.type = "button";
       one.setAttribute("aria-pressed", state.alone === number);
-      one.append(mark(number), `${group.name} (${group.rows.length.toLocaleString("en")})`);
+      one.append(mark(number), `${name} (${rows.length.toLocaleString("en")})`);
       one.addEventListener("click", () => {
         state.alone = state.alone === number ? null : number;
         writeLegend();
+        focusAgain(legend, place);
         paint();
       });
       entry.append(one);
-      return [entry];
+      return entry;
     }));
   };
 

@@ -77,6 +77,20 @@ button.addEventListener("click", () => {
   setTheme(themes[(themes.indexOf(now) + 1) % themes.length]);
 });
 
+// Paper gets what is folded and what nobody has scrolled to, in dark ink.
+const onScreen = { theme: "auto", folded: [] };
+addEventListener("beforeprint", () => {
+  onScreen.theme = page.root.dataset.theme || "auto";
+  onScreen.folded = [...document.querySelectorAll("details:not([open])")];
+  onScreen.folded.forEach((details) => { details.open = true; });
+  setTheme("light");
+  document.querySelectorAll("[data-figure]:not([data-drawn])").forEach(page.draw);
+});
+addEventListener("afterprint", () => {
+  onScreen.folded.forEach((details) => { details.open = false; });
+  setTheme(onScreen.theme);
+});
+
 const bar = document.querySelector("nav ol");
 const links = new Map([...document.querySelectorAll("nav a")].map((a) => [a.hash.slice(1), a]));
 const reading = new IntersectionObserver((entries) => {
