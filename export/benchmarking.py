@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import math
-import platform
 import shutil
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from tinyssl.encoder import create_encoder
 from tinyssl.errors import JobError, UsageError
 from tinyssl.extras import EXPORT, need
 from tinyssl.files import write_text
+from tinyssl.machine import processor
 
 from .runtime import ENGINE, BundleError, latency, read_manifest
 
@@ -84,7 +84,7 @@ def benchmark(
 
 
 def _write(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
-    told = {"machine": platform.processor() or platform.machine(), "power": power(), "rows": rows}
+    told = {"machine": processor(), "power": power(), "rows": rows}
     write_text(folder / "benchmark.json", json.dumps(told, indent=1) + "\n")
     write_text(folder / "benchmark.csv", _csv(rows))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import io
 import json
@@ -22,8 +21,9 @@ from tinyssl import __version__
 from tinyssl.classifier import Classifier, load_classifier
 from tinyssl.console import log
 from tinyssl.errors import UsageError
+from tinyssl.files import sha256
 from tinyssl.opening import MAX_PIXELS
-from tinyssl.weights import load_encoder
+from tinyssl.weights import WEIGHTS, load_encoder
 
 from .build_engine import trtexec
 from .bundle import BUILD_ENGINE, RUNTIME, refuse_if_used, write_bundle
@@ -220,7 +220,6 @@ def _manifest(
     classifier: Classifier | None,
 ) -> dict[str, Any]:
     recipe = Path(run) / "recipe.yaml"
-    digest = hashlib.sha256(recipe.read_bytes()).hexdigest() if recipe.is_file() else None
     tools = ("torch", "onnx", "onnxscript", "onnxruntime", "pillow", "executorch")
     return {
         "tinyssl": __version__,
@@ -240,7 +239,8 @@ def _manifest(
         },
         "features": {"width": description["width"], "normalized": not raw_features},
         **({} if classifier is None else {"classes": classifier.classes}),
-        "recipe_sha256": digest,
+        "encoder_sha256": sha256(Path(run) / WEIGHTS),
+        "recipe_sha256": sha256(recipe) if recipe.is_file() else None,
         "tools": {tool: version for tool in tools if (version := _version(tool))},
     }
 

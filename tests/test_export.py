@@ -18,6 +18,7 @@ import onnx
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tinyssl.export import benchmarking, build_engine, exporting, runtime, variants
 from tinyssl.export.exporting import export
 from tinyssl.export.parity import compare
@@ -610,6 +611,26 @@ def test_report_shows_bundle_and_latency(
     files = json.loads((named / "manifest.json").read_text())["files"]
     assert all(files[name]["sha256"] in text for name in ("encoder.onnx", "encoder.fp16.onnx"))
     assert "No bundle was found" in report(run, data=pictures, out=page).read_text("utf-8")
+
+
+def test_report_leaves_out_the_bundle_of_other_weights(
+    small: tuple[Path, Path, Path],
+    bundle: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As after a second `pretrain --overwrite`: its tables are not those of this encoder."""
+    pytest.importorskip("plotly")
+    run, pictures = shutil.copytree(small[0], tmp_path / "run"), small[1]
+    (run / "recipe.yaml").write_text(Recipe().to_yaml())
+    weights = load_file(run / "encoder.safetensors")
+    save_file({name: 0.99 * rows for name, rows in weights.items()}, run / "encoder.safetensors")
+    beside = bundle.rename(tmp_path / "run-bundle")
+    with pytest.raises(UsageError, match="run-bundle is of other weights than"):
+        report(run, data=pictures, bundle=beside)
+    page = report(run, data=pictures, out=tmp_path / "r.html")
+    assert "Parity with torch" not in page.read_text("utf-8")
+    assert "export it again" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ PAIRS = {
     "labels": {"console", "scanning"},
     "likeness": {"neighbours"},
     "picture": {"opening", "tiff"},
-    "reporting.device_tables": {"reporting.run_schema"},
+    "reporting.device_tables": {"console", "reporting.run_schema"},
     "probing": {"calibration", "folds", "logistic"},
     "scanning": {"opening"},
     "scoring": {"logistic", "neighbours"},

@@ -28,7 +28,7 @@ def machine_facts(device: torch.device, seconds: float) -> dict[str, Any]:
         "torch": str(torch.__version__),
         "python": platform.python_version(),
         "system": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "device": torch.cuda.get_device_name(device) if gpu else str(device),
         "seconds": round(seconds, 1),
@@ -37,7 +37,8 @@ def machine_facts(device: torch.device, seconds: float) -> dict[str, Any]:
     }
 
 
-def _processor(info: Path = Path("/proc/cpuinfo")) -> str:
+def processor(info: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's name, as far as the system tells it."""
     try:
         lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

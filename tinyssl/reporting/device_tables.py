@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tinyssl.console import log
 from tinyssl.errors import UsageError
 from tinyssl.files import with_name
 from tinyssl.reporting.run_schema import Benchmark, Manifest, read_part
@@ -30,11 +31,16 @@ class Bundle:
     digests: dict[str, str]
 
 
-def find_bundle(run: Path, given: str | Path | None) -> Bundle | None:
+def find_bundle(run: Path, weights: str, given: str | Path | None) -> Bundle | None:
     """The bundle that is named, or the one that `tinyssl export` puts beside a run by default.
 
+    Args:
+        run: the run folder.
+        weights: sha256 of its encoder.
+        given: the bundle's folder, if named.
+
     Raises:
-        UsageError: a bundle is named and none is there, or it is damaged.
+        UsageError: a bundle is named and none is there, it is damaged, or of another encoder.
     """
     folder = Path(given) if given is not None else Path(f"{with_name(run)}-bundle")
     manifest = folder / "manifest.json"
@@ -42,7 +48,14 @@ def find_bundle(run: Path, given: str | Path | None) -> Bundle | None:
         if given is None:
             return None
         raise UsageError(f"no bundle in {folder}; make one with: tinyssl export {run} --out bundle")
-    files = read_part(manifest, Manifest)["files"]
+    found = read_part(manifest, Manifest)
+    if found.get("encoder_sha256", weights) != weights:
+        other = f"{folder} is of other weights than {run} has"
+        if given is not None:
+            raise UsageError(f"{other}; export it again, or leave the bundle out")
+        log.warning(f"{other}, and left out: export it again with --overwrite")
+        return None
+    files = found["files"]
     benchmark = read_part(folder / "benchmark.json", Benchmark)
     return Bundle(
         path=folder,

@@ -106,6 +106,7 @@ class _File(_Part):
 class Manifest(_Part):
     """`manifest.json` of a bundle."""
 
+    encoder_sha256: str | None = None
     files: dict[str, _File]
 
 
