@@ -167,7 +167,8 @@ def _time_torch(
 
     deployed = Deployed(encoder, getattr(torch, taken["dtype"]), unit=True).eval()
     shape = (batch, taken["size"], taken["size"], taken["channels"])
-    pictures = torch.randint(0, 256, shape).to(getattr(torch, taken["dtype"]))
+    own = torch.Generator().manual_seed(0)  # the caller's stays where it is
+    pictures = torch.randint(0, 256, shape, generator=own).to(getattr(torch, taken["dtype"]))
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:

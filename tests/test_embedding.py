@@ -297,13 +297,15 @@ def test_wrong_use(run: Path, picture_folder: Folder, tmp_path: Path) -> None:
         embed(run, data, out, dtype="int8")
     with pytest.raises(UsageError, match="batch_size: got 0"):
         embed(run, data, out, batch_size=0)
+    with pytest.raises(UsageError, match="workers: got -1; give 0"):
+        embed(run, data, out, workers=-1)
     with pytest.raises(UsageError, match=r"name a run folder .* or a bundle"):
         embed(data, data, out)
     with pytest.raises(UsageError, match=r"nowhere"):
         embed(tmp_path / "nowhere", data, out)
     with pytest.raises(UsageError, match=r"UTF-8 only, .*use .npz or .csv"):
-        embedding._refuse(Path("f.parquet"), [Path("/a/\udcff.png")], "float32", 1)
-    embedding._refuse(Path("f.npz"), [Path("/a/\udcff.png")], "float32", 1)
+        embedding._refuse(Path("f.parquet"), [Path("/a/\udcff.png")], "float32", 1, 0)
+    embedding._refuse(Path("f.npz"), [Path("/a/\udcff.png")], "float32", 1, 0)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "manifest.json").write_text("{}")
     with pytest.raises(UsageError, match="bundle format None"):

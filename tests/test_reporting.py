@@ -215,6 +215,8 @@ def test_wrong_use_is_one_clear_line(place: Path, tmp_path: Path) -> None:
         report(run, out=tmp_path / "no" / "r.html")
     with pytest.raises(UsageError, match="at least 2 are needed"):
         report(run, pictures=1)
+    with pytest.raises(UsageError, match="workers: got -1; give 0"):
+        report(run, workers=-1)
     with pytest.raises(UsageError, match="no bundle in"):
         report(run, bundle=tmp_path)
     with pytest.raises(UsageError, match="no encoder in"):

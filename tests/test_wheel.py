@@ -34,7 +34,8 @@ def test_wheel_holds_code_recipes_and_licence(built: Path) -> None:
     assert {f"tinyssl/reporting/templates/{name}" for name in templates} <= set(names)
     assert {"tinyssl/py.typed", "tinyssl/export/__init__.py"} <= set(names)
     assert any(name.endswith("LICENSE") for name in names)
-    assert not [name for name in names if name.startswith("tests") or name.endswith(".png")]
+    assert not [name for name in names if name.startswith("tests")]
+    assert not [name for name in names if name.endswith((".png", ".md"))]
 
 
 def test_sdist_builds_the_same_wheel(built: Path) -> None:
@@ -42,6 +43,8 @@ def test_sdist_builds_the_same_wheel(built: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {f"recipes/{name}.yaml" for name in recipe_names()} <= names
+    tests = {path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("*.py")}
+    assert tests | {"CHANGELOG.md", "LICENSE", "export/README.md"} <= names
 
 
 def test_installed_wheel_finds_its_recipes(built: Path, tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def embed_paths(
         workers: as in `embed`.
         overwrite: as in `embed`.
     """
-    _refuse(out, paths, dtype, batch_size)
+    _refuse(out, paths, dtype, batch_size, workers)
     key = fingerprint(paths, f"{_FORMAT} {extractor.identity} {dtype} {CHUNK}")
     there, _, count = (read_key(out) or "").partition(" ")
     if there == key:
@@ -194,12 +194,14 @@ def _named_after(path: Path, ending: str) -> Path:
     return path.with_name(path.name + ending)
 
 
-def _refuse(out: Path, paths: Sequence[Path], dtype: str, batch_size: int) -> None:
+def _refuse(out: Path, paths: Sequence[Path], dtype: str, batch_size: int, workers: int) -> None:
     check_format(out)
     if dtype not in DTYPES:
         raise UsageError(f"dtype: got {dtype!r}, allowed are {', '.join(DTYPES)}")
     if batch_size < 1:
         raise UsageError(f"batch_size: got {batch_size}; give 1 or more")
+    if workers < 0:
+        raise UsageError(f"workers: got {workers}; give 0 (one a CPU core) or more")
     odd = [str(path) for path in paths if not is_utf8(str(path))]
     if out.suffix == ".parquet" and odd:
         raise UsageError(f"parquet holds names in UTF-8 only, {odd[0]!r} is not; use .npz or .csv")

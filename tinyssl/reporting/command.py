@@ -86,6 +86,8 @@ def report(
     check_installed()
     if pictures < 2:
         raise UsageError(f"pictures: got {pictures}; at least 2 are needed")
+    if workers < 0:
+        raise UsageError(f"workers: got {workers}; give 0 (one a CPU core) or more")
     facts = read_run(run)
     told = model_card.read_card(card)
     device_facts = find_bundle(facts.path, facts.digests[WEIGHTS], bundle)
