@@ -199,10 +199,12 @@ def test_inputs_and_files_of_others_stay(picture_folder: Folder, tmp_path: Path)
     pictures = sorted(data.rglob("*.png"))
     labels.write_text("path,label\n" + "".join(f"{p},{p.parent.name}\n" for p in pictures))
     mine.write_text("a,b\n")
-    before = {path: path.read_bytes() for path in (labels, mine, pictures[0])}
-    for wrong in ({"listed": labels}, {"listed": mine}, {"augment": pictures[0]}):
+    elsewhere = Path(shutil.copy(pictures[0], tmp_path / "holiday.png"))
+    before = {path: path.read_bytes() for path in (labels, mine, pictures[0], elsewhere)}
+    augments = ({"augment": pictures[0]}, {"augment": elsewhere})
+    for wrong in ({"listed": labels}, {"listed": mine}, *augments):
         with pytest.raises(UsageError, match="name another file"):
             check(data, overrides=SMALL, labels=labels, **wrong)
     assert {path: path.read_bytes() for path in before} == before
-    for _ in range(2):  # its own list may be replaced
-        check(data, overrides=SMALL, listed=tmp_path / "found.csv")
+    for _ in range(2):  # its own may be replaced
+        check(data, overrides=SMALL, listed=tmp_path / "found.csv", augment=tmp_path / "views.png")

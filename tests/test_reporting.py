@@ -457,3 +457,16 @@ def test_only_what_acts_on_the_pictures_is_told() -> None:
     assert told(channels=1) == ["hflip=0.5", "jitter=0.8"]
     assert told(jitter="0.0") == ["hflip=0.5"]
     assert told(pipeline="{'transform': 1}", view_size="32") == ["view_size=32", "pipeline=given"]
+
+
+def test_a_page_that_tinyssl_did_not_make_stays(place: Path, tmp_path: Path) -> None:
+    page, ours = tmp_path / "page.html", "would be lost; move it"
+    page.write_text("<!doctype html><title>tinyssl, my notes</title>")
+    with pytest.raises(UsageError, match=ours):
+        report(place / "run", out=page)
+    with pytest.raises(UsageError, match=ours):
+        compare([place / "run", place / "run"], page)
+    assert "my notes" in page.read_text()
+    page.unlink()
+    for _ in range(2):
+        compare([place / "run", place / "run"], page)

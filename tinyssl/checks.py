@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL.PngImagePlugin import PngInfo
 
 from tinyssl.advice import advise
 from tinyssl.augment import Augment
 from tinyssl.build import augment_from
 from tinyssl.config import Recipe, load_recipe
 from tinyssl.data import Pictures
-from tinyssl.files import atomic, refuse_other_table, writable, write_text
+from tinyssl.files import atomic, refuse_other_table, refuse_unmarked, writable, write_text
 from tinyssl.findings import COLUMNS, find
 from tinyssl.grid import picture_grid
 from tinyssl.labels import read_labels
@@ -28,6 +29,7 @@ from tinyssl.sources import decode_files, find_files, with_sources
 from tinyssl.survey import survey
 
 _VIEWS = 8
+_MARK = b"tinyssl"  # in a PNG's text "Software"
 
 
 def check(
@@ -90,7 +92,7 @@ def _refuse_to_replace(
 ) -> None:
     """Raises UsageError where what is to be written would take the place of something else."""
     if augment is not None:
-        writable(Path(augment), ".png", files)
+        refuse_unmarked(writable(Path(augment), ".png", files), _MARK)
     if listed is not None:
         refuse_other_table(writable(Path(listed), ".csv", named), COLUMNS)
 
@@ -100,7 +102,9 @@ def _write_grid(path: Path, recipe: Recipe, pictures: Pictures, rows: int) -> No
     originals = pictures.array[chosen]
     views = np.stack([augmented(recipe, originals, turn) for turn in range(_VIEWS)], axis=1)
     encoded = io.BytesIO()
-    picture_grid(originals, views).save(encoded, "PNG")
+    ours = PngInfo()
+    ours.add_text("Software", _MARK.decode())
+    picture_grid(originals, views).save(encoded, "PNG", pnginfo=ours)
     with atomic(path) as file:
         file.write(encoded.getvalue())
 

@@ -192,6 +192,22 @@ def refuse_input(target: Path, inputs: Iterable[str | Path]) -> None:
         raise UsageError(f"{target} is read here and would be lost; name another file")
 
 
+def refuse_unmarked(path: Path, mark: bytes) -> Path:
+    """The path of a page or a picture that is to be written, or replaced.
+
+    Raises:
+        UsageError: a file is there whose first 1,024 bytes do not hold the mark of ours.
+    """
+    if path.exists() and path.stat().st_size:
+        with path.open("rb") as file:
+            if mark not in file.read(1024):
+                raise UsageError(
+                    f"{path} is there, was not made by tinyssl, and would be lost; move it, or "
+                    "name another file"
+                )
+    return path
+
+
 def refuse_other_table(path: Path, columns: Sequence[str]) -> None:
     """Raises UsageError where a file is there that is no CSV of just these columns.
 

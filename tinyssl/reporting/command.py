@@ -16,7 +16,6 @@ from tinyssl.classifier import load_classifier
 from tinyssl.console import log, progress
 from tinyssl.data import Pictures
 from tinyssl.errors import UsageError
-from tinyssl.files import writable
 from tinyssl.labeled import shaped_by, used_digests
 from tinyssl.reporting import card as model_card
 from tinyssl.reporting import content
@@ -28,7 +27,7 @@ from tinyssl.reporting.gallery import Gallery, gather
 from tinyssl.reporting.mistakes import Mistakes, find_mistakes, from_shares
 from tinyssl.reporting.names import shown
 from tinyssl.reporting.next_steps import judging, typed
-from tinyssl.reporting.page import check_installed, missing, write_page
+from tinyssl.reporting.page import check_installed, missing, replaceable, write_page
 from tinyssl.reporting.recipe_diff import nearest_recipe
 from tinyssl.reporting.run_facts import RunFacts, read_run
 from tinyssl.reporting.seen import STEPS, look
@@ -93,7 +92,7 @@ def report(
     device_facts = find_bundle(facts.path, facts.digests[WEIGHTS], bundle)
     sources = [data] if isinstance(data, str | Path) else list(data)
     read = [*sources, *([] if labels is None else [labels])]
-    target = writable(facts.path / REPORT if out is None else Path(out), ".html", read)
+    target = replaceable(facts.path / REPORT if out is None else out, read)
     gallery = gather(facts, sources, labels, most=pictures, device=device, workers=workers)
     context = _run_context(facts, facts.machine.get("pictures"), told)
     context |= _seen_context(facts, gallery)

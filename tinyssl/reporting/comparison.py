@@ -11,10 +11,9 @@ from typing import Any
 from tinyssl import __version__
 from tinyssl.console import log
 from tinyssl.errors import UsageError
-from tinyssl.files import writable
 from tinyssl.reporting.charts import run_charts, score_chart
 from tinyssl.reporting.names import shown
-from tinyssl.reporting.page import check_installed, write_page
+from tinyssl.reporting.page import check_installed, replaceable, write_page
 from tinyssl.reporting.recipe_diff import told
 from tinyssl.reporting.run_facts import RunFacts, flat, read_run
 from tinyssl.reporting.tiles import tiles
@@ -37,7 +36,7 @@ def compare(runs: Sequence[str | Path], out: str | Path = "compare.html") -> Pat
     check_installed()
     if len(runs) < 2:
         raise UsageError(f"--compare: got {len(runs)} run; give at least 2")
-    target = writable(Path(out), ".html")
+    target = replaceable(out)
     facts = [read_run(run) for run in runs]
     names = run_names(facts)
     encoders = [own_scores(name, fact) for name, fact in zip(names, facts, strict=True)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import gzip
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.resources import files
 from importlib.util import find_spec
@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from tinyssl.errors import UsageError
-from tinyssl.files import write_text
+from tinyssl.files import refuse_unmarked, writable, write_text
 from tinyssl.reporting.names import shown, unbroken
 
 NEEDED = ("jinja2", "plotly")
+_MARK = b'<meta name="generator" content="tinyssl '  # of base.html.j2
 
 
 def missing() -> list[str]:
@@ -30,6 +31,19 @@ def check_installed() -> None:
         raise UsageError(
             f"a report needs {' and '.join(absent)}; install with: pip install 'tinyssl[report]'"
         )
+
+
+def replaceable(out: str | Path, inputs: Iterable[str | Path] = ()) -> Path:
+    """The path of a page that is to be written.
+
+    Args:
+        out: the page.
+        inputs: files that are read and must stay.
+
+    Raises:
+        UsageError: as `writable` does, or a page is there that is none of ours.
+    """
+    return refuse_unmarked(writable(Path(out), ".html", inputs), _MARK)
 
 
 def write_page(template: str, context: Mapping[str, Any], out: Path) -> None:
