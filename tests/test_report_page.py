@@ -13,6 +13,7 @@ from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 
 from tests.making import FinishedDemo
+from tinyssl.reporting.command import report
 
 pytest.importorskip("plotly")
 playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -230,6 +231,24 @@ def test_paper_has_all_charts_and_what_is_folded_in_dark_ink(
     page.evaluate("dispatchEvent(new Event('afterprint'))")
     assert page.locator("details:not([open])").count() == folded > 0
     assert _ink(page) != LIGHT_INK
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE])
+def test_a_long_class_name_does_not_widen_the_page(
+    size: tuple[int, int],
+    hostile_place: Path,
+    open_page: Open,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TINYSSL_CACHE", str(hostile_place / "cache"))
+    pictures, labels = hostile_place / "pictures", tmp_path / "labels.csv"
+    classes = {folder: 9 * f"{folder.name[-4:]}_long" for folder in pictures.iterdir()}
+    rows = [f"{path},{name}" for folder, name in classes.items() for path in folder.glob("0*.png")]
+    labels.write_text("\n".join(["path,label", *rows]))
+    page = open_page(report(hostile_place / "run", labels=labels, out=tmp_path / "r.html"), size)
+    look_at_all(page)
+    assert page.evaluate("document.documentElement.scrollWidth") == size[0]
 
 
 LIGHT_INK = "rgb(28, 31, 35)"
