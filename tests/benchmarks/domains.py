@@ -44,7 +44,7 @@ def judge(data: str, recipe: str, seed: int, settings: Sequence[str], out: Path)
 def _recipe(run: Path) -> dict[str, Any]:
     """The run's settled recipe without the folders of the machine that measured."""
     values = load_recipe(run).model_dump()
-    values["data"] |= {"sources": [], "cache_dir": None}
+    values["data"] |= {"sources": [], "holdout": None, "cache_dir": None}
     values["encoder"]["init"] = Path(values["encoder"]["init"]).name
     return values
 
