@@ -94,13 +94,16 @@ def costs(found: Found) -> str:
     return "\n".join([*lines, ""])
 
 
+def tables(found: Found) -> str:
+    """Scores of all levels and of the last one, then what they cost."""
+    return "\n".join([*(markdown(found, level) for level in LEVELS), costs(found)])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("folder", type=Path)
-    given = parser.parse_args()
-    found = read(given.folder)
-    tables = [*(markdown(found, level) for level in LEVELS), costs(found)]
-    write_text(given.folder / "table.md", "\n".join(tables))
+    parser.add_argument("folder", type=Path, help="--out of own_loop")
+    folder = parser.parse_args().folder
+    write_text(folder / "table.md", tables(read(folder)))
 
 
 if __name__ == "__main__":
