@@ -71,7 +71,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     given = parser.parse_intermixed_args()
-    if given.data == "elpv" and (given.settings or given.recipe not in ("mobilenetv3-small", "adapt")):
+    if given.data == "elpv" and (
+        given.settings or given.recipe not in ("mobilenetv3-small", "adapt")
+    ):
         parser.error("elpv is the demo, mobilenetv3-small or adapt as they are: give a folder")
     runs = []
     with tempfile.TemporaryDirectory() as folder:
