@@ -1,12 +1,14 @@
 """The tables that are kept are those that the code makes of the cells beside them."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.benchmarks.quality import own_table, tables
 from tests.benchmarks.quality.criterion import all_correlations
+from tinyssl.errors import UsageError
 
 RESULTS = Path(__file__).parent / "benchmarks" / "results"
 STUDIES = sorted(file.parent for file in RESULTS.glob("quality*/table.csv"))
@@ -38,6 +40,12 @@ def test_correlations_are_those_of_methods_without_ablations() -> None:
     for within in ("methods", "ours"):
         for score, columns in kept[within].items():
             assert found[within][score] == pytest.approx(columns)
+
+
+@pytest.mark.parametrize("read", [tables.read, own_table.read])
+def test_an_empty_folder_is_told(read: Callable[[Path], object], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"has no .*SET-METHOD-BUDGET-sSEED\.json"):
+        read(tmp_path)
 
 
 def test_changes_are_of_the_sets_and_seeds_that_both_have() -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from tests.benchmarks.quality.tables import COLUMNS, read, scores_of
+from tinyssl.errors import UsageError
 from tinyssl.files import write_text
 
 Cells = Sequence[Mapping[str, Any]]
@@ -65,7 +66,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("results", type=Path, help="folder of a study's cells")
     folder = parser.parse_args().results
-    told = json.dumps(all_correlations(read(folder)), indent=1)
+    try:
+        told = json.dumps(all_correlations(read(folder)), indent=1)
+    except UsageError as error:
+        parser.error(str(error))
     write_text(folder / "criterion.json", told + "\n")
     print(told)
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from tinyssl.errors import UsageError
 from tinyssl.files import atomic, write_text
 from tinyssl.intervals import interval
 
@@ -184,8 +185,15 @@ def plot(rows: Sequence[Row], name: str, out: Path) -> None:
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """The cells of a study's folder."""
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("*-s*.json"))]
+    """The cells of a study's folder.
+
+    Raises:
+        UsageError: it has none.
+    """
+    cells = [json.loads(path.read_text()) for path in sorted(folder.glob("*-s*.json"))]
+    if not cells:
+        raise UsageError(f"{folder} has no cells of a study: SET-METHOD-BUDGET-sSEED.json")
+    return cells
 
 
 def read_rows(folder: Path) -> list[Row]:
@@ -205,7 +213,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("results", type=Path, help="folder of a study's cells")
     folder = parser.parse_args().results
-    cells, rows, told = read(folder), read_rows(folder), tables(folder)
+    try:
+        cells, rows, told = read(folder), read_rows(folder), tables(folder)
+    except UsageError as error:
+        parser.error(str(error))
     write_text(folder / "table.md", told)
     write_text(folder / "table.csv", as_csv(rows))
     variants = {cell["cell"]["method"] for cell in cells if "as" in cell["settings"]}
