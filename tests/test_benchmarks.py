@@ -5,10 +5,14 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.benchmarks import domains, fewlabel
+from tests.benchmarks.levels import has_one_level
+from tinyssl.encoder import create_encoder, widen
 from tinyssl.errors import UsageError
+from tinyssl.weights import save_encoder
 
 
 def test_own_loops_tell_of_sets_and_rates_that_are_not_there(tmp_path: Path) -> None:
@@ -38,6 +42,16 @@ def test_few_labels_go_on_only_with_the_same_run_and_settings(tmp_path: Path) ->
     for other, settings in ((head, []), (head | {"run": {"levels": 1}}, ["a=1"])):
         with pytest.raises(UsageError, match="give another --out"):
             fewlabel.earlier(out, other, settings)
+
+
+def test_levels_are_told_apart_only_in_a_run_of_one(tmp_path: Path) -> None:
+    encoder = create_encoder("mobilenetv3-small", channels=1, seed=0)
+    pictures = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 1), dtype=np.uint8)
+    save_encoder(encoder, tmp_path, image_size=32, resize="crop")
+    assert has_one_level(tmp_path)
+    for wide in (widen(encoder, 2, pictures), widen(encoder, 1, pictures, descriptors=True)):
+        save_encoder(wide, tmp_path, image_size=32, resize="crop")
+        assert not has_one_level(tmp_path)
 
 
 @pytest.mark.parametrize("given", [["loss.temperature=0.1"], ["--recipe", "resnet18"]])
