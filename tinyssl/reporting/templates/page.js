@@ -69,7 +69,7 @@ const button = document.getElementById("theme");
 const setTheme = (name) => {
   if (name === "auto") delete page.root.dataset.theme; else page.root.dataset.theme = name;
   button.querySelector("span").textContent = name;
-  button.setAttribute("aria-label", `Colours: ${name === "auto" ? "as the system has them" : name}`);
+  button.setAttribute("aria-label", `Colours: ${name}`);
   page.repaint();
 };
 button.addEventListener("click", () => {
