@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import zoo
 from PIL import Image
 from tinyssl.export import benchmarking, build_engine, exporting, runtime, variants
 from tinyssl.export.exporting import export
@@ -299,6 +300,16 @@ def test_the_runtime_drops_no_samples_of_tiffs(
         assert "give it as an array" in str(error)
     else:
         np.testing.assert_array_equal(theirs, ours)
+
+
+@pytest.mark.parametrize("deflate", [False, True])
+def test_the_runtime_mixes_up_no_planes_of_gray_and_alpha(deflate: bool, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (37, 61, 2), dtype=np.uint8)
+    path = tmp_path / "a.tif"
+    path.write_bytes(zoo.tiff(values, planes=True, deflate=deflate, kind=2))
+    np.testing.assert_array_equal(decode(path, 2), values)
+    with pytest.raises(runtime.Unreadable, match="give it as an array"):
+        runtime.decode(path, 2)
 
 
 def tiff(values: np.ndarray, photometric: int, extra: tuple[int, ...] = ()) -> bytes:
