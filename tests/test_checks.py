@@ -136,6 +136,12 @@ def test_blank_and_constant_pictures(tmp_path: Path) -> None:
     assert [Path(p).name for p in found["blank"][1:]] == ["constant.png", "faint.png"]
 
 
+def test_sixteen_bits_of_which_a_sensor_uses_twelve_are_not_blank() -> None:
+    rows = np.random.default_rng(0).integers(0, 4096, (4, 20, 20, 1)).astype(np.uint16) // 2 + 1000
+    rows[1] = rows[1] // 100 + 2000
+    assert blank(rows) == ([], [1])
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_few_and_equal_pictures_are_told_too(count: int, tmp_path: Path) -> None:
     for number in range(count):
