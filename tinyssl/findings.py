@@ -110,10 +110,10 @@ def _tell_blank(findings: Findings, pictures: Pictures) -> None:
 def _tell_labels(findings: Findings, table: LabeledPaths, copies: list[list[str]]) -> None:
     findings.say("labels", *class_lines(table))
     odd = check_labels(table, copies)
-    count = f"{len(odd.contradictions):,} groups of copies with different labels"
+    count = f"{len(odd.contradictions):,} groups of copies, exact or near, with different labels"
     findings.groups("conflicts", count, odd.contradictions)
     if table.splits is not None:
-        count = f"{len(odd.leaks):,} groups of copies in both train and test"
+        count = f"{len(odd.leaks):,} groups of copies, exact or near, in both train and test"
         findings.groups("leaks", count, odd.leaks)
 
 
