@@ -560,7 +560,7 @@ def decode(source: Picture, channels: int, max_pixels: int = MAX_PIXELS) -> Arra
     except Unreadable:
         raise
     except UnidentifiedImageError:
-        raise Unreadable("not a picture") from None
+        raise Unreadable(f"not a picture in {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}") from None
     except OSError as error:
         raise Unreadable(error.strerror or str(error).partition("\n")[0]) from None
     except Exception as error:  # decoders raise nearly anything on broken data

@@ -399,8 +399,10 @@ def test_reasons_are_in_words(small: tuple[Path, Path, Path], tmp_path: Path) ->
     (tmp_path / "text.png").write_text("no picture")
     os.mkfifo(tmp_path / "pipe.png")
     extractor = runtime.Extractor(small[2], device="cpu")
+    Image.new("RGB", (9, 9)).save(tmp_path / "tga.png", "TGA")
+    known = "not a picture in BMP, GIF, JPEG, PNG, PPM, TIFF or WEBP"
     for name, told in (
-        ("empty", "empty file"), ("text", "not a picture"), ("pipe", "not a regular file"),
+        ("empty", "empty file"), ("text", known), ("tga", known), ("pipe", "not a regular file"),
     ):  # fmt: skip
         path = tmp_path / f"{name}.png"
         with pytest.raises(runtime.Unreadable, match=f"^picture {path} cannot be used: {told}$"):
