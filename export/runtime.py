@@ -559,6 +559,8 @@ def decode(source: Picture, channels: int, max_pixels: int = MAX_PIXELS) -> Arra
                 return _from_pillow(image, channels)
     except Unreadable:
         raise
+    except Image.DecompressionBombError:  # Pillow's own limit is twice this one
+        raise Unreadable(f"over {max_pixels:,} pixels") from None
     except UnidentifiedImageError:
         raise Unreadable(f"not a picture in {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}") from None
     except OSError as error:

@@ -338,8 +338,11 @@ def test_the_runtime_takes_pictures_as_large_as_training_did(
     Image.new("L", (40, 40)).save(tmp_path / "large.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     assert runtime.decode(tmp_path / "large.png", 1, max_pixels=1600).shape == (40, 40, 1)
-    with pytest.raises(runtime.Unreadable, match=r"over 1,599 pixels"):
+    with pytest.raises(runtime.Unreadable, match=r"40 x 40: over 1,599 pixels"):
         runtime.decode(tmp_path / "large.png", 1, max_pixels=1599)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(runtime.Unreadable, match=r"^over 100 pixels"):
+        runtime.decode(tmp_path / "large.png", 1, max_pixels=100)
 
 
 def test_a_cpu_computes_eight_pictures_at_a_time(small: tuple[Path, Path, Path]) -> None:
