@@ -559,8 +559,10 @@ def decode(source: Picture, channels: int, max_pixels: int = MAX_PIXELS) -> Arra
                 return _from_pillow(image, channels)
     except Unreadable:
         raise
+    except Image.DecompressionBombError:  # Pillow's own limit is twice this one
+        raise Unreadable(f"over {max_pixels:,} pixels") from None
     except UnidentifiedImageError:
-        raise Unreadable("not a picture") from None
+        raise Unreadable(f"not a picture in {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}") from None
     except OSError as error:
         raise Unreadable(error.strerror or str(error).partition("\n")[0]) from None
     except Exception as error:  # decoders raise nearly anything on broken data
@@ -613,11 +615,12 @@ def _refuse_misread(image: Image.Image, channels: int) -> None:
     if not unsigned or samples <= colours or bits not in ({8}, {16}):
         return
     alpha = samples == colours + 1 and bool(extra) and extra[-1] in (1, 2)
-    if alpha and bits == {8} and (colours == 3 or tags.get(0x011C, 1) == 1):
+    gray_planes = colours == 1 and tags.get(0x011C, 1) == 2  # Pillow mixes these up
+    if alpha and bits == {8} and not gray_planes:
         return
     if samples != channels:
         raise Unreadable(f"{samples} channels, the encoder takes {channels}")
-    if len(image.getbands()) != samples:
+    if gray_planes or len(image.getbands()) != samples:
         raise Unreadable(f"TIFF of {samples} channels, not all of them read; give it as an array")
 
 

@@ -49,7 +49,7 @@ def test_the_zoo_is_told_before_any_training(tmp_path: Path) -> None:
     assert found["skipped"][0] == str(len(zoo.SKIPPED) + len(zoo.ODD_FILES))
     for part in ("JPEG", "PNG", "TIFF", "GIF 1", "WEBP 1"):
         assert part in found["formats"][0]
-    for part in ("RGB", "CMYK 2", "RGB, 16-bit", "I;16", "4 x 16-bit 1", "1 1"):
+    for part in ("RGB", "CMYK 2", "16-bit RGB", "I;16", "4 x 16-bit 1", "1 1"):
         assert part in found["modes"][0]
     assert "longest side 20,000" in report
     assert found["several"][0].startswith("4 files")
@@ -136,6 +136,24 @@ def test_blank_and_constant_pictures(tmp_path: Path) -> None:
     assert [Path(p).name for p in found["blank"][1:]] == ["constant.png", "faint.png"]
 
 
+def test_sixteen_bits_of_which_a_sensor_uses_twelve_are_not_blank() -> None:
+    rows = np.random.default_rng(0).integers(0, 4096, (4, 20, 20, 1)).astype(np.uint16) // 2 + 1000
+    rows[1] = rows[1] // 100 + 2000
+    assert blank(rows) == ([], [1])
+
+
+@pytest.mark.parametrize(("white", "told"), [(4095, True), (65535, False)])
+def test_sixteen_bits_that_are_shown_dark_are_told(white: int, told: bool, tmp_path: Path) -> None:
+    for number in range(2):
+        values = np.random.default_rng(number).integers(0, white, (32, 32)).astype(np.uint16)
+        values[:8] = white
+        Image.fromarray(values).save(tmp_path / f"{number}.png")
+    found = topics(check(tmp_path, overrides=SMALL))
+    assert ("largest" in found) == told
+    if told:
+        assert found["largest"][0].startswith("4,095 of 65,535")
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_few_and_equal_pictures_are_told_too(count: int, tmp_path: Path) -> None:
     for number in range(count):
@@ -174,6 +192,15 @@ def test_a_recipe_is_suggested_with_reasons(
     assert reason in " ".join(found.reasons)
     assert "10 pictures are few" in " ".join(found.reasons)
     assert "are few" not in " ".join(advise(headers(10, **changes), 1000, gray=False).reasons)
+
+
+def test_few_files_of_sixteen_bits_that_make_all_so_are_told() -> None:
+    found = headers(99)
+    found.add(Header("PNG", "16-bit RGB", 300, 300, True, False, 3, False))
+    told = advise(found, 100, gray=False)
+    assert told.recipe == "adapt"
+    assert "16 bits: 1 of 100 files has them" in " ".join(told.reasons)
+    assert "16 bits:" not in " ".join(advise(headers(9), 9, gray=False).reasons)
 
 
 def test_gray_pictures_get_views_without_hue() -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import zoo
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tinyssl.export import benchmarking, build_engine, exporting, runtime, variants
@@ -302,6 +303,16 @@ def test_the_runtime_drops_no_samples_of_tiffs(
         np.testing.assert_array_equal(theirs, ours)
 
 
+@pytest.mark.parametrize("deflate", [False, True])
+def test_the_runtime_mixes_up_no_planes_of_gray_and_alpha(deflate: bool, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (37, 61, 2), dtype=np.uint8)
+    path = tmp_path / "a.tif"
+    path.write_bytes(zoo.tiff(values, planes=True, deflate=deflate, kind=2))
+    np.testing.assert_array_equal(decode(path, 2), values)
+    with pytest.raises(runtime.Unreadable, match="give it as an array"):
+        runtime.decode(path, 2)
+
+
 def tiff(values: np.ndarray, photometric: int, extra: tuple[int, ...] = ()) -> bytes:
     """The least TIFF of (h, w, c), uint8 or uint16, samples of a pixel together (TIFF 6.0)."""
     h, w, c = values.shape
@@ -328,8 +339,11 @@ def test_the_runtime_takes_pictures_as_large_as_training_did(
     Image.new("L", (40, 40)).save(tmp_path / "large.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     assert runtime.decode(tmp_path / "large.png", 1, max_pixels=1600).shape == (40, 40, 1)
-    with pytest.raises(runtime.Unreadable, match=r"over 1,599 pixels"):
+    with pytest.raises(runtime.Unreadable, match=r"40 x 40: over 1,599 pixels"):
         runtime.decode(tmp_path / "large.png", 1, max_pixels=1599)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(runtime.Unreadable, match=r"^over 100 pixels"):
+        runtime.decode(tmp_path / "large.png", 1, max_pixels=100)
 
 
 def test_a_cpu_computes_eight_pictures_at_a_time(small: tuple[Path, Path, Path]) -> None:
@@ -389,8 +403,10 @@ def test_reasons_are_in_words(small: tuple[Path, Path, Path], tmp_path: Path) ->
     (tmp_path / "text.png").write_text("no picture")
     os.mkfifo(tmp_path / "pipe.png")
     extractor = runtime.Extractor(small[2], device="cpu")
+    Image.new("RGB", (9, 9)).save(tmp_path / "tga.png", "TGA")
+    known = "not a picture in BMP, GIF, JPEG, PNG, PPM, TIFF or WEBP"
     for name, told in (
-        ("empty", "empty file"), ("text", "not a picture"), ("pipe", "not a regular file"),
+        ("empty", "empty file"), ("text", known), ("tga", known), ("pipe", "not a regular file"),
     ):  # fmt: skip
         path = tmp_path / f"{name}.png"
         with pytest.raises(runtime.Unreadable, match=f"^picture {path} cannot be used: {told}$"):

@@ -173,6 +173,7 @@ SKIPPED: dict[str, tuple[bytes, str]] = {
     "pointer.jpg": (LFS, "not a picture (a Git LFS pointer)"),
     "drawing.png": (SVG, "not a picture (unknown format)"),
     "program.jpg": (EPS, "not a picture (unknown format)"),
+    "phone.HEIC": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC cannot be read; save it as JPEG"),
     "text.gif": (b"hello", "not a picture (unknown format)"),
     "half.jpg": (encoded(rgb(), "JPEG")[:900], "broken data"),
     "half.png": (encoded(rgb())[:1500], "broken data"),

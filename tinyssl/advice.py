@@ -48,6 +48,12 @@ def advise(found: Survey, pictures: int, gray: bool) -> Advice:
     if channels in (2, 4):
         settings.append(f"data.channels={channels}")
         reasons.append(f"data.channels: most files have {channels} channels")
+    if 0 < 2 * found.deep <= found.files:
+        has = "has" if found.deep == 1 else "have"
+        reasons.append(
+            f"16 bits: {found.deep:,} of {found.files:,} files {has} them, so the encoder takes 16 "
+            "of all; save those with 8 if it shall not"
+        )
     if gray:
         settings.append("augment.preset=industrial")
         reasons.append("augment.preset: gray pictures have no hue to vary; look at --augment")

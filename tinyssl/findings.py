@@ -16,6 +16,7 @@ from tinyssl.likeness import MOST_COMPARED, blank, near_copies
 from tinyssl.survey import Survey
 
 _SHOWN = 5
+_DARK = 1 << 14  # of 16 bits
 
 COLUMNS = ("problem", "group", "path", "detail")  # of the list
 
@@ -77,6 +78,9 @@ def _tell_kinds(findings: Findings, pictures: Pictures, found: Survey) -> None:
     findings.say("sizes", *_sizes(found))
     findings.say("mean", f"{_row(mean)}   of 0 to 1")
     findings.say("deviation", _row(std))
+    if pictures.array.dtype.itemsize == 2 and (largest := int(pictures.array.max())) < _DARK:
+        told = "dark in views and reports, but training scales them"
+        findings.say("largest", f"{largest:,} of 65,535, as of sensors with fewer bits: {told}")
     several = [[path] for path in pictures.several]
     if several:
         count = f"{len(several):,} files with more frames or pages; the first is taken"
@@ -110,10 +114,10 @@ def _tell_blank(findings: Findings, pictures: Pictures) -> None:
 def _tell_labels(findings: Findings, table: LabeledPaths, copies: list[list[str]]) -> None:
     findings.say("labels", *class_lines(table))
     odd = check_labels(table, copies)
-    count = f"{len(odd.contradictions):,} groups of copies with different labels"
+    count = f"{len(odd.contradictions):,} groups of copies, exact or near, with different labels"
     findings.groups("conflicts", count, odd.contradictions)
     if table.splits is not None:
-        count = f"{len(odd.leaks):,} groups of copies in both train and test"
+        count = f"{len(odd.leaks):,} groups of copies, exact or near, in both train and test"
         findings.groups("leaks", count, odd.leaks)
 
 

@@ -55,7 +55,7 @@ def read_header(path: Path) -> Header | None:
 
 def _of(image: Image.Image) -> Header:
     gray, deep = is_gray(image), is_sixteen_bit(image)
-    mode = f"{image.mode}, 16-bit" if deep_colour(image) else image.mode
+    mode = f"16-bit {image.mode}" if deep_colour(image) else image.mode
     frames = bool(getattr(image, "is_animated", False)) and image.format != "MPO"
     channels = 1 if gray else 3
     return Header(str(image.format), mode, image.width, image.height, deep, gray, channels, frames)

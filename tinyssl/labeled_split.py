@@ -97,7 +97,8 @@ def _make_split(paths: list[Path], names: list[str], test: NDArray[np.bool_]) ->
     if len(trained) < 2 or not test.any():
         raise UsageError(
             f"{len(trained)} classes and {int(test.sum())} test pictures are labeled; at least 2 "
-            "classes and 1 test picture are needed"
+            "classes and 1 test picture are needed; label 3 or more of each class, or say in a "
+            "column split which are for test"
         )
     classes = sorted(trained)
     numbers = {name: number for number, name in enumerate(classes)}

@@ -37,8 +37,11 @@ def near_copies(array: NDArray[Any], hashes: Sequence[str]) -> list[list[int]]:
 
 
 def blank(array: NDArray[Any]) -> tuple[list[int], list[int]]:
-    """Pictures of a single value, and others whose deviation is below 1 % of the range."""
-    scale = float(np.iinfo(array.dtype).max)
+    """Pictures of a single value, and others whose deviation is below 1 % of the range.
+
+    That of 16 bits ends at the largest value there is: many sensors use 10 or 12 of them.
+    """
+    scale = 255.0 if array.dtype == np.uint8 else float(array.max())
     constant, faint = [], []
     for number, picture in enumerate(array):
         if picture.min(axis=(0, 1)).tolist() == picture.max(axis=(0, 1)).tolist():

@@ -69,10 +69,10 @@ def fit_logistic(
 ) -> Linear:
     """Minimises `sum_i v_i CE_i / sum_i v_i + |W|^2 / (2 C sum_i v_i)`; intercepts are free.
 
-    Without weights: scikit-learn's `LogisticRegression(C=strength, class_weight="balanced")`,
-    softmax for two classes as well. Its L-BFGS takes hundreds of steps where columns differ much
-    in size, as rotated ones do. Here every weight is scaled by the root of its curvature at
-    W = 0: tens of steps, same minimum.
+    Without weights: scikit-learn's `LogisticRegression(C=strength, class_weight="balanced")`; of
+    two classes that of 2 C, since a softmax has two columns of half the size. Its L-BFGS takes
+    hundreds of steps where columns differ much in size, as rotated ones do. Here every weight is
+    scaled by the root of its curvature at W = 0: tens of steps, same minimum.
 
     Args:
         rows: (n, d) from `rotate`.

@@ -139,7 +139,7 @@ def alike(
     for number, key in enumerate(same):
         other = first.setdefault(key, number)
         if other != number:
-            sets.join(other, number)
+            sets.join(np.array([other, number]))
             closest[[other, number]] = 1
     for here in _blocks(len(rows), _ROWS):
         for there in _blocks(len(rows), _COLUMNS):
@@ -164,9 +164,10 @@ class _Sets:
         self.parents[numbers] = found
         return found
 
-    def join(self, a: int, b: int) -> None:
-        low, high = sorted(int(root) for root in self.roots(np.array([a, b])))
-        self.parents[high] = low
+    def join(self, numbers: Numbers) -> None:
+        """Makes one set of those that the numbers are in."""
+        roots = self.roots(numbers)
+        self.parents[roots] = roots.min()
 
     def groups(self) -> list[list[int]]:
         roots = self.roots(np.arange(len(self.parents)))
@@ -219,8 +220,7 @@ def _link(
     products[across[None, :] <= down[:, None]] = -np.inf  # itself, and pairs that had their turn
     closest[here] = np.maximum(closest[here], products.max(axis=1))
     closest[there] = np.maximum(closest[there], products.max(axis=0))
-    first, second = np.nonzero(products >= threshold)
-    pairs = np.stack([sets.roots(first + here.start), sets.roots(second + there.start)], axis=1)
-    # Near copies by the thousand (frames of a still camera) make millions of pairs, few of sets.
-    for a, b in np.unique(pairs[pairs[:, 0] != pairs[:, 1]], axis=0):
-        sets.join(int(a), int(b))
+    close = products >= threshold
+    # By row: near copies by the thousand (frames of a still camera) make millions of pairs.
+    for row in np.flatnonzero(close.any(axis=1)):
+        sets.join(np.append(there.start + np.flatnonzero(close[row]), here.start + row))

@@ -32,7 +32,11 @@ def _formats() -> tuple[str, ...]:
 
 # Content decides what a file is, so what may be found there is chosen: EPS starts Ghostscript.
 FORMATS = _formats()
-IMAGE_EXTENSIONS = frozenset(s for s, name in Image.EXTENSION.items() if name in FORMATS)
+# Phones' HEIC is not read, but not passed over without a word either.
+IMAGE_EXTENSIONS = frozenset(
+    [".heic", ".heif", *(s for s, name in Image.EXTENSION.items() if name in FORMATS)]
+)
+_HEIC = (b"ftypheic", b"ftypheix", b"ftypmif1")
 
 
 class Unreadable(TinysslError):
@@ -144,7 +148,7 @@ def open_picture(data: bytes) -> Image.Image:
         limit = f"{Image.MAX_IMAGE_PIXELS:,}"
         raise Unreadable(f"more than {limit} pixels; data.max_pixels raises the limit") from None
     except UnidentifiedImageError:
-        raise Unreadable(f"not a picture ({_looks_like(data)})") from None
+        raise Unreadable(_looks_like(data)) from None
     except Exception as error:  # Pillow's readers raise nearly anything on broken headers
         raise Unreadable(f"broken header: {first_line(error)}") from None
 
@@ -168,12 +172,15 @@ def _largest_file() -> int:
 
 
 def _looks_like(data: bytes) -> str:
+    if data[4:12] in _HEIC:
+        return "HEIC cannot be read; save it as JPEG"
     head = data[:200].lstrip().lower()
+    kind = "unknown format"
     if head.startswith((b"<!doctype html", b"<html")):
-        return "an HTML page"
-    if head.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer"
-    return "unknown format"
+        kind = "an HTML page"
+    elif head.startswith(b"version https://git-lfs"):
+        kind = "a Git LFS pointer"
+    return f"not a picture ({kind})"
 
 
 def first_line(error: Exception) -> str:

@@ -113,7 +113,7 @@ def linear_probe(train: Floats, train_labels: Ints, test: Floats, *, seed: int =
         seed: of the folds.
 
     Returns:
-        (m,) labels, and the chosen C as scikit-learn counts it.
+        (m,) labels, and the chosen C of `fit_logistic`.
     """
     scaler = StandardScaler().fit(train)
     rows, rotation = rotate(scaler.transform(train))
