@@ -225,7 +225,8 @@ def pretrain(
     data, overrides = _split_arguments(arguments)
     given = {name: value for name, value in options.items() if value is not None}
     path = run(data, recipe, out, overrides=overrides, resume=resume, overwrite=overwrite, **given)
-    click.echo(f"next: tinyssl eval {_typed(path)} --labels labels.csv")
+    if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
+        click.echo(f"next: tinyssl eval {_typed(path)} --labels labels.csv")
 
 
 @cli.command("eval", short_help="Judge an encoder on labeled pictures.")

@@ -146,6 +146,11 @@ def _prepare(
     check_loggers(settled.run.loggers)
     with distributed.one_goes_first():
         pictures = _pictures_again(settled) if resume else read_pictures(settled)
+    if not distributed.same_for_all(pictures.digest):
+        raise UsageError(
+            f"the processes of this run find different pictures at {_some(settled.data.sources)}; "
+            "give all machines the same files"
+        )
     settled = settle(settled, len(pictures.paths), pictures.array.shape[3])
     run = Run(settled, pictures, folder, state)
     if state is None:
