@@ -342,7 +342,8 @@ def select(run: str, data: tuple[str, ...], budget: int, out: str, **options: An
     click.echo(f"wrote {chosen.out} and {chosen.sheet}: {len(chosen.paths):,} pictures")
     if options["copy_to"] is not None:
         click.echo(f"copied them to {options['copy_to']}")
-    told = f"tinyssl finetune {_typed(run)} --labels {_typed(chosen.out)}"
+    whose = run if os.path.exists(os.path.join(run, "encoder.json")) else "RUN"  # no bundle
+    told = f"tinyssl finetune {_typed(whose)} --labels {_typed(chosen.out)}"
     click.echo(f"next: fill in the labels, then {told}")
 
 
