@@ -155,6 +155,7 @@ def test_select_and_embed(
     assert (
         told.splitlines()[0] == f"wrote {tmp_path / 'l.csv'} and {tmp_path / 'l.png'}: 4 pictures"
     )
+    assert f"tinyssl finetune {model} --labels {tmp_path / 'l.csv'}" in told
     given = [*given[:-1], tmp_path / "m.csv", "--copy-to", tmp_path / "chosen"]
     status, told, _ = run(capsys, "select", *given)
     assert f"copied them to {tmp_path / 'chosen'}\n" in told

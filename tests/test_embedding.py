@@ -16,6 +16,7 @@ from tinyssl.export.exporting import export
 
 import tinyssl
 from tinyssl import embedding
+from tinyssl.cli import main
 from tinyssl.data import load_pictures
 from tinyssl.embedding import embed
 from tinyssl.encoder import create_encoder
@@ -89,7 +90,9 @@ def test_raw_and_float16(run: Path, picture_folder: Folder, tmp_path: Path) -> N
     np.testing.assert_allclose(half, unit, atol=1e-3)
 
 
-def test_a_bundle_gives_the_same(run: Path, picture_folder: Folder, tmp_path: Path) -> None:
+def test_a_bundle_gives_the_same(
+    run: Path, picture_folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = picture_folder(per_class=4)
     deep = np.random.default_rng(0).integers(0, 65536, (40, 50)).astype(np.uint16)
     Image.fromarray(deep).save(data / "deep.png")
@@ -102,6 +105,8 @@ def test_a_bundle_gives_the_same(run: Path, picture_folder: Folder, tmp_path: Pa
         assert np.ptp(ours.features, axis=0).max() > 1e-2  # pictures differ by much more than that
         lengths = np.linalg.norm(theirs.features, axis=1)
         assert raw != np.allclose(lengths, 1, rtol=1e-5)
+    main(["select", str(bundle), str(data), "--budget", "2", "--out", str(tmp_path / "l.csv")])
+    assert "tinyssl finetune RUN --labels" in capsys.readouterr().out  # it takes no bundle
     manifest = json.loads((bundle / "manifest.json").read_text())
     manifest["features"]["normalized"] = True
     (bundle / "manifest.json").write_text(json.dumps(manifest))
