@@ -62,6 +62,15 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return calls
 
 
+def test_what_a_killed_job_left_half_written_is_removed(
+    run: Path, picture_folder: Folder, tmp_path: Path
+) -> None:
+    for name in (".f.npz.abcd1234.tmp", ".g.npz.abcd1234.tmp", "f.npz.tmp"):
+        (tmp_path / name).touch()
+    embed(run, picture_folder(per_class=2), tmp_path / "f.npz")
+    assert sorted(p.name for p in tmp_path.glob("*.tmp")) == [".g.npz.abcd1234.tmp", "f.npz.tmp"]
+
+
 @pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("suffix", [".parquet", ".npz", ".csv"])
 def test_features_are_those_of_the_model(

@@ -83,7 +83,8 @@ def test_features_are_those_of_the_plain_path(
 ) -> None:
     bundle, pictures = prepared
     monkeypatch.setattr(module, "Worker", WithoutTorch)
-    told = embed_with_ray(bundle, pictures, tmp_path / "out", batch_size=2)
+    monkeypatch.chdir(tmp_path)  # where the cluster is not
+    told = embed_with_ray(bundle, pictures, "out", batch_size=2)
     assert (told.pictures, told.skipped) == (12, 1)
     assert_same(tmp_path / "out", bundle, pictures, tmp_path / "plain.npz")
     with (tmp_path / "out" / "_skipped.csv").open() as file:

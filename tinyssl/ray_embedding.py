@@ -83,7 +83,9 @@ def embed_with_ray(
     _refuse(Path(bundle), dtype, batch_size, device)
     model = {name: (Path(bundle) / name).read_bytes() for name in (_MANIFEST, _MODEL)}
     found = _find([data] if isinstance(data, str | Path) else data)
-    folder, key = str(out), _key(found, model, dtype)
+    # Workers of a cluster that was there before may be in another folder.
+    folder = str(out) if remote_files.is_remote(str(out)) else os.path.abspath(out)
+    key = _key(found, model, dtype)
     there = _start(folder, key, overwrite)
     urls = [file.url for file in found]
     chunks = {
