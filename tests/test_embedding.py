@@ -62,6 +62,18 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return calls
 
 
+def test_notes_in_the_list_of_skipped_pictures_are_kept(
+    run: Path, picture_folder: Folder, tmp_path: Path
+) -> None:
+    data, listed = picture_folder(per_class=2), tmp_path / "f.npz.skipped.csv"
+    listed.write_text("path,reason,note\n")
+    with pytest.raises(UsageError, match=r"f\.npz\.skipped\.csv is there and would be lost"):
+        embed(run, data, tmp_path / "f.npz")
+    listed.write_text("path,reason\n")
+    embed(run, data, tmp_path / "f.npz")
+    assert not listed.exists()  # nothing was skipped
+
+
 def test_what_a_killed_job_left_half_written_is_removed(
     run: Path, picture_folder: Folder, tmp_path: Path
 ) -> None:
