@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyssl.config import sources_of
 from tinyssl.console import log
 from tinyssl.data import load_pictures
 from tinyssl.errors import UsageError
 from tinyssl.files import read_json
 from tinyssl.labeled import RESULT, read_labeled
 from tinyssl.opening import MAX_PIXELS, reading
+from tinyssl.own_pictures import own_pictures
 from tinyssl.picture import to_depth
 from tinyssl.rows import spaced_rows
 from tinyssl.scanning import scan
@@ -159,7 +159,7 @@ def _own_paths(run: str | Path) -> list[Path]:
     faults: list[UsageError] = []
     for step in _lineage(run):
         try:
-            found.update(scan(sources_of(step)))
+            found.update(own_pictures(step))
         except UsageError as error:
             faults.append(error)
     if not found:

@@ -7,7 +7,7 @@ import yaml
 
 from tinyssl.augment import PRESETS
 from tinyssl.build import augment_of
-from tinyssl.config import load_recipe, sources_of
+from tinyssl.config import load_recipe
 from tinyssl.errors import UsageError
 from tinyssl.finetune_config import FOR_AUTO, FinetuneRecipe, load_finetune_recipe
 from tinyssl.recipe_files import purposes, recipe_names, recipe_text
@@ -54,15 +54,6 @@ def test_resolved_recipe_reads_back(name: str, tmp_path: Path) -> None:
     assert augment_of(recipe.augment, 64).rotate90 == PRESETS["industrial"]["rotate90"]
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
     assert load_finetune_recipe(tmp_path) == recipe
-
-
-def test_sources_are_read_from_either_kind(tmp_path: Path) -> None:
-    for text in ("data: {sources: [a, b]}", "task: finetune\ndata: {sources: [a, b]}"):
-        (tmp_path / "recipe.yaml").write_text(text)
-        assert sources_of(tmp_path) == ["a", "b"]
-    (tmp_path / "recipe.yaml").write_text("optim: {lr: 1}")
-    with pytest.raises(UsageError, match="names no pictures"):
-        sources_of(tmp_path)
 
 
 def test_recipes_of_the_other_kind_are_refused() -> None:

@@ -16,7 +16,6 @@ from rich.console import Console
 import tinyssl
 from tinyssl.approaches import Network
 from tinyssl.classifier import load_classifier
-from tinyssl.config import sources_of
 from tinyssl.data import load_pictures
 from tinyssl.encoder import create_encoder, widen
 from tinyssl.errors import UsageError
@@ -25,6 +24,7 @@ from tinyssl.evaluation import table as evaluation_table
 from tinyssl.finetune_config import FOR_AUTO, load_finetune_recipe
 from tinyssl.finetuning import finetune, table
 from tinyssl.model import load
+from tinyssl.own_pictures import own_pictures
 from tinyssl.reporting.verdict import label_verdict
 from tinyssl.scanning import scan
 from tinyssl.weights import read_description, save_encoder
@@ -82,7 +82,7 @@ def test_every_recipe_leaves_a_whole_run(
     description = read_description(out)
     assert (description["components"], description["whitening"]) == (12, 0.25)
     # What export measures parity on, unless other pictures are given.
-    assert scan(sources_of(out)) == pictures
+    assert own_pictures(out) == pictures
     assert result["unlabeled"] == (18 if recipe == "few-label-semi" else 0)
 
 
@@ -346,8 +346,9 @@ def test_a_run_that_was_moved_has_its_labels_along(
 ) -> None:
     data = picture_folder(per_class=3)
     made = finetune(run, data, "few-label-linear", tmp_path / "made", overrides=SHORT)
+    own = own_pictures(made)
     moved = made.rename(tmp_path / "moved")
-    assert sources_of(moved) == [str(moved / "labels.csv")]
+    assert own_pictures(moved) == own
 
 
 def test_the_run_may_be_the_folder_one_is_in(

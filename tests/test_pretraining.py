@@ -776,6 +776,7 @@ def test_what_is_read_is_not_replaced_by_the_run(picture_folder: Folder, tmp_pat
     for source, settings in (
         (run / "labels.csv", []), (tmp_path / "link.csv", []),
         (data, [f"run.watch_labels={run / 'labels.csv'}"]),
+        (data, [f"data.holdout={run / 'labels.csv'}"]),
     ):  # fmt: skip
         with pytest.raises(UsageError, match=r"csv is read here and would be lost with the run"):
             pretrain(source, out=run, overrides=[*QUICK, *settings], overwrite=True)

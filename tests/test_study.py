@@ -62,6 +62,26 @@ def test_what_is_missing_runs_and_what_is_there_does_not(place: Path) -> None:
     assert all(0 <= row["linear, comp."] <= 100 for row in rows.values())
 
 
+def test_sets_and_rates_that_are_not_there_are_told(place: Path) -> None:
+    values = yaml.safe_load((place / "base.yaml").read_text())
+    values |= {"sets": ["one", "two"], "tune_sets": ["three"]}
+    values["methods"]["simclr"] = {"kind": "peer", "peer": "simclr", "grid": {"lr": [0.1, 0.3]}}
+    (place / "base.yaml").write_text(yaml.safe_dump(values))
+    made = study(place, "study.yaml")
+    assert "has no two: folders" in str(made.lacking(tune=False))
+    assert "has no two, three: folders" in str(made.lacking(tune=True))
+    for name in ("two", "three"):
+        (place / "sets" / name).mkdir()
+    assert made.lacking(tune=False) is None  # trains no method with a rate
+    whole = study(place, "base.yaml")
+    assert "no rate for simclr: --tune" in str(whole.lacking(tune=False))
+    assert whole.lacking(tune=True) is None
+    whole.keep("simclr", {"lr": 0.1}, None)  # diverged
+    assert "no rate for simclr" in str(whole.lacking(tune=False))
+    whole.keep("simclr", {"lr": 0.3}, 50.0)
+    assert whole.lacking(tune=False) is None
+
+
 def test_an_encoder_of_tinyssls_own_can_be_kept(place: Path) -> None:
     cell = Cell("one", "tinyssl", 0, 1)
     for out in ("out", "again"):

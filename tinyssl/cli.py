@@ -200,6 +200,7 @@ def _numbers(option: str, text: str) -> list[int]:
 @click.option("--out", type=_OUT, help="The run folder.  [default: runs/RECIPE]")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out.")
 @click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
+@click.option("--holdout", help="Labels whose test pictures are left out.  [data.holdout]")
 @_recipe_options
 def pretrain(
     arguments: tuple[str, ...],
@@ -218,6 +219,7 @@ def pretrain(
     tinyssl pretrain pictures/
     tinyssl pretrain a/ b/ list.txt --recipe resnet18 --out runs/mine --epochs 100
     tinyssl pretrain cells/ augment.preset=industrial loss.temperature=0.1
+    tinyssl pretrain cells/ --holdout labels.csv
     tinyssl pretrain --resume --out runs/mine
     """
     from tinyssl.pretraining import pretrain as run
@@ -225,8 +227,9 @@ def pretrain(
     data, overrides = _split_arguments(arguments)
     given = {name: value for name, value in options.items() if value is not None}
     path = run(data, recipe, out, overrides=overrides, resume=resume, overwrite=overwrite, **given)
+    labels = given.get("holdout", "labels.csv")
     if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
-        click.echo(f"next: tinyssl eval {_typed(path)} --labels labels.csv")
+        click.echo(f"next: tinyssl eval {_typed(path)} --labels {_typed(labels)}")
 
 
 @cli.command("eval", short_help="Judge an encoder on labeled pictures.")

@@ -18,7 +18,6 @@ from tinyssl.errors import UsageError
 from tinyssl.opening import MAX_PIXELS
 from tinyssl.plain_yaml import parse_yaml
 from tinyssl.recipe_files import recipe_text
-from tinyssl.run_folder import LABELS
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -28,6 +27,7 @@ Pair = Annotated[list[float], Field(min_length=2, max_length=2)]
 Schema = TypeVar("Schema", bound=BaseModel)
 
 SHORTCUTS: Mapping[str, str] = {
+    "holdout": "data.holdout",
     "epochs": "run.epochs",
     "batch_size": "optim.batch_size",
     "image_size": "data.image_size",
@@ -47,6 +47,7 @@ class Data(Section):
     """Which pictures, and how they lie in the cache."""
 
     sources: list[str] = Field([], description="folders, pictures, .txt or .csv lists")
+    holdout: str | None = Field(None, description="labels whose test pictures are left out")
     image_size: Annotated[int, Field(ge=8, le=2048)] = Field(
         128, description="pixels a side in the cache and at inference"
     )
@@ -280,26 +281,6 @@ def recipe_values(recipe: str | Path, overrides: Sequence[str] = ()) -> dict[str
     for key, value in given.items():
         _put(values, key, value, str(recipe))
     return values
-
-
-def sources_of(run: str | Path) -> list[str]:
-    """The pictures that a run was made from, whichever verb made it.
-
-    Raises:
-        UsageError: the run has no recipe that can be read, or it names no pictures.
-    """
-    data = recipe_values(run).get("data")
-    sources = data.get("sources") if isinstance(data, dict) else None
-    if not isinstance(sources, list) or not sources:
-        raise UsageError(f"the recipe of {run} names no pictures")
-    return [_moved_along(str(source), Path(run)) for source in sources]
-
-
-def _moved_along(source: str, run: Path) -> str:
-    """A fine-tuned run's list of labels lies in it, wherever the run was moved to."""
-    own = run / LABELS
-    gone = Path(source).name == own.name and not Path(source).exists()
-    return str(own) if gone and own.is_file() else source
 
 
 def shortcuts(given: Mapping[str, object]) -> list[str]:

@@ -16,7 +16,6 @@ from tinyssl import __version__
 from tinyssl.augment import Augment
 from tinyssl.build import augment_of_run
 from tinyssl.classifier import load_classifier
-from tinyssl.config import sources_of
 from tinyssl.console import log, progress
 from tinyssl.curve_lines import Points
 from tinyssl.curve_plot import plot_curve
@@ -49,7 +48,7 @@ from tinyssl.labeled_split import (
     split_pictures,
     warn_of,
 )
-from tinyssl.scanning import scan
+from tinyssl.own_pictures import own_pictures
 from tinyssl.scoring import evaluate_features, retrieval, scores
 from tinyssl.views import two_views
 from tinyssl.watch import VIEWED
@@ -198,11 +197,11 @@ def _pretrained_on(
     """How many test pictures the run was pretrained on, as far as its sources still tell."""
     finetuned = (Path(run) / FINETUNED).is_file()
     try:
-        sources = sources_of(description.get("init", "random") if finetuned else run)
-        seen = {str(path) for path in scan(sources)}
+        pretrained = description.get("init", "random") if finetuned else run
+        seen = set(own_pictures(pretrained))
     except UsageError:
         return {}
-    tested = (str(path) for path, test in zip(split.paths, split.test, strict=True) if test)
+    tested = (path for path, test in zip(split.paths, split.test, strict=True) if test)
     return {"pretrained_on": sum(path in seen for path in tested)}
 
 

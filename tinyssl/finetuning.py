@@ -24,7 +24,7 @@ from tinyssl import __version__
 from tinyssl.approach_choice import Judged, choose, judge_logits, leads
 from tinyssl.approaches import Approach, Linear, Semi, held_out_logits
 from tinyssl.classifier import Classifier, save_classifier
-from tinyssl.config import shortcuts, sources_of
+from tinyssl.config import shortcuts
 from tinyssl.console import log, progress
 from tinyssl.data import load_pictures
 from tinyssl.device import keep_freed_memory, torch_put_back, training_device
@@ -36,6 +36,7 @@ from tinyssl.finetune_config import FOR_AUTO, FinetuneRecipe, load_finetune_reci
 from tinyssl.folds import Fold, repeats_for, stratified_folds
 from tinyssl.labeled import RESULT, read_labeled, shaped_by, smallest_class
 from tinyssl.opening import MAX_PIXELS
+from tinyssl.own_pictures import own_pictures
 from tinyssl.probing import FALLBACK_STRENGTH, choose_strength
 from tinyssl.run_folder import LABELS, RunFolder
 from tinyssl.scanning import scan
@@ -189,8 +190,8 @@ class _Job:
                 log.warning("--unlabeled is for few-label-semi; the pictures are not used")
             return None, ""
         try:
-            sources = given if given is not None else sources_of(self.run)
-            return self._embed_unlabeled(scan(sources), semi[0].unlabeled.pictures)
+            paths = own_pictures(self.run) if given is None else scan(given)
+            return self._embed_unlabeled(paths, semi[0].unlabeled.pictures)
         except (UsageError, NothingReadable) as error:
             if given is not None or len(self.recipes) == 1:
                 raise UsageError(f"no unlabeled pictures: {error}; give --unlabeled DIR") from None

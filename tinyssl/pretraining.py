@@ -92,8 +92,8 @@ def pretrain(
         overrides: `section.key=value` settings on top of the recipe.
         resume: go on with the run in `out`; nothing else is needed then.
         overwrite: replace an earlier run in `out`.
-        settings: epochs, batch_size, image_size, device, workers, seed: short for the overrides
-            `run.epochs=...` and so on.
+        settings: holdout, epochs, batch_size, image_size, device, workers, seed: short for the
+            overrides `data.holdout=...`, `run.epochs=...` and so on.
 
     Returns:
         The run folder.
@@ -165,8 +165,8 @@ def _prepare(
 def _refuse_out(folder: RunFolder, recipe: Recipe, overwrite: bool) -> None:
     if overwrite:
         folder.refuse_to_replace()
-        watched = recipe.run.watch_labels
-        folder.refuse_to_lose([*recipe.data.sources, *([] if watched is None else [watched])])
+        labels = (recipe.data.holdout, recipe.run.watch_labels)
+        folder.refuse_to_lose([*recipe.data.sources, *(name for name in labels if name)])
         return
     folder.refuse_if_used()
     cache, out = recipe.data.cache_dir, os.path.realpath(folder.path)

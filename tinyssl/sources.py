@@ -13,6 +13,7 @@ from tinyssl.console import log, progress
 from tinyssl.data import Pictures, load_pictures
 from tinyssl.errors import UsageError
 from tinyssl.files import csv_text, in_home
+from tinyssl.own_pictures import held_out
 from tinyssl.pipeline import read_pipeline
 from tinyssl.scanning import scan
 
@@ -29,9 +30,14 @@ def with_sources(recipe: Recipe, data: str | Path | Sequence[str | Path]) -> Rec
     given = [data] if isinstance(data, str | Path) else list(data)
     sources = [_absolute(source) for source in given or recipe.data.sources]
     pipeline = recipe.augment.pipeline
-    cache, init, labels = recipe.data.cache_dir, recipe.encoder.init, recipe.run.watch_labels
+    cache, holdout = recipe.data.cache_dir, recipe.data.holdout
+    init, labels = recipe.encoder.init, recipe.run.watch_labels
     changes: dict[str, dict[str, Any]] = {
-        "data": {"sources": sources, "cache_dir": cache and _absolute(cache)},
+        "data": {
+            "sources": sources,
+            "holdout": holdout and _absolute(holdout),
+            "cache_dir": cache and _absolute(cache),
+        },
         "augment": {"pipeline": pipeline and read_pipeline(pipeline)},
         "encoder": {"init": init if init in ("random", "pretrained") else _absolute(init)},
         "run": {"watch_labels": labels and _absolute(labels)},
@@ -58,10 +64,25 @@ def read_pictures(recipe: Recipe) -> Pictures:
 
 
 def find_files(recipe: Recipe) -> list[Path]:
-    """The files at a recipe's sources; raises UsageError where there are none."""
+    """The files at a recipe's sources, less those held out.
+
+    Raises:
+        UsageError: there are none, or nothing can be held out by the labels that are to say what.
+    """
     if not recipe.data.sources:
         raise UsageError("no pictures given; name a folder, a picture or a .txt/.csv list of paths")
-    return scan(recipe.data.sources)
+    found, holdout = scan(recipe.data.sources), recipe.data.holdout
+    return found if holdout is None else _without(found, held_out(holdout), holdout)
+
+
+def _without(found: Sequence[Path], tested: set[Path], labels: str) -> list[Path]:
+    kept = [path for path in found if path not in tested]
+    if not kept:
+        raise UsageError(f"all pictures given are test pictures of {labels}; none is left to train")
+    left_out = len(found) - len(kept)
+    tell = log.info if left_out else log.warning
+    tell(f"{left_out:,} of the {len(tested):,} test pictures of {labels} are here and left out")
+    return kept
 
 
 def decode_files(files: Sequence[Path], recipe: Recipe) -> Pictures:

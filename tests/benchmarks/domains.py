@@ -6,6 +6,7 @@
 
 A set is `elpv` (the demo) or a folder with train/CLASS/ and test/CLASS/. Pretraining sees the
 training pictures only. Settings were chosen on training folds; the test rows only give the figures.
+The demo takes no settings.
 """
 
 import argparse
@@ -16,14 +17,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tests.benchmarks.machine import machine
 from tinyssl import evaluate, pretrain
 from tinyssl.config import load_recipe
 from tinyssl.console import print_result
 from tinyssl.demo import demo
 from tinyssl.evaluation import SHOTS, table
+from tinyssl.intervals import interval
 
 
 def judge(data: str, recipe: str, seed: int, settings: Sequence[str], out: Path) -> dict[str, Any]:
@@ -44,26 +44,21 @@ def judge(data: str, recipe: str, seed: int, settings: Sequence[str], out: Path)
 def _recipe(run: Path) -> dict[str, Any]:
     """The run's settled recipe without the folders of the machine that measured."""
     values = load_recipe(run).model_dump()
-    values["data"] |= {"sources": [], "cache_dir": None}
+    values["data"] |= {"sources": [], "holdout": None, "cache_dir": None}
     values["encoder"]["init"] = Path(values["encoder"]["init"]).name
     return values
 
 
-def means(runs: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
-    """Mean and standard deviation over the runs, balanced accuracy in %, by encoder and score."""
-    summary: dict[str, dict[str, list[float]]] = {}
+def means(runs: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
+    """Mean over the runs and its 95 % half-width, balanced accuracy in %, by encoder and score."""
+    summary = {}
     for name in runs[0]["encoders"]:
-        scores: dict[str, list[float]] = {"knn": [], "linear": []}
-        scores |= {f"{s}-shot": [] for s in SHOTS}
-        for run in runs:
-            found = run["encoders"][name]
-            for key in ("knn", "linear"):
-                scores[key].append(found[key]["balanced_accuracy"])
-            for s in SHOTS:
-                scores[f"{s}-shot"].append(found["few_shot"][str(s)]["mean"])
+        found = [run["encoders"][name] for run in runs]
+        scores = {key: [f[key]["balanced_accuracy"] for f in found] for key in ("knn", "linear")}
+        scores |= {f"{s}-shot": [f["few_shot"][str(s)]["mean"] for f in found] for s in SHOTS}
         summary[name] = {
-            key: [round(100 * float(np.mean(v)), 2), round(100 * float(np.std(v)), 2)]
-            for key, v in scores.items()
+            key: {"mean": round(100 * one.mean, 2), "half_width": round(100 * one.half_width, 2)}
+            for key, one in ((key, interval(values)) for key, values in scores.items())
         }
     return summary
 
@@ -76,6 +71,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     given = parser.parse_intermixed_args()
+    if given.data == "elpv" and (
+        given.settings or given.recipe not in ("mobilenetv3-small", "adapt")
+    ):
+        parser.error("elpv is the demo, mobilenetv3-small or adapt as they are: give a folder")
     runs = []
     with tempfile.TemporaryDirectory() as folder:
         for seed in given.seeds:
@@ -85,7 +84,8 @@ def main() -> None:
             result = {"machine": machine(), "set": Path(given.data).name, "means": summary}
             given.out.write_text(json.dumps(result | {"runs": runs}, indent=1) + "\n")
     for name, scores in summary.items():
-        print(name, {key: f"{mean} ± {std}" for key, (mean, std) in scores.items()})
+        told = {key: f"{one['mean']} ± {one['half_width']}" for key, one in scores.items()}
+        print(name, told)
 
 
 if __name__ == "__main__":

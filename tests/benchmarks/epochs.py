@@ -59,7 +59,9 @@ def measure(
             for method in METHODS
         }
         ours = run.plan.steps_per_epoch * run.plan.step_size
-        loop_epoch(run)  # warms up
+        loop_epoch(run)  # warms up, as the others below
+        for peer in peers.values():
+            peer.epoch()
         rows: list[dict[str, float]] = []
         memory: dict[str, float] = {}
         if device == "cuda":  # a recorded step has memory of its own, which torch does not count

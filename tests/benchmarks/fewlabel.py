@@ -36,6 +36,7 @@ from tinyssl.calibration import calibration_error
 from tinyssl.classifier import load_classifier
 from tinyssl.data import load_pictures
 from tinyssl.encoder import Encoder, create_encoder, embed_pictures
+from tinyssl.errors import UsageError
 from tinyssl.files import write_text
 from tinyssl.intervals import interval
 from tinyssl.labels import LabeledPaths, from_class_folders, from_csv, write_csv
@@ -194,6 +195,21 @@ def means(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
     }
 
 
+def earlier(out: Path, head: dict[str, Any], settings: list[str]) -> list[dict[str, Any]]:
+    """The rows that a file has already.
+
+    Raises:
+        UsageError: they are of another set, run or way to judge, or of other settings.
+    """
+    if not out.exists():
+        return []
+    kept = json.loads(out.read_text())
+    same = all(kept.get(key, value) == value for key, value in head.items())
+    if not same or any(row["settings"] != settings for row in kept["rows"]):
+        raise UsageError(f"{out} has figures of another set, run or settings: give another --out")
+    return list(kept["rows"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("data", type=Path, help="folder with train/ and test/ class folders")
@@ -209,7 +225,12 @@ def main() -> None:
     if given.remember:
         Memory().use()
     labeled = from_class_folders(given.data / "train")
-    rows = json.loads(given.out.read_text())["rows"] if given.out.exists() else []
+    head = {"set": given.data.name, "run": about(given.run)}
+    head["judged"] = "training pictures not drawn" if given.undrawn else "test pictures"
+    try:
+        rows = earlier(given.out, head, given.settings)
+    except UsageError as error:
+        parser.error(str(error))
     done = {(row["job"], row["shots"], row["seed"]) for row in rows}
     wanted = [(j, n, s) for s in given.seeds for n in given.shots for j in given.jobs]
     for job, shots, seed in (task for task in wanted if task not in done):
@@ -225,11 +246,8 @@ def main() -> None:
         asked = {"job": job, "shots": shots, "seed": seed, "settings": given.settings}
         rows.append(asked | found)
         print(rows[-1], flush=True)
-        head = {"machine": machine(), "set": given.data.name, "run": about(given.run)}
-        head["judged"] = "training pictures not drawn" if given.undrawn else "test pictures"
-        write_text(
-            given.out, json.dumps(head | {"means": means(rows), "rows": rows}, indent=1) + "\n"
-        )
+        told = {"machine": machine()} | head | {"means": means(rows), "rows": rows}
+        write_text(given.out, json.dumps(told, indent=1) + "\n")
     for key, found in means(rows).items():
         print(f"{key}: {found['mean']} ± {found['half_width']} (n = {found['draws']})")
 

@@ -3,8 +3,8 @@
     python -m tests.benchmarks.levels xsdd=sets/xsdd,runs/xsdd --levels 1 3 all \
         --out tests/benchmarks/results/levels-adapt.json
 
-A set is a folder with train/CLASS/ and test/CLASS/, a run has one level (`encoder.levels=1`) and
-saw train/ without labels. `train` are scores among the training pictures alone, by which recipes
+A set is a folder with train/CLASS/ and test/CLASS/, a run has one level and no descriptors and saw
+train/ without labels. `train` are scores among the training pictures alone, by which recipes
 were chosen: leave-one-out k-NN, and 10-shot from one half of them to the other. `test` are those
 that `tinyssl eval` gives. What the run started from is measured too, with the same levels.
 """
@@ -22,7 +22,15 @@ from tests.benchmarks.machine import machine
 from tinyssl.encoder import Encoder, create_encoder, embed_pictures, widen
 from tinyssl.labeled_split import LabeledSplit, read_split, split_pictures
 from tinyssl.scoring import choose_k, evaluate_features, few_shot, knn_loo_score
-from tinyssl.weights import load_encoder, load_weights, random_like
+from tinyssl.weights import load_encoder, load_weights, random_like, read_description
+
+ONE_LEVEL = "encoder.levels=1 encoder.components=0 encoder.descriptors=false"
+
+
+def has_one_level(run: Path) -> bool:
+    """Whether its features are those of the last level and no more."""
+    told = read_description(run)
+    return told.get("levels", 1) == 1 and not told.get("components") and not told.get("descriptors")
 
 
 def encoders(run: Path) -> Iterator[tuple[str, Encoder, dict[str, Any]]]:
@@ -85,10 +93,15 @@ def main() -> None:
     parser.add_argument("--levels", nargs="+", default=["1", "2", "3", "all"])
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
-    rows = []
+    places = []
     for entry in given.runs:
-        name, _, places = entry.partition("=")
-        folder, run = map(Path, places.split(","))
+        name, _, pair = entry.partition("=")
+        folder, run = map(Path, pair.split(","))
+        if not has_one_level(run):
+            parser.error(f"{run} has more than its last level: pretrain it with {ONE_LEVEL}")
+        places.append((name, folder, run))
+    rows = []
+    for name, folder, run in places:
         for row in measure(name, folder, run, given.levels):
             rows.append(row)
             print(json.dumps(row), flush=True)

@@ -35,7 +35,11 @@ def _command(*arguments: str) -> None:
 
 
 def _first_step(pictures: Path, out: Path, cache: Path, device: str) -> float:
-    """Until the line of the first step is written; the run is then stopped."""
+    """Until the line of the first step is written; the run is then stopped.
+
+    Raises:
+        CalledProcessError: it ended before.
+    """
     settings = [f"data.cache_dir={cache}", "run.log_every=1", f"run.device={device}"]
     command = [sys.executable, "-m", "tinyssl", "pretrain", str(pictures), "--out", str(out)]
     start = time.perf_counter()
@@ -43,6 +47,8 @@ def _first_step(pictures: Path, out: Path, cache: Path, device: str) -> float:
     while not (out / "metrics.jsonl").exists() and process.poll() is None:
         time.sleep(0.005)
     seconds = time.perf_counter() - start
+    if not (out / "metrics.jsonl").exists():
+        raise subprocess.CalledProcessError(process.returncode, command)
     process.terminate()
     process.wait()
     return seconds

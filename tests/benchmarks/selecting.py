@@ -61,7 +61,7 @@ def _rows(features: Features, rows: np.ndarray) -> Features:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("sets", nargs="+", metavar="NAME=TRAIN[,TEST]")
     parser.add_argument("--folds", action="store_true", help="of the training pictures")
     parser.add_argument("--budgets", type=int, nargs="+", default=[20, 50, 200])
@@ -70,6 +70,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
+    if not given.folds and any("," not in entry for entry in given.sets):
+        parser.error("give NAME=TRAIN,TEST, or --folds to judge on training pictures")
     warnings.simplefilter("ignore", ConvergenceWarning)
     rows = []
     for name, files in (entry.split("=") for entry in given.sets):

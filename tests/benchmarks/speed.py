@@ -103,7 +103,10 @@ def main() -> None:
             raise SystemExit("no GPU here; its figures stay: " + NOT_RUN)
         del told["cuda"]
     measures = parts(given, paths, names)
-    for name in filter(None, given.only.split(",")) if given.only else measures:
+    wanted = given.only.split(",") if given.only else list(measures)
+    if unknown := set(wanted) - set(measures):
+        raise SystemExit(f"no {', '.join(sorted(unknown))} among the parts: {', '.join(measures)}")
+    for name in wanted:
         told[name] = measures[name]()
         print(f"{name}: {json.dumps(told[name])}", flush=True)
         given.out.write_text(json.dumps(told, indent=1) + "\n")

@@ -20,7 +20,7 @@ from tinyssl.reporting.run_facts import RunFacts, flat, read_run
 from tinyssl.reporting.tiles import tiles
 from tinyssl.reporting.verdict import Judged, Verdict, best_of, judged, measured_on
 
-_PLACES = {"data.sources", "data.cache_dir"}
+_PLACES = {"data.sources", "data.holdout", "data.cache_dir"}
 
 
 def compare(runs: Sequence[str | Path], out: str | Path = "compare.html") -> Path:

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyssl.config import sources_of
 from tinyssl.console import log, progress
 from tinyssl.data import Pictures, fingerprint, load_pictures
 from tinyssl.device import keep_freed_memory, pick_device
@@ -23,6 +22,7 @@ from tinyssl.errors import JobError, UsageError
 from tinyssl.feature_file import Features, read_features, read_key, write_features
 from tinyssl.labels import LabeledPaths, read_labels
 from tinyssl.opening import MAX_PIXELS
+from tinyssl.own_pictures import own_pictures
 from tinyssl.reporting.names import short_names, shown
 from tinyssl.reporting.run_facts import RunFacts
 from tinyssl.rows import spaced_rows
@@ -117,7 +117,7 @@ def _find(facts: RunFacts, data: Sequence[str | Path], known: Mapping[str, int])
     if data:
         return sorted({str(path) for path in scan(data)} | set(known))
     try:
-        own = {str(path) for path in scan(sources_of(facts.path))}
+        own = {str(path) for path in own_pictures(facts.path)}
     except UsageError as error:
         if not known:
             raise UsageError(f"{error}; name the run's pictures with --data") from None

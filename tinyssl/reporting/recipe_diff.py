@@ -11,7 +11,7 @@ from tinyssl.finetune_config import load_finetune_recipe
 from tinyssl.recipe_files import recipe_names
 from tinyssl.reporting.run_facts import flat
 
-_OWN = {"data.sources", "data.cache_dir"}  # every run's own
+_OWN = {"data.sources", "data.holdout", "data.cache_dir"}  # every run's own
 
 
 @dataclass(frozen=True)

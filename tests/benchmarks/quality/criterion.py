@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from tests.benchmarks.quality.tables import COLUMNS, scores_of
+from tests.benchmarks.quality.tables import COLUMNS, read, scores_of
+from tinyssl.errors import UsageError
 from tinyssl.files import write_text
 
 Cells = Sequence[Mapping[str, Any]]
@@ -50,16 +51,27 @@ def _one(cells: Cells, name: str, score: str, column: str) -> float:
     return float(spearmanr(*zip(*pairs, strict=True)).statistic)
 
 
+def all_correlations(cells: Cells) -> dict[str, Any]:
+    """Over the trained networks of a study; its ablations, of tinyssl alone, do not count."""
+    trained = [
+        cell
+        for cell in cells
+        if cell["settings"]["kind"] in ("tinyssl", "peer") and "as" not in cell["settings"]
+    ]
+    told: dict[str, Any] = {"cells": len(trained)}
+    return told | {within: correlations(trained, within) for within in ("methods", "ours")}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("results", type=Path, help="folder of a study's cells")
     folder = parser.parse_args().results
-    cells = [json.loads(path.read_text()) for path in sorted(folder.glob("*-s*.json"))]
-    trained = [cell for cell in cells if cell["settings"]["kind"] in ("tinyssl", "peer")]
-    told: dict[str, Any] = {"cells": len(trained)}
-    told |= {within: correlations(trained, within) for within in ("methods", "ours")}
-    write_text(folder / "criterion.json", json.dumps(told, indent=1) + "\n")
-    print(json.dumps(told, indent=1))
+    try:
+        told = json.dumps(all_correlations(read(folder)), indent=1)
+    except UsageError as error:
+        parser.error(str(error))
+    write_text(folder / "criterion.json", told + "\n")
+    print(told)
 
 
 if __name__ == "__main__":

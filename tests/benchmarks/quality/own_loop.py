@@ -46,7 +46,8 @@ def ours(folder: Path, recipe: str, settings: list[str]) -> tuple[Encoder, dict[
     with TemporaryDirectory() as name:
         out = Path(name)
         plain = ["encoder.levels=1", "encoder.components=0", "encoder.descriptors=false"]
-        given = [*settings, *plain, "run.watch_every=0", f"data.cache_dir={out}"]
+        quiet = ["run.watch_every=0", "run.device=cpu"]  # where the others train
+        given = [*settings, *plain, *quiet, f"data.cache_dir={out}"]
         start = time.perf_counter()
         run = pretrain(folder, recipe, out / "run", overrides=given)
         seconds = time.perf_counter() - start
@@ -133,7 +134,28 @@ def judge(encoder: Encoder, split: LabeledSplit, recipe: Recipe, array: Any) -> 
     return found
 
 
-def compare(name: str, given: argparse.Namespace) -> None:
+def chosen(tuned: dict[str, list[dict[str, Any]]], methods: list[str]) -> dict[str, Any]:
+    """What a study's grids chose for each method that has a score there."""
+    best = {}
+    for method in methods:
+        tried = [row for row in tuned.get(method, []) if row["knn"] is not None]
+        if tried:
+            best[method] = max(tried, key=lambda row: row["knn"])["settings"]
+    return best
+
+
+def lacking(given: argparse.Namespace, best: dict[str, Any]) -> str | None:
+    """What to tell whoever gives sets or methods that are not there."""
+    absent = [name for name in given.sets if not (given.data / name).is_dir()]
+    if absent:
+        return f"{given.data} has no {', '.join(absent)}: folders with train/CLASS/, test/CLASS/"
+    unrated = [method for method in given.methods if method not in best]
+    if unrated:
+        return f"{given.costs} has no tuned.json of a study with rates for {', '.join(unrated)}"
+    return None
+
+
+def compare(name: str, given: argparse.Namespace, best: dict[str, Any]) -> None:
     """All methods on one set; a file each, those that are there are left alone."""
     folder = given.data / name
     views = round(views_for(load_recipe(given.recipe).run.views, "cpu") * given.budget)
@@ -141,7 +163,6 @@ def compare(name: str, given: argparse.Namespace) -> None:
     recipe = load_recipe(given.recipe, settings)
     split, _ = read_split(folder / "train", folder / "test", None, 0)
     pictures = load_pictures(split.paths, size=recipe.data.image_size, rule=recipe.data.resize)
-    tuned = json.loads((given.costs / "tuned.json").read_text())
     target = given.out / f"{name}-tinyssl-{given.budget:g}-s{given.seed}.json"
     if not target.exists():
         encoder, took = ours(folder / "train", given.recipe, settings)
@@ -151,11 +172,9 @@ def compare(name: str, given: argparse.Namespace) -> None:
         target = given.out / f"{name}-{method}-{given.budget:g}-s{given.seed}.json"
         if target.exists():
             continue
-        tried = [row for row in tuned[method] if row["knn"] is not None]
-        best = max(tried, key=lambda row: row["knn"])["settings"]
         start = build_encoder(recipe, _training(pictures, split))
-        encoder, took = theirs(method, folder / "train", start, recipe, best, seconds)
-        _keep(target, took, judge(encoder, split, recipe, pictures.array), best)
+        encoder, took = theirs(method, folder / "train", start, recipe, best[method], seconds)
+        _keep(target, took, judge(encoder, split, recipe, pictures.array), best[method])
 
 
 def _training(pictures: Pictures, split: LabeledSplit) -> Pictures:
@@ -182,10 +201,14 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=1, help="of the recipe's views")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
+    tuned = given.costs / "tuned.json"
+    best = chosen(json.loads(tuned.read_text()) if tuned.exists() else {}, given.methods)
+    if told := lacking(given, best):
+        parser.error(told)
     quiet()
     given.out.mkdir(parents=True, exist_ok=True)
     for name in given.sets:
-        compare(name, given)
+        compare(name, given, best)
 
 
 if __name__ == "__main__":

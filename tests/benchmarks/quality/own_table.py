@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from tinyssl.errors import UsageError
 from tinyssl.files import write_text
 from tinyssl.intervals import interval
 
@@ -21,7 +22,11 @@ LEVELS = {"components": "components of all levels, as the recipe", "last_level":
 
 
 def read(folder: Path) -> Found:
-    """Results by way (a method, with its share of the time), set and seed."""
+    """Results by way (a method, with its share of the time), set and seed.
+
+    Raises:
+        UsageError: the folder has none.
+    """
     found: Found = {}
     for file in sorted(folder.glob("*-s*.json")):
         if (parts := FILE.fullmatch(file.name)) is None:
@@ -31,6 +36,8 @@ def read(folder: Path) -> Found:
         )
         seeds = found.setdefault(way, {}).setdefault(parts["set"], {})
         seeds[int(parts["seed"])] = json.loads(file.read_text())
+    if not found:
+        raise UsageError(f"{folder} has no results of own_loop: SET-METHOD-BUDGET-sSEED.json")
     return dict(sorted(found.items(), key=lambda one: (not one[0].startswith("tinyssl"), one[0])))
 
 
@@ -94,13 +101,20 @@ def costs(found: Found) -> str:
     return "\n".join([*lines, ""])
 
 
+def tables(found: Found) -> str:
+    """Scores of all levels and of the last one, then what they cost."""
+    return "\n".join([*(markdown(found, level) for level in LEVELS), costs(found)])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("folder", type=Path)
-    given = parser.parse_args()
-    found = read(given.folder)
-    tables = [*(markdown(found, level) for level in LEVELS), costs(found)]
-    write_text(given.folder / "table.md", "\n".join(tables))
+    parser.add_argument("folder", type=Path, help="--out of own_loop")
+    folder = parser.parse_args().folder
+    try:
+        told = tables(read(folder))
+    except UsageError as error:
+        parser.error(str(error))
+    write_text(folder / "table.md", told)
 
 
 if __name__ == "__main__":

@@ -89,6 +89,21 @@ class Study:
             if values not in [row["settings"] for row in self.tuned.get(method, [])]
         ]
 
+    def lacking(self, tune: bool) -> str | None:
+        """What to tell whoever starts it without sets, or without rates that a grid chose."""
+        names = [*self.values["sets"], *(self.values["tune_sets"] if tune else [])]
+        absent = [name for name in dict.fromkeys(names) if not (self.data / name).is_dir()]
+        if absent:
+            return f"{self.data} has no {', '.join(absent)}: folders with train/CLASS/, test/CLASS/"
+        unrated = [
+            name for name, values in self.methods.items()
+            if values["kind"] in ("peer", "supervised") and "lr" not in values | self._best(name)
+            and not (tune and "grid" in values)
+        ]  # fmt: skip
+        if unrated:
+            return f"no rate for {', '.join(unrated)}: --tune, or copy a study's {TUNED} to --out"
+        return None
+
     def run(self, cell: Cell) -> str:
         """Runs a cell and writes its result; returns a line about it."""
         split = self.split(cell.set)
@@ -271,6 +286,8 @@ def main() -> None:
     for folder in filter(None, (parsed.out, parsed.encoders)):
         folder.mkdir(parents=True, exist_ok=True)
     study = Study(*given, seeds=parsed.seeds)
+    if told := study.lacking(parsed.tune):
+        parser.error(told)
     _cost_all(study, given)
     with ProcessPoolExecutor(parsed.jobs, get_context("spawn")) as pool:
         if parsed.tune:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from tinyssl.errors import UsageError
 from tinyssl.files import atomic, write_text
 from tinyssl.intervals import interval
 
@@ -88,28 +89,34 @@ def means_of(cells: Sequence[Mapping[str, Any]]) -> list[Row]:
     return sorted(rows, key=lambda row: -row["10-shot, all"])
 
 
-def changes_of(cells: Sequence[Mapping[str, Any]], of: str = "tinyssl") -> list[Row]:
-    """Mean over the variants' sets minus that of the method `of` on these, seed by seed."""
-    found: dict[str, dict[int, dict[str, dict[str, float]]]] = {}
+def changes_of(cells: Sequence[Mapping[str, Any]], of: str) -> list[Row]:
+    """What tinyssl, its halves and variants have over the method `of`, seed by seed.
+
+    Means over the sets that all of them at whole length have together; who lacks one has no row.
+    """
+    base: dict[tuple[str, int], dict[str, float]] = {}
+    found: dict[tuple[str, float], dict[int, dict[str, dict[str, float]]]] = {}
     for cell in cells:
         name, method, budget = _key(cell)
-        if cell["settings"]["kind"] == of and budget == 1:
-            seeds = found.setdefault(method, {})
-            seeds.setdefault(cell["cell"]["seed"], {})[name] = scores_of(cell)
-    base = found.pop(of, {})
-    sets = {name for seeds in found.values() for scores in seeds.values() for name in scores}
+        seed = cell["cell"]["seed"]
+        if method == of and budget == 1:
+            base[name, seed] = scores_of(cell)
+        elif method != of and cell["settings"]["kind"] == "tinyssl":
+            found.setdefault((method, budget), {}).setdefault(seed, {})[name] = scores_of(cell)
+    whole = [seeds for (_, budget), seeds in found.items() if budget == 1]
+    sets = {name for seeds in whole for scores in seeds.values() for name in scores}
     rows = []
-    for method, seeds in found.items():
-        whole = [s for s in seeds if sets == set(seeds[s]) and sets <= set(base.get(s, {}))]
-        if not whole:
+    for (method, budget), seeds in found.items():
+        shared = [s for s, ours in seeds.items() if all(n in ours and (n, s) in base for n in sets)]
+        if not shared:
             continue
-        row: Row = {"set": f"minus {of}", "method": method, "budget": 1, "seeds": len(whole)}
+        row: Row = {"set": f"minus {of}", "method": method, "budget": budget, "seeds": len(shared)}
         for column in columns_of(cells):
             changes = [
-                np.mean([seeds[s][name][column] - base[s][name][column] for name in sets])
-                for s in whole
+                float(np.mean([seeds[s][n][column] - base[n, s][column] for n in sets]))
+                for s in shared
             ]
-            told = interval([float(change) for change in changes])
+            told = interval(changes)
             row[column], row[f"{column} ±"] = told.mean, told.half_width
         rows.append(row)
     return sorted(rows, key=lambda row: -row["10-shot, all"])
@@ -177,14 +184,39 @@ def plot(rows: Sequence[Row], name: str, out: Path) -> None:
         figure.savefig(file, format="png", dpi=130)
 
 
+def read(folder: Path) -> list[dict[str, Any]]:
+    """The cells of a study's folder.
+
+    Raises:
+        UsageError: it has none.
+    """
+    cells = [json.loads(path.read_text()) for path in sorted(folder.glob("*-s*.json"))]
+    if not cells:
+        raise UsageError(f"{folder} has no cells of a study: SET-METHOD-BUDGET-sSEED.json")
+    return cells
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """A row for each set, method and budget, with the memory that was measured, if any was."""
+    memory = folder / MEMORY
+    return rows_of(read(folder), json.loads(memory.read_text()) if memory.exists() else {})
+
+
+def tables(folder: Path) -> str:
+    """All tables of a study as Markdown: means over its sets, changes, then set by set."""
+    cells = read(folder)
+    changes = [row for of in ("tinyssl", "simclr") for row in changes_of(cells, of)]
+    return markdown([*means_of(cells), *changes, *read_rows(folder)])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("results", type=Path, help="folder of a study's cells")
     folder = parser.parse_args().results
-    cells = [json.loads(path.read_text()) for path in sorted(folder.glob("*-s*.json"))]
-    memory = folder / MEMORY
-    rows = rows_of(cells, json.loads(memory.read_text()) if memory.exists() else {})
-    told = markdown([*means_of(cells), *changes_of(cells), *rows])
+    try:
+        cells, rows, told = read(folder), read_rows(folder), tables(folder)
+    except UsageError as error:
+        parser.error(str(error))
     write_text(folder / "table.md", told)
     write_text(folder / "table.csv", as_csv(rows))
     variants = {cell["cell"]["method"] for cell in cells if "as" in cell["settings"]}

@@ -1,0 +1,87 @@
+"""Which pictures a run is made from: those at its sources, less those held out."""
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tinyssl.errors import UsageError
+from tinyssl.evaluation import evaluate
+from tinyssl.own_pictures import held_out, own_pictures
+from tinyssl.pretraining import pretrain
+
+Folder = Callable[..., Path]
+
+QUICK = [
+    "data.image_size=32", "augment.view_size=32", "head.hidden=16", "head.width=8",
+    "optim.batch_size=6",
+]  # fmt: skip
+
+
+def split_csv(path: Path, data: Path, tested: Callable[[int], bool]) -> Path:
+    """A labels.csv in which pictures are test pictures by their number in their class."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "split"])
+        for picture in sorted(data.rglob("*.png")):
+            split = "test" if tested(int(picture.stem)) else "train"
+            writer.writerow([picture, picture.parent.name, split])
+    return path
+
+
+def test_sources_are_read_from_either_kind(tmp_path: Path, picture_folder: Folder) -> None:
+    data = picture_folder(per_class=2)
+    sources = f"data: {{sources: [{data / 'dark'}, {data / 'bright'}]}}"
+    for text in (sources, f"task: finetune\n{sources}"):
+        (tmp_path / "recipe.yaml").write_text(text)
+        assert own_pictures(tmp_path) == sorted(data.rglob("*.png"))
+    for text in ("optim: {lr: 1}", "data: [1]", "data: {sources: []}"):
+        (tmp_path / "recipe.yaml").write_text(text)
+        with pytest.raises(UsageError, match="names no pictures"):
+            own_pictures(tmp_path)
+
+
+def test_test_pictures_of_labels_are_held_out(
+    picture_folder: Folder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = picture_folder(per_class=9)
+    labels = split_csv(tmp_path / "labels.csv", data, lambda number: number % 3 == 0)
+    with caplog.at_level("INFO"):
+        run = pretrain(data, out=tmp_path / "run", overrides=QUICK, holdout=labels, epochs=1)
+    assert f"6 of the 6 test pictures of {labels} are here and left out" in caplog.text
+    assert "12 pictures, 32 x 32" in caplog.text
+    assert own_pictures(run) == [p for p in sorted(data.rglob("*.png")) if int(p.stem) % 3]
+    assert evaluate(run, labels=labels)["pretrained_on"] == 0
+
+
+def test_test_folders_are_held_out(picture_folder: Folder, tmp_path: Path) -> None:
+    for part, count in (("train", 3), ("test", 2)):
+        picture_folder(f"set/{part}", per_class=count)
+    assert held_out(tmp_path / "set") == set((tmp_path / "set" / "test").rglob("*.png"))
+
+
+def test_a_run_with_pictures_held_out_goes_on(picture_folder: Folder, tmp_path: Path) -> None:
+    data = picture_folder(per_class=9)
+    labels = split_csv(tmp_path / "labels.csv", data, lambda number: number < 3)
+    run = pretrain(data, out=tmp_path / "run", overrides=QUICK, holdout=labels, epochs=1)
+    (run / "encoder.safetensors").unlink()
+    assert pretrain(out=run, resume=True) == run
+    assert (run / "encoder.safetensors").exists()
+
+
+def test_what_cannot_be_held_out_is_told(
+    picture_folder: Folder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data, other, out = picture_folder("one"), picture_folder("two"), tmp_path / "run"
+    tested = split_csv(tmp_path / "tested.csv", other, lambda number: True)
+    for pictures, labels, told in (
+        (data, other, "two tells no split, so nothing can be held out"),
+        (data, tmp_path / "none.csv", r"none\.csv"),
+        (other, tested, r"all pictures given are test pictures of .*tested\.csv"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            pretrain(pictures, out=out, overrides=QUICK, holdout=labels, epochs=1)
+        assert not out.exists()
+    pretrain(data, out=out, overrides=QUICK, holdout=tested, epochs=1)
+    assert f"0 of the 16 test pictures of {tested} are here and left out" in caplog.text

@@ -1,0 +1,71 @@
+"""The tables that are kept are those that the code makes of the cells beside them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks.quality import own_table, tables
+from tests.benchmarks.quality.criterion import all_correlations
+from tinyssl.errors import UsageError
+
+RESULTS = Path(__file__).parent / "benchmarks" / "results"
+STUDIES = sorted(file.parent for file in RESULTS.glob("quality*/table.csv"))
+OWN_LOOPS = sorted(RESULTS.glob("quality-own-loop*"))
+
+
+def test_there_are_studies() -> None:
+    assert len(STUDIES) == 7
+    assert len(OWN_LOOPS) == 2
+
+
+@pytest.mark.parametrize("folder", STUDIES, ids=lambda folder: folder.name)
+def test_a_study_has_the_tables_of_its_cells(folder: Path) -> None:
+    assert tables.tables(folder) == (folder / "table.md").read_text()
+    rows = tables.as_csv(tables.read_rows(folder)).splitlines()
+    assert len(rows) == len((folder / "table.csv").read_text().splitlines())
+
+
+@pytest.mark.parametrize("folder", OWN_LOOPS, ids=lambda folder: folder.name)
+def test_own_loops_have_the_table_of_their_runs(folder: Path) -> None:
+    assert own_table.tables(own_table.read(folder)) == (folder / "table.md").read_text()
+
+
+def test_correlations_are_those_of_methods_without_ablations() -> None:
+    folder = RESULTS / "quality"
+    kept = json.loads((folder / "criterion.json").read_text())
+    found = all_correlations(tables.read(folder))
+    assert found["cells"] == kept["cells"] == 120
+    for within in ("methods", "ours"):
+        for score, columns in kept[within].items():
+            assert found[within][score] == pytest.approx(columns)
+
+
+@pytest.mark.parametrize("read", [tables.read, own_table.read])
+def test_an_empty_folder_is_told(read: Callable[[Path], object], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"has no .*SET-METHOD-BUDGET-sSEED\.json"):
+        read(tmp_path)
+
+
+def test_changes_are_of_the_sets_and_seeds_that_both_have() -> None:
+    def cell(name: str, method: str, seed: int, score: float, budget: float = 1) -> dict:
+        kind = "peer" if method == "simclr" else "tinyssl"
+        shot = {"10": {"mean": score}}
+        one = {"balanced_accuracy": score}
+        return {
+            "cell": {"set": name, "method": method, "seed": seed, "budget": budget},
+            "settings": {"kind": kind}, "scores_of_all_levels": None,
+            "scores": {"knn": one, "linear": one, "few_shot": shot},
+        }  # fmt: skip
+
+    cells = [
+        cell("a", "tinyssl", 0, 0.5), cell("b", "tinyssl", 0, 0.7),
+        cell("a", "simclr", 0, 0.4), cell("b", "simclr", 0, 0.4),
+        cell("a", "tinyssl", 1, 0.9), cell("a", "simclr", 1, 0.1),  # a seed without set b
+        cell("a", "tinyssl", 0, 0.3, budget=0.5),  # a half without set b
+    ]  # fmt: skip
+    (row,) = tables.changes_of(cells, "simclr")
+    assert (row["method"], row["budget"], row["seeds"]) == ("tinyssl", 1, 1)
+    assert row["k-NN"] == pytest.approx(20)
+    assert tables.changes_of(cells, "tinyssl") == []
