@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -103,6 +103,19 @@ def test_a_cache_that_is_being_built_stays(tmp_path: Path) -> None:
     with locked(building):
         assert prune(which="all") == []
     assert building.exists()
+
+
+def test_a_build_that_ends_while_it_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    building, listed = cache_root() / ".building-now", Path.iterdir
+    building.mkdir(parents=True)
+
+    def ending(folder: Path) -> Iterator[Path]:
+        if folder == building:
+            folder.rename(folder.with_name("0" * 20))
+        return iter(list(listed(folder)))
+
+    monkeypatch.setattr(Path, "iterdir", ending)
+    assert list_caches() == []
 
 
 def test_what_a_killed_build_left_is_used_up(picture_folder: Folder) -> None:

@@ -38,7 +38,10 @@ def test_every_verb_has_help_with_an_example(verb: str, capsys: pytest.CaptureFi
 
 
 def test_whole_way_from_pictures_to_table(
-    capsys: pytest.CaptureFixture[str], picture_folder: Folder, tmp_path: Path
+    capsys: pytest.CaptureFixture[str],
+    picture_folder: Folder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     data = picture_folder(per_class=12)
     out = tmp_path / "run"
@@ -47,6 +50,9 @@ def test_whole_way_from_pictures_to_table(
     )
     assert status == 0
     assert f"tinyssl eval {out}" in told
+    with monkeypatch.context() as patch:
+        patch.setenv("RANK", "1")  # as torchrun tells the second process
+        assert run(capsys, "pretrain", "--resume", "--out", out)[:2] == (0, "")
     rows = [f"{p},{p.parent.name}" for p in sorted(data.rglob("*.png"))]
     (tmp_path / "labels.csv").write_text("path,label\n" + "\n".join(rows))
     status, table, _ = run(capsys, "eval", out, "--labels", tmp_path / "labels.csv")
@@ -149,6 +155,7 @@ def test_select_and_embed(
     assert (
         told.splitlines()[0] == f"wrote {tmp_path / 'l.csv'} and {tmp_path / 'l.png'}: 4 pictures"
     )
+    assert f"tinyssl finetune {model} --labels {tmp_path / 'l.csv'}" in told
     given = [*given[:-1], tmp_path / "m.csv", "--copy-to", tmp_path / "chosen"]
     status, told, _ = run(capsys, "select", *given)
     assert f"copied them to {tmp_path / 'chosen'}\n" in told

@@ -55,10 +55,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """All runs that the tests below look at: one start of two processes is what takes long."""
     folder = tmp_path_factory.mktemp("two")
     (folder / "pictures").mkdir()
+    (folder / "other").mkdir()
     generator = np.random.default_rng(0)
     for number in range(17):  # three steps of five: shares of two and three
         noise = generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)
         Image.fromarray(noise).resize((40, 40)).save(folder / "pictures" / f"{number:02}.png")
+        Image.fromarray(255 - noise).save(folder / "other" / f"{number:02}.png")
 
     def call(name: str, settings: list[str], **more: Any) -> dict[str, Any]:
         job = {"out": str(folder / name), "data": str(folder / "pictures"), "overrides": settings}
@@ -73,11 +75,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             call("mixed", MIXED, differences=str(folder / "mixed.json")),
             call("stopped", ALIKE, stop=True),
             {"out": str(folder / "stopped"), "resume": True},
+            call("unlike", ALIKE, others=str(folder / "other"), error=str(folder / "unlike.txt")),
+            call("lost", ALIKE, die=True, error=str(folder / "lost.txt")),
         ]
         (folder / "jobs.json").write_text(json.dumps(jobs))
         root = Path(__file__).parent.parent
         done = torchrun("-m", "tests.watched_runs", str(folder / "jobs.json"), cwd=root)
-        assert done.returncode == 0, done.stderr
+        assert (folder / "lost.txt").exists(), done.stderr  # the last job, which ends them all
         watched(out=str(folder / "shrunk"), resume=True)
         yield folder
 
@@ -119,9 +123,20 @@ def test_banks_are_equal_after_every_step(runs: Path, name: str) -> None:
 
 def test_a_signal_to_one_stops_all_after_the_same_step(runs: Path) -> None:
     log = (runs / "stopped" / "train.log").read_text()
-    assert "stopped after step 2, saved" in log
+    assert "stopped after step 1, saved" in log
     one, other = state(runs / "both"), state(runs / "stopped")
     assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_other_pictures_on_another_machine_are_refused(runs: Path) -> None:
+    told = (runs / "unlike.txt").read_text()
+    assert told.startswith("UsageError: the processes of this run find different pictures at ")
+    assert not (runs / "unlike").exists()
+
+
+def test_a_process_that_is_killed_is_told_of_by_the_others(runs: Path) -> None:
+    told = (runs / "lost.txt").read_text()
+    assert told.startswith("JobError: another process of this run has ended")
 
 
 def test_one_process_speaks_and_writes(runs: Path) -> None:

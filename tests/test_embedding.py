@@ -16,6 +16,7 @@ from tinyssl.export.exporting import export
 
 import tinyssl
 from tinyssl import embedding
+from tinyssl.cli import main
 from tinyssl.data import load_pictures
 from tinyssl.embedding import embed
 from tinyssl.encoder import create_encoder
@@ -61,6 +62,27 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return calls
 
 
+def test_notes_in_the_list_of_skipped_pictures_are_kept(
+    run: Path, picture_folder: Folder, tmp_path: Path
+) -> None:
+    data, listed = picture_folder(per_class=2), tmp_path / "f.npz.skipped.csv"
+    listed.write_text("path,reason,note\n")
+    with pytest.raises(UsageError, match=r"f\.npz\.skipped\.csv is there and would be lost"):
+        embed(run, data, tmp_path / "f.npz")
+    listed.write_text("path,reason\n")
+    embed(run, data, tmp_path / "f.npz")
+    assert not listed.exists()  # nothing was skipped
+
+
+def test_what_a_killed_job_left_half_written_is_removed(
+    run: Path, picture_folder: Folder, tmp_path: Path
+) -> None:
+    for name in (".f.npz.abcd1234.tmp", ".g.npz.abcd1234.tmp", "f.npz.tmp"):
+        (tmp_path / name).touch()
+    embed(run, picture_folder(per_class=2), tmp_path / "f.npz")
+    assert sorted(p.name for p in tmp_path.glob("*.tmp")) == [".g.npz.abcd1234.tmp", "f.npz.tmp"]
+
+
 @pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("suffix", [".parquet", ".npz", ".csv"])
 def test_features_are_those_of_the_model(
@@ -89,7 +111,9 @@ def test_raw_and_float16(run: Path, picture_folder: Folder, tmp_path: Path) -> N
     np.testing.assert_allclose(half, unit, atol=1e-3)
 
 
-def test_a_bundle_gives_the_same(run: Path, picture_folder: Folder, tmp_path: Path) -> None:
+def test_a_bundle_gives_the_same(
+    run: Path, picture_folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = picture_folder(per_class=4)
     deep = np.random.default_rng(0).integers(0, 65536, (40, 50)).astype(np.uint16)
     Image.fromarray(deep).save(data / "deep.png")
@@ -102,6 +126,8 @@ def test_a_bundle_gives_the_same(run: Path, picture_folder: Folder, tmp_path: Pa
         assert np.ptp(ours.features, axis=0).max() > 1e-2  # pictures differ by much more than that
         lengths = np.linalg.norm(theirs.features, axis=1)
         assert raw != np.allclose(lengths, 1, rtol=1e-5)
+    main(["select", str(bundle), str(data), "--budget", "2", "--out", str(tmp_path / "l.csv")])
+    assert "tinyssl finetune RUN --labels" in capsys.readouterr().out  # it takes no bundle
     manifest = json.loads((bundle / "manifest.json").read_text())
     manifest["features"]["normalized"] = True
     (bundle / "manifest.json").write_text(json.dumps(manifest))

@@ -1,5 +1,6 @@
 """Features in a file come back as they went, in every format."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -93,6 +94,10 @@ def test_unknown_formats_and_folders(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"must end in .parquet, .npz, .csv"):
         check_format(tmp_path / "f.txt")
     (tmp_path / "f.npz").mkdir()
+    os.mkfifo(tmp_path / "pipe.npz")
+    for use in (check_format, read_features):
+        with pytest.raises(UsageError, match=r"pipe\.npz is no plain file"):
+            use(tmp_path / "pipe.npz")
     with pytest.raises(UsageError, match="is a folder"):
         check_format(tmp_path / "f.npz")
 

@@ -345,6 +345,28 @@ def test_resume_without_a_checkpoint_harms_no_encoder(
     assert before == {p: p.read_bytes() for p in before}
 
 
+def test_resume_does_not_pass_over_a_changed_recipe(picture_folder: Folder, tmp_path: Path) -> None:
+    run = pretrain(picture_folder(), out=tmp_path / "run", overrides=QUICK)
+    recipe = run / "recipe.yaml"
+    text = recipe.read_text()
+    recipe.write_text("# a note\n" + text)
+    pretrain(out=run, resume=True)
+    assert recipe.read_text().startswith("# a note")
+    recipe.write_text(text.replace("  temperature: ", "  temperature: 0.9 # was "))
+    with pytest.raises(UsageError, match=r"recipe\.yaml was changed, and --resume goes on"):
+        pretrain(out=run, resume=True)
+    recipe.unlink()
+    pretrain(out=run, resume=True)
+    assert recipe.read_text() == text
+
+
+def test_an_empty_checkpoint(picture_folder: Folder, tmp_path: Path) -> None:
+    run = pretrain(picture_folder(), out=tmp_path / "run", overrides=QUICK)
+    (run / "checkpoints" / "last.pt").write_bytes(b"")
+    with pytest.raises(UsageError, match="cut short; begin again with --overwrite, or put a copy"):
+        pretrain(out=run, resume=True)
+
+
 def test_resume_needs_the_starts_weights_no_more(
     picture_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -83,7 +83,8 @@ def test_features_are_those_of_the_plain_path(
 ) -> None:
     bundle, pictures = prepared
     monkeypatch.setattr(module, "Worker", WithoutTorch)
-    told = embed_with_ray(bundle, pictures, tmp_path / "out", batch_size=2)
+    monkeypatch.chdir(tmp_path)  # where the cluster is not
+    told = embed_with_ray(bundle, pictures, "out", batch_size=2)
     assert (told.pictures, told.skipped) == (12, 1)
     assert_same(tmp_path / "out", bundle, pictures, tmp_path / "plain.npz")
     with (tmp_path / "out" / "_skipped.csv").open() as file:
@@ -174,6 +175,40 @@ def test_addresses_of_a_storage(prepared: tuple[Path, Path], tmp_path: Path) -> 
 
 
 @pytest.mark.usefixtures("alone")
+def test_an_address_of_this_machine(prepared: tuple[Path, Path], tmp_path: Path) -> None:
+    bundle, pictures = prepared
+    told = embed_with_ray(bundle, f"file://{pictures}", f"file://{tmp_path}/new/out")
+    assert (told.pictures, told.skipped) == (12, 1)
+    assert len(read(tmp_path / "new" / "out")) == 12
+    part = tmp_path / "new" / "out" / "part-000001.parquet"
+    part.write_bytes(part.read_bytes()[:100])
+    with pytest.raises(JobError, match=r"part-000001.parquet is damaged \(.*\); remove it"):
+        embed_with_ray(bundle, f"file://{pictures}", f"file://{tmp_path}/new/out")
+
+
+@pytest.mark.usefixtures("alone")
+def test_overwriting_takes_its_own_files_only(prepared: tuple[Path, Path], tmp_path: Path) -> None:
+    bundle, pictures = prepared
+    out = tmp_path / "out"
+    embed_with_ray(bundle, pictures, out)
+    (out / "part-old").mkdir()
+    for name in ("part-notes.txt", "_mine.txt"):
+        (out / name).write_text("mine")
+    told = embed_with_ray(bundle, pictures, out, dtype="float16", overwrite=True)
+    assert told.pictures == 12
+    assert {(out / name).read_text() for name in ("part-notes.txt", "_mine.txt")} == {"mine"}
+    assert (out / "part-old").is_dir()
+
+
+def test_a_folder_that_others_do_not_see(
+    prepared: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_run", lambda *_: None)  # it wrote on another machine
+    with pytest.raises(JobError, match=r"part-000000.parquet, and it is not there: --out must"):
+        embed_with_ray(*prepared, tmp_path / "out")
+
+
+@pytest.mark.usefixtures("alone")
 def test_wrong_use(prepared: tuple[Path, Path], tmp_path: Path) -> None:
     bundle, pictures = prepared
     out = tmp_path / "out"
@@ -183,6 +218,13 @@ def test_wrong_use(prepared: tuple[Path, Path], tmp_path: Path) -> None:
         embed_with_ray(bundle, pictures, out, dtype="int8")
     with pytest.raises(UsageError, match="allowed are cpu and cuda"):
         embed_with_ray(bundle, pictures, out, device="cuda:1")
+    with pytest.raises(UsageError, match=r"cannot list nosuch://out: .*nosuch"):
+        embed_with_ray(bundle, pictures, "nosuch://out")
+    cut = shutil.copytree(bundle, tmp_path / "cut")
+    (cut / "encoder.onnx").write_bytes(b"cut")
+    with pytest.raises(UsageError, match=r"encoder.onnx is not the file that was exported"):
+        embed_with_ray(cut, pictures, out)
+    assert not out.exists()
     out.mkdir()
     (out / "mine.txt").touch()
     with pytest.raises(UsageError, match=r"is not empty; name another folder$"):
@@ -214,6 +256,14 @@ def test_why_the_workers_failed_is_told(
     monkeypatch.setattr(module, "_start", with_a_folder_in_the_way)
     with pytest.raises(JobError, match=r"failed \(.*cannot write .*Is a directory\); finished"):
         embed_with_ray(bundle, pictures, tmp_path / "out", workers=1)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_cluster_without_gpus(prepared: tuple[Path, Path], tmp_path: Path) -> None:
+    if ray.cluster_resources().get("GPU"):
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(UsageError, match="the cluster has no GPU; give cpu"):
+        embed_with_ray(*prepared, tmp_path / "out", device="cuda")
 
 
 def test_two_colons_in_a_path_are_a_name(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import torch
 
 from tinyssl import distributed
 from tinyssl import pretraining as module
-from tinyssl.errors import Interrupted
+from tinyssl.errors import Interrupted, TinysslError
 from tinyssl.train import Hooks
 
 
@@ -29,6 +29,9 @@ def watched(
     differences: str | None = None,
     keep: str | None = None,
     stop: bool = False,
+    die: bool = False,
+    others: str | None = None,
+    error: str | None = None,
     **call: Any,
 ) -> None:
     """One call of `pretrain`.
@@ -38,9 +41,18 @@ def watched(
         differences: file for how far the banks of all processes lie apart, a number a step.
         keep: where to copy the folder after the first epoch.
         stop: the last process, and no other, gets SIGTERM in the first step.
+        die: the same with SIGKILL; the others do not hear that `torchrun` then ends them too.
+        others: the pictures of the last process, if it has others.
+        error: file for what the main process says when it fails, as it must.
         call: the other arguments of `pretrain`.
     """
     apart: list[float] = []
+    last = int(os.environ.get("RANK", "0")) == int(os.environ.get("WORLD_SIZE", "1")) - 1
+    if others is not None and last:
+        call["data"] = others
+    if die:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    expected = Interrupted if stop else TinysslError if error else None
     fit, save = module.fit, module.Run._save
 
     def looked_at(method: Any, *arguments: Any) -> None:
@@ -51,8 +63,8 @@ def watched(
             rows = method.bank.rows
             apart.append(float((rows - distributed.mean(rows)).abs().max()))
             advance(pictures)
-            if stop and len(apart) == 1 and distributed.rank() == distributed.world_size() - 1:
-                os.kill(os.getpid(), signal.SIGTERM)
+            if (stop or die) and last and len(apart) == 1:
+                os.kill(os.getpid(), signal.SIGKILL if die else signal.SIGTERM)
 
         hooks.advance = look
         fit(method, *arguments)
@@ -65,9 +77,11 @@ def watched(
     with (
         mock.patch.object(module, "fit", looked_at),
         mock.patch.object(module.Run, "_save", copied),
-        pytest.raises(Interrupted) if stop else nullcontext(),
+        pytest.raises(expected) if expected else nullcontext() as caught,
     ):
         module.pretrain(out=out, **call)
+    if error is not None and caught is not None and distributed.is_main():
+        Path(error).write_text(f"{type(caught.value).__name__}: {caught.value}")
     if differences is not None and distributed.is_main():
         Path(differences).write_text(json.dumps(apart))
 

@@ -85,7 +85,10 @@ def _look(folder: Path) -> Cache | None:
     ours = folder.name.startswith(BUILDING) or _FINGERPRINT.fullmatch(folder.name)
     if not ours or not folder.is_dir() or folder.is_symlink():
         return None
-    size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+    try:
+        size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+    except FileNotFoundError:  # finished or removed by another process meanwhile
+        return None
     if folder.name.startswith(BUILDING):
         return Cache(folder, size, "unfinished", "")
     if not (folder / INDEX).is_file():
@@ -115,7 +118,7 @@ def _remove(folder: Path) -> bool:
     try:
         with locked(folder):
             shutil.rmtree(folder)
-    except InUse:
+    except (InUse, FileNotFoundError):
         return False
     except OSError as error:
         raise JobError(f"cannot remove {folder}: {error.strerror or error}") from error

@@ -65,7 +65,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise UsageError(f"no checkpoint at {path}; start the run without --resume")
-    state = read_tensors(path)
+    try:
+        state = read_tensors(path)
+    except UsageError as error:
+        raise UsageError(
+            f"{error}; begin again with --overwrite, or put a copy of it back"
+        ) from None
     found = state.get("format") if isinstance(state, dict) else None
     if found != FORMAT:
         raise UsageError(

@@ -228,7 +228,8 @@ def pretrain(
     given = {name: value for name, value in options.items() if value is not None}
     path = run(data, recipe, out, overrides=overrides, resume=resume, overwrite=overwrite, **given)
     labels = given.get("holdout", "labels.csv")
-    click.echo(f"next: tinyssl eval {_typed(path)} --labels {_typed(labels)}")
+    if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
+        click.echo(f"next: tinyssl eval {_typed(path)} --labels {_typed(labels)}")
 
 
 @cli.command("eval", short_help="Judge an encoder on labeled pictures.")
@@ -344,7 +345,8 @@ def select(run: str, data: tuple[str, ...], budget: int, out: str, **options: An
     click.echo(f"wrote {chosen.out} and {chosen.sheet}: {len(chosen.paths):,} pictures")
     if options["copy_to"] is not None:
         click.echo(f"copied them to {options['copy_to']}")
-    told = f"tinyssl finetune {_typed(run)} --labels {_typed(chosen.out)}"
+    whose = run if os.path.exists(os.path.join(run, "encoder.json")) else "RUN"  # no bundle
+    told = f"tinyssl finetune {_typed(whose)} --labels {_typed(chosen.out)}"
     click.echo(f"next: fill in the labels, then {told}")
 
 

@@ -135,7 +135,8 @@ def load_pictures(
             return _built_once(job, root, key)
     except OSError as error:
         raise JobError(
-            f"cannot write the cache {root / key}: {reason(error, job.needs)}"
+            f"cannot write the cache {root / key}: {reason(error, job.needs)}; data.cache_dir or "
+            "the variable TINYSSL_CACHE names another folder"
         ) from error
 
 

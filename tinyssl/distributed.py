@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tinyssl.errors import TinysslError, UsageError
+from tinyssl.errors import JobError, TinysslError, UsageError
 
 # The others wait while one process reads the pictures, which takes hours for millions of them.
 _PATIENCE = timedelta(hours=12)
@@ -31,10 +31,30 @@ def joined() -> Iterator[None]:
 
     Raises:
         UsageError: they do not find each other.
+        JobError: one of them has ended while this one needed it.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or distributed.is_initialized():
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 and not distributed.is_initialized():
         yield
         return
+    with ExitStack() as held:
+        if not distributed.is_initialized():
+            _join()
+            held.callback(distributed.destroy_process_group)
+        held.enter_context(warnings.catch_warnings())
+        # Of kernels of one pixel, whose two layouts are the same memory.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view")
+        try:
+            yield
+        except RuntimeError as error:
+            if not _tells_of_loss(error):
+                raise
+            raise JobError(
+                "another process of this run has ended, and may have said why; --resume goes on "
+                "from the last checkpoint"
+            ) from error
+
+
+def _join() -> None:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
         distributed.init_process_group(backend, timeout=_PATIENCE)
@@ -44,10 +64,12 @@ def joined() -> Iterator[None]:
             f"WORLD_SIZE is set, but the processes do not find each other ({reason}); "
             "start with: torchrun --nproc-per-node=N -m tinyssl pretrain ..."
         ) from None
-    try:
-        yield
-    finally:
-        distributed.destroy_process_group()
+
+
+def _tells_of_loss(error: RuntimeError) -> bool:
+    """Whether another process is gone; of gloo's errors the text alone says whose they are."""
+    gloo = "gloo" in str(error) and not isinstance(error, TinysslError)
+    return gloo or isinstance(error, distributed.DistError)
 
 
 def world_size() -> int:
@@ -134,6 +156,14 @@ def on_main(check: Callable[[], object]) -> None:
     distributed.broadcast_object_list(told)
     if told[0] is not None:
         raise told[0]
+
+
+def same_for_all(own: str) -> bool:
+    """Whether all processes have the same text."""
+    told: list[str | None] = [own] * world_size()
+    if world_size() > 1:
+        distributed.all_gather_object(told, own)
+    return len(set(told)) == 1
 
 
 @contextmanager

@@ -32,7 +32,14 @@ from tinyssl.feature_file import (
     read_key,
     write_features,
 )
-from tinyssl.files import atomic, is_utf8, refuse_input, write_text
+from tinyssl.files import (
+    atomic,
+    is_utf8,
+    refuse_input,
+    refuse_other_table,
+    remove_leftovers,
+    write_text,
+)
 from tinyssl.locks import InUse, locked
 from tinyssl.scanning import scan
 from tinyssl.signals import stop_signal
@@ -145,9 +152,11 @@ def embed_paths(
             else "holds none of these features (other pictures, or another encoder)"
         )
         raise UsageError(f"{out} exists and {why}; name another file, or give --overwrite")
+    refuse_other_table(_named_after(beside or out, ".skipped.csv"), ("path", "reason"))
     folder = _named_after(beside or out, ".parts")
     with ExitStack() as held:
         _start_parts(folder, key, held)
+        remove_leftovers(out.parent, {out.name})  # of a job that was killed while it wrote
         return _embed_all(
             extractor, paths, out, folder, beside or out, key, dtype, batch_size, workers
         )

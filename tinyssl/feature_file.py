@@ -57,6 +57,8 @@ def check_format(out: Path) -> None:
         )
     if out.is_dir():
         raise UsageError(f"--out {out} is a folder; name a file")
+    if out.exists() and not out.is_file():  # one would wait for a pipe
+        raise UsageError(f"--out {out} is no plain file; name one")
 
 
 def write_features(

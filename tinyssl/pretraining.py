@@ -146,10 +146,17 @@ def _prepare(
     check_loggers(settled.run.loggers)
     with distributed.one_goes_first():
         pictures = _pictures_again(settled) if resume else read_pictures(settled)
+    if not distributed.same_for_all(pictures.digest):
+        raise UsageError(
+            f"the processes of this run find different pictures at {_some(settled.data.sources)}; "
+            "give all machines the same files"
+        )
     settled = settle(settled, len(pictures.paths), pictures.array.shape[3])
     run = Run(settled, pictures, folder, state)
     if state is None:
         distributed.on_main(lambda: run.create_folder(held, overwrite or resume))
+    elif distributed.is_main() and not folder.recipe.exists():
+        write_text(folder.recipe, settled.to_yaml())
     if distributed.is_main():
         folder.begin_log()
     return run
@@ -192,7 +199,13 @@ def _read_saved(folder: RunFolder, held: ExitStack) -> tuple[dict[str, Any] | No
         if folder.path.is_dir():
             distributed.on_main(lambda: held.enter_context(folder.hold()))
         state = load_checkpoint(folder.checkpoint)
-        return state, read_recipe(str(state.get("recipe")), str(folder.checkpoint))
+        recipe = read_recipe(str(state.get("recipe")), str(folder.checkpoint))
+        if folder.recipe.is_file() and load_recipe(folder.recipe) != recipe:
+            raise UsageError(
+                f"{folder.recipe} was changed, and --resume goes on with what the run began with; "
+                "remove it to have that written again, or name it as --recipe of a new run"
+            )
+        return state, recipe
     if (folder.path / RESULT).exists():
         raise UsageError(
             f"{folder.path} is a fine-tuned run, of which nothing is left to resume; run tinyssl "

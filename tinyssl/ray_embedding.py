@@ -36,6 +36,7 @@ CHUNK = 512  # pictures of one file, and what a worker's death costs at most
 _FORMAT, _MANIFEST, _MODEL, _JOB = 1, "manifest.json", "encoder.onnx", "_job.txt"
 _ERROR = re.compile(r"[\w.]*(Error|Exception)\b[^:]*: .")
 _SKIPPED = "_skipped.csv"  # readers of Parquet folders pass over names that begin so
+_PART = re.compile(r"part-\d{6,}\.parquet")
 
 
 @dataclass(frozen=True)
@@ -77,12 +78,14 @@ def embed_with_ray(
 
     Raises:
         UsageError: no bundle, no pictures, `out` is in use, or ray is not installed.
-        JobError: no picture can be read, or a file cannot be written.
+        JobError: no picture can be read, or a file cannot be written or found again.
     """
     _refuse(Path(bundle), dtype, batch_size, device)
     model = {name: (Path(bundle) / name).read_bytes() for name in (_MANIFEST, _MODEL)}
     found = _find([data] if isinstance(data, str | Path) else data)
-    folder, key = str(out), _key(found, model, dtype)
+    # Workers of a cluster that was there before may be in another folder.
+    folder = str(out) if remote_files.is_remote(str(out)) else os.path.abspath(out)
+    key = _key(found, model, dtype)
     there = _start(folder, key, overwrite)
     urls = [file.url for file in found]
     chunks = {
@@ -178,6 +181,12 @@ def _refuse(bundle: Path, dtype: str, batch_size: int, device: str) -> None:
             f"--engine ray takes a bundle, and {bundle} is none; make one with: "
             f"tinyssl export {bundle} --out bundle"
         )
+    from tinyssl.export import runtime
+
+    try:
+        runtime.Extractor(bundle, _MODEL, "cpu")  # or each worker would tell it in a long trace
+    except runtime.BundleError as error:
+        raise UsageError(str(error)) from None
     if dtype not in ("float32", "float16"):
         raise UsageError(f"dtype: got {dtype!r}, allowed are float32, float16")
     if batch_size < 1:
@@ -215,8 +224,9 @@ def _start(out: str, key: str, overwrite: bool) -> set[str]:
     """Names of the parts of this job that are there; what is there of another one is refused."""
     names = remote_files.names_in(out)
     job = remote_files.join(out, _JOB)
-    if _JOB in names and remote_files.read(job).decode() == key:
-        done = {name for name in names if name.startswith("part-")}
+    own = [name for name in names if _PART.fullmatch(name) or name == _SKIPPED]
+    if _JOB in names and remote_files.read(job).decode(errors="replace") == key:
+        done = {name for name in own if name != _SKIPPED}
         if done:
             log.info(f"{out} has {len(done):,} files of this job already")
         return done
@@ -225,10 +235,9 @@ def _start(out: str, key: str, overwrite: bool) -> set[str]:
             f"--out {out} is not empty; name another folder"
             + (", or give --overwrite" if _JOB in names else "")
         )
-    for name in names:
-        if name.startswith(("part-", "_")):
-            remote_files.remove(remote_files.join(out, name))
-    remote_files.write(job, key.encode())
+    for name in own:
+        remote_files.remove(remote_files.join(out, name))
+    remote_files.write(job, key.encode())  # last: by it a stopped job can be overwritten again
     return set()
 
 
@@ -247,7 +256,7 @@ def _run(chunks: Mapping[str, list[str]], worker: Mapping[str, Any], workers: in
         Worker,
         batch_size=1,
         fn_constructor_kwargs=dict(worker),
-        concurrency=min(workers or _cpus(ray), len(rows)),
+        concurrency=min(workers or _places(ray, worker["device"]), len(rows)),
         num_cpus=1,
         num_gpus=1 if worker["device"] == "cuda" else None,
     )
@@ -269,18 +278,22 @@ def _cause(error: BaseException) -> str:
     return named[-1] if named else lines[-1]
 
 
-def _cpus(ray: Any) -> int:
-    return int(ray.cluster_resources()["CPU"])
+def _places(ray: Any, device: str) -> int:
+    """How many workers the cluster has room for."""
+    kind = "GPU" if device == "cuda" else "CPU"
+    count = int(ray.cluster_resources().get(kind, 0))
+    if not count:
+        raise UsageError(f"device: got {device}, and the cluster has no {kind}; give cpu")
+    return count
 
 
 def _end(out: str, names: Sequence[str], urls: Sequence[str]) -> EmbeddedFolder:
     """Counts what the files say, and lists what was skipped."""
     pictures, skipped = 0, []
     for name in names:
-        with remote_files.open_file(remote_files.join(out, name)) as file:
-            rows, told = parquet_facts(file)
+        rows, told = _facts(remote_files.join(out, name))
         pictures += rows
-        skipped += json.loads(told)["skipped"]
+        skipped += told
     if not pictures:
         path, reason = skipped[0]
         raise JobError(f"none of the {len(urls):,} pictures can be read; first: {path}: {reason}")
@@ -289,3 +302,21 @@ def _end(out: str, names: Sequence[str], urls: Sequence[str]) -> EmbeddedFolder:
         remote_files.write(remote_files.join(out, _SKIPPED), text.encode())
         log.warning(f"{len(skipped):,} pictures skipped, see {_SKIPPED} in {out}")
     return EmbeddedFolder(out, pictures, len(skipped))
+
+
+def _facts(part: str) -> tuple[int, list[list[str]]]:
+    """How many pictures are in a part, and those that were skipped."""
+    try:
+        with remote_files.open_file(part) as file:
+            rows, told = parquet_facts(file)
+        return rows, json.loads(told)["skipped"]
+    except FileNotFoundError:
+        raise JobError(
+            f"a worker wrote {part}, and it is not there: --out must mean the same folder on all "
+            "machines, and in all processes"
+        ) from None
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).partition("\n")[0]
+        raise JobError(
+            f"{part} is damaged ({reason}); remove it, and the same command makes it again"
+        ) from error

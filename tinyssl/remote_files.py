@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from tinyssl.errors import JobError, UsageError
 from tinyssl.files import atomic
@@ -68,19 +69,21 @@ def open_file(url: str) -> IO[bytes]:
 
 
 def write(url: str, data: bytes) -> None:
-    """Writes a whole file; who looks meanwhile sees the old one or none.
+    """Writes a whole file, and its folder on this machine; who looks sees the old one or none.
 
     Raises:
         JobError: it cannot be written.
     """
-    if not is_remote(url):
-        Path(url).parent.mkdir(parents=True, exist_ok=True)
-        with atomic(Path(url)) as file:
-            file.write(data)
-        return
     try:
         system, path = _system(url)
-        system.pipe_file(path, data)  # object stores show a file when it is whole
+        if isinstance(system, LocalFileSystem):  # of file:// too
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            with atomic(Path(path)) as file:
+                file.write(data)
+        else:
+            system.pipe_file(path, data)  # object stores show a file when it is whole
+    except JobError:
+        raise
     except Exception as error:
         raise JobError(f"cannot write {url}: {_first(error)}") from error
 
@@ -92,12 +95,18 @@ def remove(url: str) -> None:
 
 
 def names_in(url: str) -> list[str]:
-    """Names of the files right in a folder; none where there is no folder."""
-    system, path = _system(url)
+    """Names of what is right in a folder; none where there is no folder.
+
+    Raises:
+        UsageError: nothing can be read there.
+    """
     try:
+        system, path = _system(url)
         return sorted(posixpath.basename(name) for name in system.ls(path, detail=False))
     except FileNotFoundError:
         return []
+    except Exception as error:
+        raise UsageError(f"cannot list {url}: {_first(error)}") from None
 
 
 def join(folder: str, name: str) -> str:

@@ -37,7 +37,7 @@ def read_tensors(path: Path) -> Any:
             "code; where you trust it, convert it to safetensors"
         ) from error
     except _BROKEN as error:
-        reason = str(error).partition("\n")[0]
+        reason = (str(error) or "cut short").partition("\n")[0]
         raise UsageError(f"{path} is damaged or not a file of tensors: {reason}") from error
 
 
