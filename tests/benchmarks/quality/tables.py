@@ -158,30 +158,44 @@ def as_csv(rows: Sequence[Row]) -> str:
     return text.getvalue()
 
 
-def plot(rows: Sequence[Row], name: str, out: Path) -> None:
-    """10-shot accuracy of a set, features of all levels, over the seconds that training took."""
+def plot(rows: Sequence[Row], out: Path) -> None:
+    """10-shot accuracy of one set, of the last features in the table, over seconds of training.
+
+    Methods of the same length stand side by side.
+    """
+    score = "10-shot, comp." if "10-shot, comp." in rows[0] else "10-shot, all"
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    for method in dict.fromkeys(row["method"] for row in rows):
-        line = sorted(
-            (r for r in rows if r["set"] == name and r["method"] == method),
-            key=lambda row: row["seconds"],
-        )
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    for number, method in enumerate(methods):
+        line = sorted((r for r in rows if r["method"] == method), key=lambda row: row["seconds"])
+        aside = 1 + 0.012 * (number - len(methods) / 2)
         axes.errorbar(
-            [r["seconds"] for r in line],
-            [r["10-shot, all"] for r in line],
-            yerr=[np.nan_to_num(r["10-shot, all ±"]) for r in line],
+            [aside * r["seconds"] for r in line],
+            [r[score] for r in line],
+            yerr=[np.nan_to_num(r[f"{score} ±"]) for r in line],
             marker="o",
             capsize=3,
             label=method,
+            color=f"C{number}" if number < 10 else "black",
         )
     axes.set_xlabel("seconds of one processor core")
     axes.set_ylabel("10-shot balanced accuracy, %")
-    axes.set_title(name, loc="left")
+    axes.set_title(rows[0]["set"], loc="left")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize="small", ncols=2)
     with atomic(out) as file:
         figure.savefig(file, format="png", dpi=130)
+
+
+def plotted(rows: Sequence[Row], cells: Sequence[Mapping[str, Any]]) -> dict[str, list[Row]]:
+    """The rows of each set less those of ablations, which have one length only."""
+    variants = {cell["cell"]["method"] for cell in cells if "as" in cell["settings"]}
+    lengths: dict[str, set[float]] = {}
+    for row in rows:
+        lengths.setdefault(row["method"], set()).add(row["budget"])
+    kept = [r for r in rows if r["method"] not in variants or len(lengths[r["method"]]) > 1]
+    return {name: [r for r in kept if r["set"] == name] for name in {r["set"] for r in kept}}
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
@@ -219,10 +233,8 @@ def main() -> None:
         parser.error(str(error))
     write_text(folder / "table.md", told)
     write_text(folder / "table.csv", as_csv(rows))
-    variants = {cell["cell"]["method"] for cell in cells if "as" in cell["settings"]}
-    plotted = [row for row in rows if row["method"] not in variants]
-    for name in dict.fromkeys(row["set"] for row in plotted):
-        plot(plotted, name, folder / f"{name}.png")
+    for name, found in plotted(rows, cells).items():
+        plot(found, folder / f"{name}.png")
     print(told)
 
 
