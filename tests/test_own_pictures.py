@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tinyssl.config import load_recipe
 from tinyssl.errors import UsageError
 from tinyssl.evaluation import evaluate
 from tinyssl.own_pictures import held_out, own_pictures
@@ -58,7 +59,48 @@ def test_test_pictures_of_labels_are_held_out(
 def test_test_folders_are_held_out(picture_folder: Folder, tmp_path: Path) -> None:
     for part, count in (("train", 3), ("test", 2)):
         picture_folder(f"set/{part}", per_class=count)
-    assert held_out(tmp_path / "set") == set((tmp_path / "set" / "test").rglob("*.png"))
+    assert held_out(tmp_path / "set") == sorted((tmp_path / "set" / "test").rglob("*.png"))
+
+
+def test_what_was_held_out_stays_what_it_was(picture_folder: Folder, tmp_path: Path) -> None:
+    data = picture_folder(per_class=9)
+    labels = split_csv(tmp_path / "labels.csv", data, lambda number: number < 3)
+    run = pretrain(data, out=tmp_path / "run", overrides=QUICK, holdout=labels, epochs=1)
+    split_csv(labels, data, lambda number: number >= 6)
+    assert evaluate(run, labels=labels)["pretrained_on"] == 6
+    (run / "held_out.csv").unlink()
+    assert "pretrained_on" not in evaluate(run, labels=labels)
+
+
+def test_links_to_test_pictures_are_held_out(picture_folder: Folder, tmp_path: Path) -> None:
+    data, linked = picture_folder(per_class=9), tmp_path / "linked"
+    linked.symlink_to(data)
+    labels = split_csv(tmp_path / "labels.csv", data, lambda number: number < 3)
+    run = pretrain(linked, out=tmp_path / "run", overrides=QUICK, holdout=labels, epochs=1)
+    assert own_pictures(run) == [p for p in sorted(linked.glob("*/*.png")) if int(p.stem) >= 3]
+    assert evaluate(run, labels=labels)["pretrained_on"] == 0
+    whole = pretrain(linked, out=tmp_path / "whole", overrides=QUICK, epochs=1)
+    assert evaluate(whole, labels=labels)["pretrained_on"] == 6
+
+
+@pytest.mark.parametrize("name", ["2024", "null", "[a].csv", "a: b's #1.csv"])
+def test_labels_of_any_name_say_what_is_held_out(
+    name: str, picture_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = picture_folder(per_class=4)
+    monkeypatch.chdir(tmp_path)
+    labels = split_csv(tmp_path / name, data, lambda number: number < 1)
+    run = pretrain(data, out="run", overrides=QUICK, holdout=name, epochs=1)
+    assert len(own_pictures(run)) == 6
+    assert labels == Path(load_recipe(run).data.holdout or "")
+
+
+def test_no_labels_hold_nothing_out(picture_folder: Folder, tmp_path: Path) -> None:
+    data, out = picture_folder(), tmp_path / "run"
+    with pytest.raises(UsageError, match=r"data\.holdout"):
+        pretrain(data, out=out, overrides=QUICK, holdout="", epochs=1)  # of a variable not set
+    pretrain(data, out=out, overrides=QUICK, holdout=None, epochs=1)
+    assert not (out / "held_out.csv").exists()
 
 
 def test_a_run_with_pictures_held_out_goes_on(picture_folder: Folder, tmp_path: Path) -> None:
@@ -76,7 +118,7 @@ def test_what_cannot_be_held_out_is_told(
     data, other, out = picture_folder("one"), picture_folder("two"), tmp_path / "run"
     tested = split_csv(tmp_path / "tested.csv", other, lambda number: True)
     for pictures, labels, told in (
-        (data, other, "two tells no split, so nothing can be held out"),
+        (data, other, "two tells no test pictures, so nothing can be held out"),
         (data, tmp_path / "none.csv", r"none\.csv"),
         (other, tested, r"all pictures given are test pictures of .*tested\.csv"),
     ):

@@ -352,9 +352,10 @@ def test_resume_does_not_pass_over_a_changed_recipe(picture_folder: Folder, tmp_
     recipe.write_text("# a note\n" + text)
     pretrain(out=run, resume=True)
     assert recipe.read_text().startswith("# a note")
-    recipe.write_text(text.replace("  temperature: ", "  temperature: 0.9 # was "))
-    with pytest.raises(UsageError, match=r"recipe\.yaml was changed, and --resume goes on"):
-        pretrain(out=run, resume=True)
+    for changed in (text.replace("  temperature: ", "  temperature: 0.9 # was "), "run: [", "[]"):
+        recipe.write_text(changed)
+        with pytest.raises(UsageError, match=r"recipe\.yaml was changed, and --resume goes on"):
+            pretrain(out=run, resume=True)
     recipe.unlink()
     pretrain(out=run, resume=True)
     assert recipe.read_text() == text

@@ -47,7 +47,9 @@ class Data(Section):
     """Which pictures, and how they lie in the cache."""
 
     sources: list[str] = Field([], description="folders, pictures, .txt or .csv lists")
-    holdout: str | None = Field(None, description="labels whose test pictures are left out")
+    holdout: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="labels whose test pictures are left out"
+    )
     image_size: Annotated[int, Field(ge=8, le=2048)] = Field(
         128, description="pixels a side in the cache and at inference"
     )
@@ -286,6 +288,8 @@ def recipe_values(recipe: str | Path, overrides: Sequence[str] = ()) -> dict[str
 def shortcuts(given: Mapping[str, object]) -> list[str]:
     """Settings under their short names, such as `epochs=100`, as `section.key=value` overrides.
 
+    None leaves what the recipe says.
+
     Raises:
         UsageError: a name that is not one of `SHORTCUTS`.
     """
@@ -295,7 +299,16 @@ def shortcuts(given: Mapping[str, object]) -> list[str]:
                 f"unknown setting {name}{_did_you_mean(name, list(SHORTCUTS))} "
                 f"(allowed: {', '.join(SHORTCUTS)}; all others as section.key=value)"
             )
-    return [f"{SHORTCUTS[name]}={value}" for name, value in given.items()]
+    return [
+        f"{SHORTCUTS[name]}={_quoted(value) if name == 'holdout' else value}"
+        for name, value in given.items()
+        if value is not None
+    ]
+
+
+def _quoted(path: object) -> str:
+    """As YAML's text whatever the name: one of digits, of brackets, of nothing."""
+    return "'" + str(path).replace("'", "''") + "'"
 
 
 def read_recipe(text: str, source: str) -> Recipe:

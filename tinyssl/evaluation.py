@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -198,11 +199,11 @@ def _pretrained_on(
     finetuned = (Path(run) / FINETUNED).is_file()
     try:
         pretrained = description.get("init", "random") if finetuned else run
-        seen = set(own_pictures(pretrained))
+        seen = {os.path.realpath(path) for path in own_pictures(pretrained)}
     except UsageError:
         return {}
     tested = (path for path, test in zip(split.paths, split.test, strict=True) if test)
-    return {"pretrained_on": sum(path in seen for path in tested)}
+    return {"pretrained_on": sum(os.path.realpath(path) in seen for path in tested)}
 
 
 def _tell_taught(encoders: dict[str, Any], judged: Sequence[Contender], tested: set[str]) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tinyssl.config import recipe_values
 from tinyssl.errors import UsageError
 from tinyssl.labels import read_labels
-from tinyssl.run_folder import LABELS
+from tinyssl.run_folder import HELD_OUT, LABELS
 from tinyssl.scanning import scan
 
 
@@ -23,9 +25,15 @@ def own_pictures(run: str | Path) -> list[Path]:
     if not isinstance(data, dict) or not isinstance(sources, list) or not sources:
         raise UsageError(f"the recipe of {run} names no pictures")
     found = scan([_moved_along(str(source), Path(run)) for source in sources])
-    holdout = data.get("holdout")
-    left_out = set() if holdout is None else held_out(str(holdout))
-    return [path for path in found if path not in left_out]
+    if data.get("holdout") is None:
+        return found
+    return without(found, scan([Path(run) / HELD_OUT]))  # the labels may tell another split by now
+
+
+def without(found: Sequence[Path], left_out: Iterable[Path]) -> list[Path]:
+    """The files found that are none of those left out, by whichever links they were reached."""
+    real = {os.path.realpath(path) for path in left_out}
+    return [path for path in found if os.path.realpath(path) not in real]
 
 
 def _moved_along(source: str, run: Path) -> str:
@@ -35,16 +43,18 @@ def _moved_along(source: str, run: Path) -> str:
     return str(own) if gone and own.is_file() else source
 
 
-def held_out(labels: str | Path) -> set[Path]:
+def held_out(labels: str | Path) -> list[Path]:
     """The test pictures of labels: a CSV with a split, or class folders in `train/` and `test/`.
 
     Raises:
-        UsageError: as `read_labels` does, or the labels have no split.
+        UsageError: as `read_labels` does, or the labels have no test pictures.
     """
     table = read_labels(labels)
-    if table.splits is None:
+    splits = table.splits or ["train"] * len(table.paths)
+    tested = [path for path, split in zip(table.paths, splits, strict=True) if split == "test"]
+    if not tested:
         raise UsageError(
-            f"{labels} tells no split, so nothing can be held out; give a CSV with the column "
-            "split (train or test), or a folder of class folders in train/ and test/"
+            f"{labels} tells no test pictures, so nothing can be held out; give a CSV with the "
+            "column split (train or test), or a folder of class folders in train/ and test/"
         )
-    return {path for path, split in zip(table.paths, table.splits, strict=True) if split == "test"}
+    return tested

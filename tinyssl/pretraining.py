@@ -59,9 +59,9 @@ from tinyssl.pipeline import apply_pipeline, load_pipeline
 from tinyssl.recording import RecordedStep, recorded_views
 from tinyssl.reporting.command import REPORT, leave_report
 from tinyssl.resuming import restore
-from tinyssl.run_folder import RunFolder, resume_command
+from tinyssl.run_folder import HELD_OUT, RunFolder, resume_command
 from tinyssl.signals import stop_signal
-from tinyssl.sources import duplicates_csv, read_pictures, with_sources
+from tinyssl.sources import duplicates_csv, held_out_csv, read_pictures, with_sources
 from tinyssl.train import Batches, Hooks, Progress, TakeStep, fit, start_bank, train_step
 from tinyssl.views import two_views
 from tinyssl.watch import collapse_warning, watch
@@ -200,7 +200,7 @@ def _read_saved(folder: RunFolder, held: ExitStack) -> tuple[dict[str, Any] | No
             distributed.on_main(lambda: held.enter_context(folder.hold()))
         state = load_checkpoint(folder.checkpoint)
         recipe = read_recipe(str(state.get("recipe")), str(folder.checkpoint))
-        if folder.recipe.is_file() and load_recipe(folder.recipe) != recipe:
+        if folder.recipe.is_file() and not _still_says(folder.recipe, recipe):
             raise UsageError(
                 f"{folder.recipe} was changed, and --resume goes on with what the run began with; "
                 "remove it to have that written again, or name it as --recipe of a new run"
@@ -219,6 +219,13 @@ def _read_saved(folder: RunFolder, held: ExitStack) -> tuple[dict[str, Any] | No
     folder.refuse_to_replace()
     log.info(f"{folder.path} has no checkpoint yet: beginning again with its recipe")
     return None, load_recipe(folder.recipe)
+
+
+def _still_says(path: Path, recipe: Recipe) -> bool:
+    try:
+        return load_recipe(path) == recipe
+    except UsageError:  # changed to what is no recipe
+        return False
 
 
 class Run:
@@ -269,6 +276,8 @@ class Run:
         write_text(self.folder.recipe, self.recipe.to_yaml())
         write_skipped(self.folder.skipped, self.pictures.skipped)
         write_text(self.folder.duplicates, duplicates_csv(self.pictures))
+        if (holdout := self.recipe.data.holdout) is not None:
+            write_text(self.folder.path / HELD_OUT, held_out_csv(holdout))
 
     def go(self) -> Path:
         """Trains to the end, or raises after saving; see `pretrain`."""

@@ -21,14 +21,16 @@ from tinyssl.lines import log
 from tinyssl.locks import InUse, locked
 from tinyssl.plain_yaml import parse_yaml
 
+HELD_OUT = "held_out.csv"  # the test pictures that were not pretrained on
 _TRACES = ("classifier.safetensors", "encoder.safetensors", "train.log")
 _OURS = (
-    "metrics.jsonl", "results.csv", "skipped.csv", "duplicates.csv", "encoder.json",
+    "metrics.jsonl", "results.csv", "skipped.csv", "duplicates.csv", HELD_OUT, "encoder.json",
     "eval.json", "eval_split.csv", "label_curve.png", "checkpoints", "finetune.json",
     "machine.json", "report.html", "report_features.npz", "tensorboard", "wandb",
     *_TRACES, "recipe.yaml",  # the last to go: by these a folder is known as a run's
 )  # fmt: skip
-_FIRST = {"recipe.yaml", "checkpoints", "skipped.csv", "duplicates.csv"}  # before any trace
+# Before any trace.
+_FIRST = {"recipe.yaml", "checkpoints", "skipped.csv", "duplicates.csv", HELD_OUT}
 _SECTIONS = (
     {"data", "augment", "encoder", "head", "bank", "loss", "optim", "run"},
     {"task", "data", "classifier", "network", "augment", "unlabeled", "run"},

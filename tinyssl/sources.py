@@ -13,7 +13,7 @@ from tinyssl.console import log, progress
 from tinyssl.data import Pictures, load_pictures
 from tinyssl.errors import UsageError
 from tinyssl.files import csv_text, in_home
-from tinyssl.own_pictures import held_out
+from tinyssl.own_pictures import held_out, without
 from tinyssl.pipeline import read_pipeline
 from tinyssl.scanning import scan
 
@@ -72,11 +72,11 @@ def find_files(recipe: Recipe) -> list[Path]:
     if not recipe.data.sources:
         raise UsageError("no pictures given; name a folder, a picture or a .txt/.csv list of paths")
     found, holdout = scan(recipe.data.sources), recipe.data.holdout
-    return found if holdout is None else _without(found, held_out(holdout), holdout)
+    return found if holdout is None else _leave_out(found, held_out(holdout), holdout)
 
 
-def _without(found: Sequence[Path], tested: set[Path], labels: str) -> list[Path]:
-    kept = [path for path in found if path not in tested]
+def _leave_out(found: Sequence[Path], tested: Sequence[Path], labels: str) -> list[Path]:
+    kept = without(found, tested)
     if not kept:
         raise UsageError(f"all pictures given are test pictures of {labels}; none is left to train")
     left_out = len(found) - len(kept)
@@ -123,6 +123,11 @@ def duplicates_csv(pictures: Pictures) -> str:
     groups = enumerate(pictures.duplicates())
     rows = [(number, pictures.paths[i]) for number, group in groups for i in group]
     return csv_text([("group", "path"), *rows])
+
+
+def held_out_csv(labels: str) -> str:
+    """The test pictures of labels, as they are now, in the column `path`."""
+    return csv_text([("path",), *((path,) for path in held_out(labels))])
 
 
 def _tell_pictures(pictures: Pictures) -> None:
