@@ -18,7 +18,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from tinyssl import __version__
-from tinyssl.classifier import Classifier, load_classifier
+from tinyssl.classifier import CLASSIFIER, Classifier, load_classifier
 from tinyssl.console import log
 from tinyssl.errors import UsageError
 from tinyssl.files import sha256
@@ -240,6 +240,7 @@ def _manifest(
         "features": {"width": description["width"], "normalized": not raw_features},
         **({} if classifier is None else {"classes": classifier.classes}),
         "encoder_sha256": sha256(Path(run) / WEIGHTS),
+        "classifier_sha256": None if classifier is None else sha256(Path(run) / CLASSIFIER),
         "recipe_sha256": sha256(recipe) if recipe.is_file() else None,
         "tools": {tool: version for tool in tools if (version := _version(tool))},
     }

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ from tinyssl.classifier import Classifier, load_classifier, save_classifier
 from tinyssl.cli import main
 from tinyssl.console import print_result
 from tinyssl.errors import UsageError
+from tinyssl.files import sha256
 from tinyssl.finetuning import finetune
 from tinyssl.model import load
+from tinyssl.reporting.device_tables import find_bundle
 from tinyssl.weights import read_description
 
 CLASSES = ["broken", "fine, mostly", "größer"]
@@ -76,6 +79,24 @@ def test_probabilities_are_those_of_torch(made: tuple[Path, Path, Path]) -> None
     for call in (extractor.embed, extractor.classify, lambda *a: list(extractor.run_files(*a))):
         with pytest.raises(runtime.BundleError, match="batch_size: got -1; give 1 or more"):
             call(sorted(pictures.iterdir()), -1)
+
+
+def test_the_bundle_of_another_classifier_is_told_apart(
+    made: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    """A few-label-linear run that is made again has the same encoder."""
+    run, _, bundle = made
+    (tmp_path / "encoder.safetensors").write_bytes((run / "encoder.safetensors").read_bytes())
+    classifier = load_classifier(run)
+    assert classifier is not None
+    save_classifier(replace(classifier, weight=-classifier.weight), tmp_path)
+    for folder in (run, tmp_path):
+        digests = {file.name: sha256(file) for file in folder.glob("*.safetensors")}
+        if folder == run:
+            assert find_bundle(folder, digests, bundle) is not None
+            continue
+        with pytest.raises(UsageError, match="is of other weights than"):
+            find_bundle(folder, digests, bundle)
 
 
 def test_raw_features_do_not_change_the_classes(

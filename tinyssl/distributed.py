@@ -68,7 +68,7 @@ def _join() -> None:
 
 def _tells_of_loss(error: RuntimeError) -> bool:
     """Whether another process is gone; of gloo's errors the text alone says whose they are."""
-    gloo = "gloo" in str(error) and not isinstance(error, TinysslError)
+    gloo = "/gloo/" in str(error) and not isinstance(error, TinysslError)
     return gloo or isinstance(error, distributed.DistError)
 
 

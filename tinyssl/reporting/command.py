@@ -41,7 +41,6 @@ from tinyssl.reporting.verdict import (
     label_verdict,
 )
 from tinyssl.reporting.views import acting, draws_views, views_of
-from tinyssl.weights import WEIGHTS
 
 REPORT = "report.html"
 MOST = 3000  # pictures on the map; more are neither seen nor waited for
@@ -89,7 +88,7 @@ def report(
         raise UsageError(f"workers: got {workers}; give 0 (one a CPU core) or more")
     facts = read_run(run)
     told = model_card.read_card(card)
-    device_facts = find_bundle(facts.path, facts.digests[WEIGHTS], bundle)
+    device_facts = find_bundle(facts.path, facts.digests, bundle)
     sources = [data] if isinstance(data, str | Path) else list(data)
     read = [*sources, *([] if labels is None else [labels])]
     target = replaceable(facts.path / REPORT if out is None else out, read)

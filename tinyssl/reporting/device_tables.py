@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ from tinyssl.console import log
 from tinyssl.errors import UsageError
 from tinyssl.files import with_name
 from tinyssl.reporting.run_schema import Benchmark, Manifest, read_part
+
+# What a manifest has digests of, and the files of a run.
+_OF = {"encoder_sha256": "encoder.safetensors", "classifier_sha256": "classifier.safetensors"}
 
 
 @dataclass(frozen=True)
@@ -31,16 +35,16 @@ class Bundle:
     digests: dict[str, str]
 
 
-def find_bundle(run: Path, weights: str, given: str | Path | None) -> Bundle | None:
+def find_bundle(run: Path, digests: Mapping[str, str], given: str | Path | None) -> Bundle | None:
     """The bundle that is named, or the one that `tinyssl export` puts beside a run by default.
 
     Args:
         run: the run folder.
-        weights: sha256 of its encoder.
+        digests: sha256 of its encoder and of its classifier, if it has one, by file.
         given: the bundle's folder, if named.
 
     Raises:
-        UsageError: a bundle is named and none is there, it is damaged, or of another encoder.
+        UsageError: a bundle is named and none is there, it is damaged, or of other weights.
     """
     folder = Path(given) if given is not None else Path(f"{with_name(run)}-bundle")
     manifest = folder / "manifest.json"
@@ -49,7 +53,8 @@ def find_bundle(run: Path, weights: str, given: str | Path | None) -> Bundle | N
             return None
         raise UsageError(f"no bundle in {folder}; make one with: tinyssl export {run} --out bundle")
     found = read_part(manifest, Manifest)
-    if found.get("encoder_sha256", weights) != weights:
+    own = {key: digests.get(name) for key, name in _OF.items()}
+    if {key: found.get(key, digest) for key, digest in own.items()} != own:
         other = f"{folder} is of other weights than {run} has"
         if given is not None:
             raise UsageError(f"{other}; export it again, or leave the bundle out")

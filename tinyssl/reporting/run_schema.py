@@ -107,6 +107,7 @@ class Manifest(_Part):
     """`manifest.json` of a bundle."""
 
     encoder_sha256: str | None = None
+    classifier_sha256: str | None = None
     files: dict[str, _File]
 
 
