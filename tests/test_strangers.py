@@ -187,7 +187,7 @@ def test_odd_lines_of_a_run_are_passed_over(run: Path) -> None:
 def test_damaged_json_of_a_bundle(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_bytes(content)
     with pytest.raises(UsageError, match=r"manifest\.json"):
-        find_bundle(tmp_path / "run", tmp_path)
+        find_bundle(tmp_path / "run", {}, tmp_path)
 
 
 BOMB = "a: &a [x, x]\n" + "".join(
