@@ -14,12 +14,10 @@ from tinyssl.errors import UsageError
 from tinyssl.reporting.charts import run_charts, score_chart
 from tinyssl.reporting.names import shown
 from tinyssl.reporting.page import check_installed, replaceable, write_page
-from tinyssl.reporting.recipe_diff import told
+from tinyssl.reporting.recipe_diff import PLACES, told
 from tinyssl.reporting.run_facts import RunFacts, flat, read_run
 from tinyssl.reporting.tiles import tiles
 from tinyssl.reporting.verdict import Judged, Verdict, best_of, judged, measured_on
-
-_PLACES = {"data.sources", "data.holdout", "data.cache_dir"}
 
 
 def compare(runs: Sequence[str | Path], out: str | Path = "compare.html") -> Path:
@@ -66,7 +64,7 @@ def comparable(facts: Sequence[RunFacts]) -> bool:
 def different_settings(facts: Sequence[RunFacts]) -> list[tuple[str, list[str]]]:
     """Settings that are not the same in all runs: key, and each run's value."""
     recipes = [flat(fact.recipe) for fact in facts]
-    keys = [key for key in dict.fromkeys(k for r in recipes for k in r) if key not in _PLACES]
+    keys = [key for key in dict.fromkeys(k for r in recipes for k in r) if key not in PLACES]
     rows = [(key, [told(r[key]) if key in r else "-" for r in recipes]) for key in keys]
     return [(key, values) for key, values in rows if len(set(values)) > 1]
 

@@ -11,7 +11,7 @@ from tinyssl.finetune_config import load_finetune_recipe
 from tinyssl.recipe_files import recipe_names
 from tinyssl.reporting.run_facts import flat
 
-_OWN = {"data.sources", "data.holdout", "data.cache_dir"}  # every run's own
+PLACES = {"data.sources", "data.holdout", "data.cache_dir"}  # every run's own
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def _settings(own: Mapping[str, Any], default: Mapping[str, Any]) -> list[Settin
             key,
             told(value),
             told(default.get(key)),
-            key not in _OWN and value != default.get(key) and default.get(key) != "auto",
+            key not in PLACES and value != default.get(key) and default.get(key) != "auto",
         )
         for key, value in own.items()
     ]
