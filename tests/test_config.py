@@ -79,6 +79,12 @@ def test_preset_on_the_command_line_beats_one_resolved_in_a_file(tmp_path: Path)
     assert recipe.augment.hflip == 0
 
 
+def test_one_override_may_be_given_as_text() -> None:
+    assert load_recipe("mobilenetv3-small", "run.epochs=3").run.epochs == 3
+    with pytest.raises(UsageError, match="override 'a=b' is not of the form"):
+        load_recipe("mobilenetv3-small", "a=b")
+
+
 @pytest.mark.parametrize(
     ("override", "told"),
     [

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tinyssl.export.exporting import export
 
 import tinyssl
 from tinyssl import embedding
@@ -21,6 +20,7 @@ from tinyssl.data import load_pictures
 from tinyssl.embedding import embed
 from tinyssl.encoder import create_encoder
 from tinyssl.errors import Interrupted, JobError, UsageError
+from tinyssl.export.exporting import export
 from tinyssl.extraction import Extractor, open_extractor
 from tinyssl.scanning import scan
 from tinyssl.weights import save_encoder
@@ -178,6 +178,13 @@ def test_pictures_that_a_run_left_decoded_are_not_decoded_again(
     row = changed.paths.index(str(data / "dark" / "000.png"))
     assert changed.digests[row] not in plain.read().digests
     assert not np.allclose(changed.features[row], plain.read().features[row], atol=1e-3)
+
+
+@pytest.mark.parametrize("place", ["data", "out"])
+def test_addresses_are_for_the_other_engine(place: str, run: Path, tmp_path: Path) -> None:
+    given = {"data": tmp_path / "run", "out": tmp_path / "f.npz"} | {place: "s3://pictures/new"}
+    with pytest.raises(UsageError, match="s3://pictures/new is an address: give --engine ray"):
+        embed(run, **given)
 
 
 def test_nothing_readable_ends_it(run: Path, tmp_path: Path) -> None:

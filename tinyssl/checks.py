@@ -47,7 +47,7 @@ def check(
         data: a folder, a picture, a .txt/.csv list, or several of these; may be left out with
             `labels`.
         recipe: whose data settings and augmentation count.
-        overrides: `section.key=value` settings on top.
+        overrides: `section.key=value` settings on top, one or several.
         augment: where to write a PNG of originals and their augmented views; not at all if None.
         rows: pictures in that PNG.
         labels: a CSV or class folders, also in `train` and `test`: looks for copies that have

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from tinyssl.augment import PRESETS
 from tinyssl.errors import UsageError
+from tinyssl.files import as_list
 from tinyssl.opening import MAX_PIXELS
 from tinyssl.plain_yaml import parse_yaml
 from tinyssl.recipe_files import recipe_text
@@ -348,7 +349,7 @@ def _parse_yaml(text: str, source: str) -> dict[str, Any]:
 def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     """Values by their keys, such as `run.epochs`."""
     found: dict[str, Any] = {}
-    for override in overrides:
+    for override in as_list(overrides):
         key, equals, text = override.partition("=")
         if not equals or "." not in key:
             raise UsageError(f"override {override!r} is not of the form section.key=value")

@@ -257,10 +257,7 @@ def _build(job: _Build, temporary: Path, folder: Path) -> Pictures:
             several = _survey(job, pool)
             index = _decode_all(job, several, temporary, pool)
         if not index["paths"]:
-            path, reason = index["skipped"][0]
-            raise NothingReadable(
-                f"none of the {len(job.files):,} pictures can be read; first: {path}: {reason}"
-            )
+            raise NothingReadable.of(index["skipped"])
         write_skipped(temporary / "skipped.csv", [tuple(row) for row in index["skipped"]])
         write_text(temporary / INDEX, json.dumps(index))
         if folder.exists():  # damaged: a whole one would have been used

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from tinyssl.errors import UsageError
+from tinyssl.errors import UsageError, first_line
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # parameters of glibc's mallopt
 _SMALLEST_BF16_VIEW = 32  # pixels a side, on a CPU
@@ -38,8 +38,9 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UsageError(f"device {name!r} cannot be used here ({reason}); {allowed}") from None
+        raise UsageError(
+            f"device {name!r} cannot be used here ({first_line(error)}); {allowed}"
+        ) from None
     return device
 
 

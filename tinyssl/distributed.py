@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tinyssl.errors import JobError, TinysslError, UsageError
+from tinyssl.errors import JobError, TinysslError, UsageError, first_line
 
 # The others wait while one process reads the pictures, which takes hours for millions of them.
 _PATIENCE = timedelta(hours=12)
@@ -59,9 +59,8 @@ def _join() -> None:
     try:
         distributed.init_process_group(backend, timeout=_PATIENCE)
     except (RuntimeError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
         raise UsageError(
-            f"WORLD_SIZE is set, but the processes do not find each other ({reason}); "
+            f"WORLD_SIZE is set, but the processes do not find each other ({first_line(error)}); "
             "start with: torchrun --nproc-per-node=N -m tinyssl pretrain ..."
         ) from None
 

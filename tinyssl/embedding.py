@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from tinyssl.console import log, progress
 from tinyssl.data import fingerprint, in_order, write_skipped
-from tinyssl.errors import Interrupted, JobError, UsageError
+from tinyssl.errors import Interrupted, JobError, NothingReadable, UsageError
 from tinyssl.extraction import Extractor, open_extractor
 from tinyssl.feature_file import (
     DAMAGED,
@@ -33,7 +33,9 @@ from tinyssl.feature_file import (
     write_features,
 )
 from tinyssl.files import (
+    as_list,
     atomic,
+    is_remote,
     is_utf8,
     refuse_input,
     refuse_other_table,
@@ -98,11 +100,10 @@ def embed(
         JobError: no picture can be read, or a file cannot be written.
         Interrupted: SIGINT or SIGTERM; the same call goes on.
     """
+    sources = as_list(data)
+    _refuse_addresses([*sources, out])
     check_format(Path(out))
     extractor = open_extractor(run, raw=raw, device=device)
-    sources = [data] if isinstance(data, str | Path) else list(data)
-    if not sources:
-        raise UsageError("no pictures given; name a folder, a picture or a .txt/.csv list of paths")
     paths = scan(sources)
     refuse_input(Path(out), sources)
     return embed_paths(
@@ -177,8 +178,7 @@ def _embed_all(
     skipped = [(str(paths[i]), reason) for part in parts for i, reason in _skipped(part)]
     if len(skipped) == len(paths):
         shutil.rmtree(folder)
-        path, reason = skipped[0]
-        raise JobError(f"none of the {len(paths):,} pictures can be read; first: {path}: {reason}")
+        raise NothingReadable.of(skipped)
     shape = (len(paths) - len(skipped), extractor.width)
     blocks = (_features(part, paths) for part in parts)
     write_features(out, blocks, shape, dtype, f"{key} {shape[0]}")
@@ -201,6 +201,14 @@ def read_some(extractor: Extractor, paths: Sequence[str | Path]) -> NDArray[Any]
 
 def _named_after(path: Path, ending: str) -> Path:
     return path.with_name(path.name + ending)
+
+
+def _refuse_addresses(places: Sequence[str | Path]) -> None:
+    for place in map(str, places):
+        if is_remote(place) and not os.path.exists(place):
+            raise UsageError(
+                f"{place} is an address: give --engine ray, which takes a bundle and works on such"
+            )
 
 
 def _refuse(out: Path, paths: Sequence[Path], dtype: str, batch_size: int, workers: int) -> None:

@@ -26,7 +26,7 @@ from torch.nn.functional import adaptive_max_pool2d
 
 from tinyssl.components import principal, standard
 from tinyssl.descriptors import Descriptors
-from tinyssl.errors import JobError, UsageError
+from tinyssl.errors import JobError, UsageError, first_line
 from tinyssl.lines import log
 from tinyssl.rows import spaced_rows
 
@@ -449,11 +449,12 @@ def _create_backbone(
                     timm_name, pretrained=pretrained, num_classes=0, in_chans=channels
                 )
         except Exception as error:
+            why = first_line(error)
             if not pretrained:
-                raise UsageError(f"timm cannot build {timm_name} here: {_first(error)}") from error
+                raise UsageError(f"timm cannot build {timm_name} here: {why}") from error
             raise JobError(
                 f"pretrained weights of {timm_name} cannot be had from timm's hub "
-                f"({_first(error)}); give encoder.init=PATH or encoder.init=random"
+                f"({why}); give encoder.init=PATH or encoder.init=random"
             ) from error
     return backbone
 
@@ -479,10 +480,6 @@ def timm_weights(name: str) -> str:
     if "in1k" in (found.tag or ""):
         told += "; trained on ImageNet-1k, whose own terms allow research only"
     return told
-
-
-def _first(error: Exception) -> str:
-    return (str(error) or type(error).__name__).partition("\n")[0]
 
 
 def _shrink_stem(backbone: Any, timm_name: str, seed: int | None) -> None:

@@ -1,5 +1,8 @@
 """What the user is told when something cannot go on: one line, and an exit status."""
 
+from collections.abc import Sequence
+from typing import Self
+
 
 def one_line(text: str) -> str:
     """Text from strangers, such as file names, without what acts on a terminal.
@@ -7,6 +10,11 @@ def one_line(text: str) -> str:
     Line breaks, control characters and bytes that are no UTF-8 are shown as escapes.
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text; its type where it has none."""
+    return (str(error) or type(error).__name__).partition("\n")[0]
 
 
 class TinysslError(Exception):
@@ -27,6 +35,12 @@ class JobError(TinysslError, RuntimeError):
 
 class NothingReadable(JobError):
     """None of the pictures can be read; the text names the first and why."""
+
+    @classmethod
+    def of(cls, skipped: Sequence[Sequence[str]]) -> Self:
+        """From the path of every picture and the reason why it was skipped."""
+        path, reason = skipped[0][:2]
+        return cls(f"none of the {len(skipped):,} pictures can be read; first: {path}: {reason}")
 
 
 class NonFinite(JobError):

@@ -23,6 +23,7 @@ from tinyssl.curve_plot import plot_curve
 from tinyssl.errors import UsageError
 from tinyssl.files import (
     LARGEST_RESULT,
+    as_list,
     json_text,
     read_json,
     refuse_other_table,
@@ -114,9 +115,8 @@ def evaluate(
     log.info(f"test pictures: {recorded}")
     pictures = split_pictures(split, description)
     warn_of(split, pictures.hashes)
-    given = [baselines] if isinstance(baselines, str | Path) else list(baselines)
     result = _header(run, description, split, recorded, seed)
-    judged = contenders(run, description, given, seed, unchanged=result["unchanged"])
+    judged = contenders(run, description, as_list(baselines), seed, unchanged=result["unchanged"])
     augment = augment_of_run(run)
     with progress("judging", 2 + len(judged), "encoders") as advance:
         for name, embed, array in embedders(judged, split, pictures, description, device):

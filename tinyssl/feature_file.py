@@ -20,7 +20,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyssl.errors import UsageError
+from tinyssl.errors import UsageError, first_line
 from tinyssl.files import atomic
 
 # What the readers raise for files that are something else.
@@ -92,8 +92,7 @@ def read_features(path: str | Path) -> Features:
     except FileNotFoundError:
         raise UsageError(f"no features at {path}; make them with tinyssl embed") from None
     except DAMAGED as error:
-        reason = str(error).partition("\n")[0]
-        raise UsageError(f"{path} is not a file of features: {reason}") from None
+        raise UsageError(f"{path} is not a file of features: {first_line(error)}") from None
 
 
 def read_key(path: Path) -> str | None:

@@ -12,10 +12,11 @@ import tempfile
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from tinyssl.errors import JobError, UsageError
 
+One = TypeVar("One", bound=str | Path)
 _NUMBERS = re.compile(r"\[\n([^\[\]{}\"]+)\n *\]")  # no string of JSON holds a line's end
 
 
@@ -222,6 +223,16 @@ def refuse_other_table(path: Path, columns: Sequence[str]) -> None:
             f"{path} is there and would be lost: its first line is not {','.join(columns)}; "
             "move it, or name another file"
         )
+
+
+def as_list(given: One | Sequence[One]) -> list[One]:
+    """What a user gave: one path or text, or several."""
+    return [given] if isinstance(given, str | Path) else list(given)
+
+
+def is_remote(name: str) -> bool:
+    """Whether a name is an address, such as s3://bucket/folder, and not a path."""
+    return "://" in name
 
 
 def csv_text(rows: Iterable[Sequence[object]]) -> str:

@@ -30,7 +30,7 @@ from tinyssl.data import load_pictures
 from tinyssl.device import keep_freed_memory, torch_put_back, training_device
 from tinyssl.encoder import Encoder, embed_pictures
 from tinyssl.errors import NothingReadable, UsageError
-from tinyssl.files import json_text, with_name, write_text
+from tinyssl.files import as_list, json_text, with_name, write_text
 from tinyssl.finetune_build import build_network
 from tinyssl.finetune_config import FOR_AUTO, FinetuneRecipe, load_finetune_recipe
 from tinyssl.folds import Fold, repeats_for, stratified_folds
@@ -64,7 +64,7 @@ def finetune(
         out: the new run folder; the run's name with `-cls` when None.
         unlabeled: more pictures of the domain, for `few-label-semi`; those that the run was
             pretrained on when None.
-        overrides: `section.key=value` settings on top of the recipe.
+        overrides: `section.key=value` settings on top of the recipe, one or several.
         overwrite: replace an earlier run in `out`.
         settings: device, workers, seed: short for the overrides `run.device=...` and so on.
 
@@ -83,11 +83,11 @@ def finetune(
         target.refuse_to_replace()
     else:
         target.refuse_if_used(resumable=False)
-    given = [*overrides, *shortcuts(settings)]
+    given = [*as_list(overrides), *shortcuts(settings)]
     names = FOR_AUTO if str(recipe) == "auto" else (str(recipe),)
     recipes = {name: load_finetune_recipe(name, given) for name in names}
     with torch_put_back(), _workplace(target.path) as folder:
-        job = _Job(run, labels, recipes, None if unlabeled is None else _as_list(unlabeled))
+        job = _Job(run, labels, recipes, None if unlabeled is None else as_list(unlabeled))
         job.finish(folder, target.path)
         with ExitStack() as held:
             target.create(held, overwrite, resumable=False)
@@ -399,10 +399,6 @@ class _Job:
             )
         if self.folds:
             log.info(f"judging on {len(self.folds)} x {len(self.folds[0])} folds of the labels")
-
-
-def _as_list(given: str | Path | Sequence[str | Path]) -> list[str | Path]:
-    return [given] if isinstance(given, str | Path) else list(given)
 
 
 @contextmanager

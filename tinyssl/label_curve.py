@@ -22,6 +22,7 @@ from tinyssl.curve_lines import METHODS
 from tinyssl.device import training_device
 from tinyssl.encoder import Encoder, embed_pictures
 from tinyssl.errors import UsageError
+from tinyssl.files import as_list
 from tinyssl.finetune_build import build_network
 from tinyssl.finetune_config import FinetuneRecipe, load_finetune_recipe
 from tinyssl.folds import repeats_for, stratified_folds
@@ -175,7 +176,7 @@ class _Bench:
         return build_network(self._recipe(method, seed), linear, labeled, size, self.device)
 
     def _recipe(self, method: str, seed: int) -> FinetuneRecipe:
-        settings = [f"run.seed={seed}", *self.settings]
+        settings = [f"run.seed={seed}", *as_list(self.settings)]
         if method == "scratch":  # random weights have no batch-norm statistics worth keeping
             settings.append("network.batch_norm=train")
         return load_finetune_recipe("few-label", settings)

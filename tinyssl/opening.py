@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from PIL import Image, UnidentifiedImageError
 
-from tinyssl.errors import TinysslError
+from tinyssl.errors import TinysslError, first_line
 
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485
 _FORMATS = (
@@ -181,8 +181,3 @@ def _looks_like(data: bytes) -> str:
     elif head.startswith(b"version https://git-lfs"):
         kind = "a Git LFS pointer"
     return f"not a picture ({kind})"
-
-
-def first_line(error: Exception) -> str:
-    """Of what an error says."""
-    return (str(error) or type(error).__name__).partition("\n")[0]

@@ -16,14 +16,8 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
-from tinyssl.opening import (
-    Unreadable,
-    first_line,
-    open_picture,
-    opencv,
-    read_file,
-    refuse_large,
-)
+from tinyssl.errors import first_line
+from tinyssl.opening import Unreadable, open_picture, opencv, read_file, refuse_large
 from tinyssl.tiff import Layout, read_layout, read_samples
 
 ResizeRule = Literal["crop", "pad", "squash"]

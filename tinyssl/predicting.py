@@ -13,9 +13,9 @@ import torch
 
 from tinyssl.classifier import Classifier, load_classifier
 from tinyssl.console import log, progress
-from tinyssl.errors import JobError, UsageError
+from tinyssl.errors import NothingReadable, UsageError
 from tinyssl.extraction import Extractor, open_extractor
-from tinyssl.files import atomic, csv_text, refuse_input, writable
+from tinyssl.files import as_list, atomic, csv_text, refuse_input, writable
 from tinyssl.scanning import scan
 
 _CHUNK = 256
@@ -69,9 +69,7 @@ def predict(
             f"{run} has no classifier; make one with: tinyssl finetune {run} --labels labels.csv"
         )
     extractor = open_extractor(run, raw=True, device=device)
-    sources = [pictures] if isinstance(pictures, str | Path) else list(pictures)
-    if not sources:
-        raise UsageError("no pictures given; name a folder, a picture or a .txt/.csv list of paths")
+    sources = as_list(pictures)
     paths = scan(sources)
     refuse_input(target, [*sources, *paths])
     skipped: list[tuple[str, str]] = []
@@ -83,10 +81,7 @@ def predict(
                 _write(file, row)
             advance(len(chunk))
         if len(skipped) == len(paths):
-            path, reason = skipped[0]
-            raise JobError(
-                f"none of the {len(paths):,} pictures can be read; first: {path}: {reason}"
-            )
+            raise NothingReadable.of(skipped)
     for path, reason in skipped:
         log.warning(f"skipped {path}: {reason}")
     return Predicted(target, len(paths) - len(skipped), skipped)

@@ -49,7 +49,7 @@ from tinyssl.encoder import (
     widen,
 )
 from tinyssl.errors import Interrupted, JobError, NonFinite, TinysslError, UsageError
-from tinyssl.files import write_text
+from tinyssl.files import as_list, write_text
 from tinyssl.labeled import RESULT
 from tinyssl.loader import ResidentPictures, generator_for, pipeline_batches, steps_in_epoch
 from tinyssl.loggers import Log, check_loggers, open_loggers
@@ -89,7 +89,7 @@ def pretrain(
         data: a folder, a picture, a .txt/.csv list, or several of these.
         recipe: name of a bundled recipe, or a YAML file; ignored with `resume`.
         out: the run folder; `runs/<recipe name>` when None.
-        overrides: `section.key=value` settings on top of the recipe.
+        overrides: `section.key=value` settings on top of the recipe, one or several.
         resume: go on with the run in `out`; nothing else is needed then.
         overwrite: replace an earlier run in `out`.
         settings: holdout, epochs, batch_size, image_size, device, workers, seed: short for the
@@ -104,7 +104,7 @@ def pretrain(
         Interrupted: SIGINT or SIGTERM; the run was saved and can be resumed.
     """
     folder = RunFolder(out if out is not None else Path("runs") / Path(recipe).stem)
-    all_overrides = [*overrides, *shortcuts(settings)]
+    all_overrides = [*as_list(overrides), *shortcuts(settings)]
     with ExitStack() as held:
         held.enter_context(distributed.joined())
         held.enter_context(torch_put_back())

@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from tinyssl import remote_files
 from tinyssl.console import log, progress
 from tinyssl.data import fingerprint
-from tinyssl.errors import JobError, TinysslError, UsageError
+from tinyssl.errors import JobError, NothingReadable, TinysslError, UsageError, first_line
 from tinyssl.feature_file import Features, parquet_bytes, parquet_facts
-from tinyssl.files import csv_text, is_utf8
+from tinyssl.files import as_list, csv_text, is_remote, is_utf8
 from tinyssl.neighbours import unit_rows
 from tinyssl.opening import IMAGE_EXTENSIONS, reading
 from tinyssl.picture import decode, resize, to_channels, to_depth
@@ -82,9 +82,9 @@ def embed_with_ray(
     """
     _refuse(Path(bundle), dtype, batch_size, device)
     model = {name: (Path(bundle) / name).read_bytes() for name in (_MANIFEST, _MODEL)}
-    found = _find([data] if isinstance(data, str | Path) else data)
+    found = _find(as_list(data))
     # Workers of a cluster that was there before may be in another folder.
-    folder = str(out) if remote_files.is_remote(str(out)) else os.path.abspath(out)
+    folder = str(out) if is_remote(str(out)) else os.path.abspath(out)
     key = _key(found, model, dtype)
     there = _start(folder, key, overwrite)
     urls = [file.url for file in found]
@@ -96,7 +96,7 @@ def embed_with_ray(
     if left:
         worker = {"model": model, "out": folder, "dtype": dtype}
         _run(left, worker | {"batch_size": batch_size, "device": device}, workers)
-    return _end(folder, list(chunks), urls)
+    return _end(folder, list(chunks))
 
 
 class Worker:
@@ -197,10 +197,10 @@ def _refuse(bundle: Path, dtype: str, batch_size: int, device: str) -> None:
 
 def _find(sources: Sequence[str | Path]) -> list[remote_files.Found]:
     """Pictures of all sources, sorted by name, none twice; of a storage also when they changed."""
-    near = [source for source in sources if not remote_files.is_remote(str(source))]
+    near = [source for source in sources if not is_remote(str(source))]
     found = {str(path): "" for path in scan(near)} if near else {}
     for source in map(str, sources):
-        if remote_files.is_remote(source):
+        if is_remote(source):
             below = dict(remote_files.find_below(source, IMAGE_EXTENSIONS))
             if not below:
                 raise UsageError(f"no pictures in {source}")
@@ -287,7 +287,7 @@ def _places(ray: Any, device: str) -> int:
     return count
 
 
-def _end(out: str, names: Sequence[str], urls: Sequence[str]) -> EmbeddedFolder:
+def _end(out: str, names: Sequence[str]) -> EmbeddedFolder:
     """Counts what the files say, and lists what was skipped."""
     pictures, skipped = 0, []
     for name in names:
@@ -295,8 +295,7 @@ def _end(out: str, names: Sequence[str], urls: Sequence[str]) -> EmbeddedFolder:
         pictures += rows
         skipped += told
     if not pictures:
-        path, reason = skipped[0]
-        raise JobError(f"none of the {len(urls):,} pictures can be read; first: {path}: {reason}")
+        raise NothingReadable.of(skipped)
     if skipped:
         text = csv_text([("path", "reason"), *skipped])
         remote_files.write(remote_files.join(out, _SKIPPED), text.encode())
@@ -316,7 +315,7 @@ def _facts(part: str) -> tuple[int, list[list[str]]]:
             "machines, and in all processes"
         ) from None
     except (OSError, ValueError, KeyError) as error:
-        reason = str(error).partition("\n")[0]
         raise JobError(
-            f"{part} is damaged ({reason}); remove it, and the same command makes it again"
+            f"{part} is damaged ({first_line(error)}); remove it, and the same command makes it "
+            "again"
         ) from error

@@ -15,6 +15,7 @@ from torch import Tensor
 from tinyssl.augment import Views
 from tinyssl.bank import Candidates
 from tinyssl.console import log
+from tinyssl.errors import first_line
 from tinyssl.method import Method, Mix
 from tinyssl.train import Plan, draw_for_step, optimize, set_rate
 
@@ -76,8 +77,7 @@ class Recorded:
             with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
                 self.made = self.compute(*kept)
         except RuntimeError as error:
-            reason = str(error).partition("\n")[0]
-            log.warning(f"not recorded as a CUDA graph, so slower: {reason}")
+            log.warning(f"not recorded as a CUDA graph, so slower: {first_line(error)}")
             generator.graphsafe_set_state(draws)  # its own still waits for the recording's end
             return
         self.graph, self.given = graph, kept

@@ -10,8 +10,8 @@ from typing import IO, Any, NamedTuple
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from tinyssl.errors import JobError, UsageError
-from tinyssl.files import atomic
+from tinyssl.errors import JobError, UsageError, first_line
+from tinyssl.files import atomic, is_remote
 
 _CHANGED = ("ETag", "mtime", "LastModified", "created")  # as the storages call it
 
@@ -21,11 +21,6 @@ class Found(NamedTuple):
 
     url: str
     stamp: str
-
-
-def is_remote(name: str) -> bool:
-    """Whether a name is an address, such as s3://bucket/folder, and not a path."""
-    return "://" in name
 
 
 def find_below(url: str, endings: frozenset[str]) -> list[Found]:
@@ -38,7 +33,7 @@ def find_below(url: str, endings: frozenset[str]) -> list[Found]:
         system, root = _system(url)
         entries = system.find(root, detail=True)
     except Exception as error:  # every storage has errors of its own
-        raise UsageError(f"cannot list {url}: {_first(error)}") from None
+        raise UsageError(f"cannot list {url}: {first_line(error)}") from None
     found = []
     for path, entry in entries.items():
         below = posixpath.relpath(path, root).split("/")
@@ -58,7 +53,7 @@ def read(url: str) -> bytes:
     except OSError:
         raise
     except Exception as error:
-        raise OSError(_first(error)) from error
+        raise OSError(first_line(error)) from error
 
 
 def open_file(url: str) -> IO[bytes]:
@@ -85,7 +80,7 @@ def write(url: str, data: bytes) -> None:
     except JobError:
         raise
     except Exception as error:
-        raise JobError(f"cannot write {url}: {_first(error)}") from error
+        raise JobError(f"cannot write {url}: {first_line(error)}") from error
 
 
 def remove(url: str) -> None:
@@ -106,7 +101,7 @@ def names_in(url: str) -> list[str]:
     except FileNotFoundError:
         return []
     except Exception as error:
-        raise UsageError(f"cannot list {url}: {_first(error)}") from None
+        raise UsageError(f"cannot list {url}: {first_line(error)}") from None
 
 
 def join(folder: str, name: str) -> str:
@@ -119,7 +114,3 @@ def _system(url: str) -> tuple[Any, str]:
         return fsspec.filesystem("file"), os.path.abspath(url)
     system, path = fsspec.core.url_to_fs(url)
     return system, path
-
-
-def _first(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).partition("\n")[0]

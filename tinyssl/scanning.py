@@ -31,8 +31,10 @@ def scan(sources: Sequence[str | Path]) -> list[Path]:
         Absolute paths, sorted, none twice.
 
     Raises:
-        UsageError: a source is missing, or no picture was found.
+        UsageError: no source is given, one is missing, or one has no picture.
     """
+    if not sources:
+        raise UsageError("no pictures given; name a folder, a picture or a .txt/.csv list of paths")
     found: set[str] = set()
     for source in sources:
         names = set(_names(source))

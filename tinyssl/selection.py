@@ -17,7 +17,7 @@ from tinyssl.embedding import embed_paths
 from tinyssl.errors import JobError, UsageError
 from tinyssl.extraction import Extractor, open_extractor
 from tinyssl.feature_file import Features
-from tinyssl.files import atomic, csv_text, refuse_input, write_text
+from tinyssl.files import as_list, atomic, csv_text, refuse_input, write_text
 from tinyssl.grid import contact_sheet
 from tinyssl.labels import LabeledPaths, from_csv
 from tinyssl.opening import reading
@@ -84,7 +84,7 @@ def select(
     _refuse(target, sheet, method, budget, overwrite)
     earlier = None if labeled is None else from_csv(labeled)
     known = set() if earlier is None else {str(path) for path in earlier.paths}
-    sources = [data] if isinstance(data, str | Path) else list(data)
+    sources = as_list(data)
     found = _found(sources, target, sheet)
     folder = None if copy_to is None else _refuse_copies(Path(copy_to), sources)
     left, why = len(found - known), f"{len(found):,} there, {len(found & known):,} labeled already"

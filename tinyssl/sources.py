@@ -12,7 +12,7 @@ from tinyssl.config import Recipe
 from tinyssl.console import log, progress
 from tinyssl.data import Pictures, load_pictures
 from tinyssl.errors import UsageError
-from tinyssl.files import csv_text, in_home
+from tinyssl.files import as_list, csv_text, in_home
 from tinyssl.own_pictures import held_out, without
 from tinyssl.pipeline import read_pipeline
 from tinyssl.scanning import scan
@@ -27,8 +27,7 @@ def with_sources(recipe: Recipe, data: str | Path | Sequence[str | Path]) -> Rec
     Raises:
         UsageError: that file cannot be read.
     """
-    given = [data] if isinstance(data, str | Path) else list(data)
-    sources = [_absolute(source) for source in given or recipe.data.sources]
+    sources = [_absolute(source) for source in as_list(data) or recipe.data.sources]
     pipeline = recipe.augment.pipeline
     cache, holdout = recipe.data.cache_dir, recipe.data.holdout
     init, labels = recipe.encoder.init, recipe.run.watch_labels
@@ -69,8 +68,6 @@ def find_files(recipe: Recipe) -> list[Path]:
     Raises:
         UsageError: there are none, or nothing can be held out by the labels that are to say what.
     """
-    if not recipe.data.sources:
-        raise UsageError("no pictures given; name a folder, a picture or a .txt/.csv list of paths")
     found, holdout = scan(recipe.data.sources), recipe.data.holdout
     return found if holdout is None else _leave_out(found, held_out(holdout), holdout)
 

@@ -16,6 +16,7 @@ from tinyssl.classifier import load_classifier
 from tinyssl.console import log, progress
 from tinyssl.data import Pictures
 from tinyssl.errors import UsageError
+from tinyssl.files import as_list
 from tinyssl.labeled import shaped_by, used_digests
 from tinyssl.reporting import card as model_card
 from tinyssl.reporting import content
@@ -89,7 +90,7 @@ def report(
     facts = read_run(run)
     told = model_card.read_card(card)
     device_facts = find_bundle(facts.path, facts.digests, bundle)
-    sources = [data] if isinstance(data, str | Path) else list(data)
+    sources = as_list(data)
     read = [*sources, *([] if labels is None else [labels])]
     target = replaceable(facts.path / REPORT if out is None else out, read)
     gallery = gather(facts, sources, labels, most=pictures, device=device, workers=workers)
