@@ -7,12 +7,10 @@ import torch
 from tinyssl.approaches import (
     Linear,
     Network,
-    Rates,
     ScaledHead,
     Semi,
     held_out_logits,
     joint_weights,
-    mean_decay,
 )
 from tinyssl.augment import Augment
 from tinyssl.encoder import create_encoder, embed_pictures
@@ -20,6 +18,7 @@ from tinyssl.folds import stratified_folds
 from tinyssl.labeled import Labeled
 from tinyssl.probing import fit_plane, scaling_of
 from tinyssl.spreading import Spread
+from tinyssl.tuning import Course
 
 ENCODER = create_encoder("mobilenetv3-small", seed=0)
 
@@ -117,21 +116,17 @@ def test_network_starts_at_the_linear_fit_and_leaves_the_run_encoder_alone() -> 
     labeled = Labeled(array, digests, digests, labels, ["dark", "bright"])
     features = embed_pictures(ENCODER, array)
     linear = Linear(ENCODER, features, labels, 0.1)
-    rates = Rates(
-        views=4, fold_views=4, batch_size=4, lr=1e-12, head_lr=1.0, layer_decay=1.0,
-        weight_decay=0.0, smoothing=0.0, average=0.0, frozen_batch_norm=True,
+    course = Course(
+        batch_size=4, lr=1e-12, head_lr=1.0, layer_decay=1.0, weight_decay=0.0, smoothing=0.0,
+        average=0.0, frozen_batch_norm=True, seed=0,
     )  # fmt: skip
     before = {key: value.clone() for key, value in ENCODER.state_dict().items()}
-    network = Network(linear, labeled, Augment(32), rates, seed=0, device=torch.device("cpu"))
+    network = Network(
+        linear, labeled, Augment(32), course, fold_views=4, views=4, device=torch.device("cpu")
+    )
     fitted = network.fit(np.arange(8), nothing, final=True)
     start = linear.fit(np.arange(8), nothing, final=True)
     assert fitted.encoder is not ENCODER
     assert all(torch.equal(value, ENCODER.state_dict()[key]) for key, value in before.items())
     logits = network.logits(fitted, np.arange(8))
     assert logits == pytest.approx(start.plane.logits(features), abs=1e-3)
-
-
-def test_the_mean_of_the_weights_spans_the_same_share_of_any_training() -> None:
-    assert mean_decay(0.2, 250) == pytest.approx(0.98)
-    assert mean_decay(0.2, 50) == pytest.approx(0.9)
-    assert mean_decay(0.2, 3) == mean_decay(0.0, 100) == 0

@@ -43,8 +43,8 @@ PAIRS = {
     "scanning": {"opening"},
     "scoring": {"logistic", "neighbours"},
     "spreading": {"neighbours"},
-    "tuning": {"encoder"},
-    "weights": {"console", "encoder", "run_folder"},
+    "tuning": {"encoder", "schedule"},
+    "weights": {"console", "encoder", "opening", "run_folder"},
     "watch": {"scoring"},
 }
 

@@ -13,7 +13,7 @@ from tinyssl.errors import UsageError
 from tinyssl.labeled import read_labeled, shaped_by, smallest_class, used_digests
 
 Folder = Callable[..., Path]
-DESCRIPTION = {"image_size": 32, "resize": "crop", "channels": 3}
+DESCRIPTION = {"image_size": 32, "resize": "crop", "channels": 3, "max_pixels": 10**8}
 
 
 def csv_of(path: Path, data: Path, header: str = "path,label", more: str = "") -> Path:

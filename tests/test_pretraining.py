@@ -84,7 +84,7 @@ def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     original = module.fit
 
     def fit(*arguments: Any) -> None:
-        hooks = arguments[5]
+        hooks = arguments[4]
         advance, done = hooks.advance, [0]
 
         def counted(pictures: int) -> None:

@@ -279,8 +279,8 @@ def test_comparison_shows_scores_curves_and_settings(place: Path, tmp_path: Path
 
 def facts_of(**changes: Any) -> RunFacts:
     empty = RunFacts(
-        path=Path("run"), encoder={"init": "random"}, recipe={}, metrics=[], epochs=[], result={},
-        finetuned={}, machine={}, skipped=[], copies=[], digests={},
+        path=Path("run"), encoder={"init": "random", "finished": True}, recipe={}, metrics=[],
+        epochs=[], result={}, finetuned={}, machine={}, skipped=[], copies=[], digests={},
     )  # fmt: skip
     return replace(empty, **changes)
 

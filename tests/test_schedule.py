@@ -16,12 +16,12 @@ def test_one_positive_rate_a_step(steps: int, warmup: int) -> None:
 
 
 def test_rises_to_the_peak_and_falls_along_a_cosine() -> None:
-    rates = warmup_cosine(110, 10, 2.0, final=0.5)
+    rates = warmup_cosine(110, 10, 2.0)
     assert rates[10] == 2.0
     assert (np.diff(rates[:11]) > 0).all()
     assert (np.diff(rates[10:]) < 0).all()
-    assert rates[60] == pytest.approx(1.25)
-    assert rates[-1] == pytest.approx(0.5, abs=1e-3)
+    assert rates[60] == pytest.approx(1.0)
+    assert rates[-1] == pytest.approx(0.0, abs=1e-3)
 
 
 @pytest.mark.parametrize(

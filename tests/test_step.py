@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -81,14 +82,15 @@ def steps(
     optimizer = torch.optim.SGD(parameter_groups(made, 1e-4), lr=0.1, momentum=0.9, fused=fused)
     generator = torch.Generator().manual_seed(1)
     course = plan(lrs=np.linspace(0.1, 0.05, count), **changes)
-    take_step = RecordedStep(made, optimizer, course) if record else train_step
+    plain = partial(train_step, made, optimizer, course)
+    take_step = RecordedStep(made, optimizer, course) if record else plain
     losses = []
     for step in range(count):
         index = torch.randperm(PICTURES, generator=generator)[:8].to(device)
         views = torch.rand(8, 3, SIDE, SIDE, generator=generator).to(device)
         if channels_last:
             views = views.contiguous(memory_format=torch.channels_last)
-        losses += take_step(made, optimizer, index, views, course, step).values()
+        losses += take_step(index, views, step).values()
     if record:
         assert isinstance(take_step, RecordedStep)
         assert take_step.recorded.graph is not None
@@ -202,7 +204,7 @@ def test_a_step_on_a_gpu_does_not_wait(sampled: int | None, cutmix: float) -> No
         warnings.simplefilter("ignore")  # torch warns that its debug mode is a prototype
         torch.cuda.set_sync_debug_mode("error")
     try:
-        train_step(made, optimizer, index, views, course, 0)
+        train_step(made, optimizer, course, index, views, 0)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

@@ -8,14 +8,21 @@ from torch import Tensor, nn
 
 from tinyssl.encoder import BACKBONES, create_encoder
 from tinyssl.errors import JobError
-from tinyssl.schedule import warmup_cosine
-from tinyssl.tuning import Average, Course, layer_depths, parameter_rates, picture_order, tune
+from tinyssl.tuning import (
+    Average,
+    Course,
+    layer_depths,
+    mean_decay,
+    parameter_rates,
+    picture_order,
+    tune,
+)
 
 
-def course(steps: int = 6, lr: float = 0.01, **changes: object) -> Course:
+def course(**changes: object) -> Course:
     settings: dict[str, object] = {
-        "lrs": warmup_cosine(steps, 1, lr), "batch_size": 4, "head_lr": 0.5,
-        "layer_decay": 0.5, "weight_decay": 0.01, "smoothing": 0.0, "average": 0.5,
+        "lr": 0.01, "batch_size": 4, "head_lr": 0.5,
+        "layer_decay": 0.5, "weight_decay": 0.01, "smoothing": 0.0, "average": 0.3,
         "frozen_batch_norm": True, "seed": 0,
     }  # fmt: skip
     return Course(**(settings | changes))
@@ -50,7 +57,7 @@ def dark_and_bright() -> Tensor:
     return pictures
 
 
-def run(encoder: nn.Module, given: Course) -> nn.Linear:
+def run(encoder: nn.Module, given: Course, steps: int = 6) -> nn.Linear:
     pictures = dark_and_bright()
     head = nn.Linear(8, 2)
     nn.init.zeros_(head.weight)
@@ -59,7 +66,7 @@ def run(encoder: nn.Module, given: Course) -> nn.Linear:
     def views(chosen: np.ndarray, step: int) -> Tensor:
         return pictures[torch.from_numpy(chosen)]
 
-    tune(encoder, encoder, head, views, TRUTH, np.ones(8), given, lambda _: None)
+    tune(encoder, encoder, head, views, TRUTH, np.ones(8), given, steps, lambda _: None)
     return head
 
 
@@ -116,6 +123,12 @@ def test_average_is_the_recursion() -> None:
     assert int(average.mean["num_batches_tracked"]) == 1
 
 
+def test_the_mean_of_the_weights_spans_the_same_share_of_any_training() -> None:
+    assert mean_decay(0.2, 250) == pytest.approx(0.98)
+    assert mean_decay(0.2, 50) == pytest.approx(0.9)
+    assert mean_decay(0.2, 3) == mean_decay(0.0, 100) == 0
+
+
 def test_tuning_learns_and_leaves_statistics_alone() -> None:
     encoder = Tiny()
     before = {key: value.clone() for key, value in encoder.state_dict().items()}
@@ -136,7 +149,7 @@ def test_statistics_move_where_they_are_told_to() -> None:
 
 def test_loss_falls_from_the_first_step_to_the_last() -> None:
     encoder = Tiny()
-    head = run(encoder, course(steps=80, lr=0.05, average=0.0, head_lr=1.0))
+    head = run(encoder, course(lr=0.05, average=0.0, head_lr=1.0), steps=80)
     with torch.no_grad():
         logits = head(encoder(dark_and_bright()))
         loss = nn.functional.cross_entropy(logits, torch.from_numpy(TRUTH))

@@ -25,7 +25,6 @@ from tinyssl.labeled import Labeled
 from tinyssl.loader import generator_for
 from tinyssl.logistic import balanced_weights, fit_logistic, rotate
 from tinyssl.probing import Plane, Scaling, fit_plane, scaling_of, unscaled
-from tinyssl.schedule import warmup_cosine
 from tinyssl.small_maps import quicken_small_maps
 from tinyssl.spreading import Spread, neighbour_graph, spread_labels
 from tinyssl.tuning import Course, tune
@@ -79,7 +78,7 @@ class Linear:
         return fitted.plane.logits(self.features[outside])
 
 
-class Semi:
+class Semi(Linear):
     """The same fit on the unlabeled pictures too, labeled by spreading over a graph.
 
     Pictures that are held out of a fit take no part in its graph.
@@ -95,8 +94,6 @@ class Semi:
         weight: of all spread labels together over all given ones.
     """
 
-    cost = (1, 1)
-
     def __init__(
         self,
         encoder: Encoder,
@@ -109,8 +106,8 @@ class Semi:
         alpha: float,
         weight: float,
     ) -> None:
-        self.encoder, self.features, self.labels = encoder, features, labels
-        self.strength, self.alpha, self.weight = strength, alpha, weight
+        super().__init__(encoder, features, labels, strength)
+        self.alpha, self.weight = alpha, weight
         together = np.concatenate([features, unlabeled])
         self.graph = neighbour_graph(together, neighbours)
         self.scaling = scaling_of(together)
@@ -135,10 +132,6 @@ class Semi:
         turned = np.vstack([self.rotation @ fitted.weights[:-1], fitted.weights[-1:]])
         advance(1)
         return Fitted(self.encoder, unscaled(turned, self.scaling))
-
-    def logits(self, fitted: Fitted, outside: Rows) -> NDArray[np.float32]:
-        """As `Approach.logits`."""
-        return fitted.plane.logits(self.features[outside])
 
 
 def joint_weights(spread: Spread, given: Rows, share: float) -> NDArray[np.float64]:
@@ -191,38 +184,20 @@ class ScaledHead(nn.Module):
         return unscaled(weights, Scaling(self.mean.cpu().numpy(), self.spread.cpu().numpy()))
 
 
-@dataclass(frozen=True)
-class Rates:
-    """The settings of `Network` that its recipe names; see `Course` for those not told here.
-
-    Attributes:
-        views: augmented views of the final fit.
-        average: share of the steps that the mean of the weights spans.
-        fold_views: of the fit on a fold.
-    """
-
-    views: int
-    fold_views: int
-    batch_size: int
-    lr: float
-    head_lr: float
-    layer_decay: float
-    weight_decay: float
-    smoothing: float
-    average: float
-    frozen_batch_norm: bool
-
-
-def mean_decay(share: float, steps: int) -> float:
-    """Decay of a running mean that spans a share of the steps; 0 where that is a step or less."""
-    return max(0.0, 1 - 1 / max(share * steps, 1.0))
-
-
 class Network:
     """The logistic fit first, then training of classifier and encoder together.
 
     First the classifier, so that the features are not torn down by gradients of a random one
     (Kumar et al., arXiv:2202.10054).
+
+    Args:
+        linear: the logistic fit on the same pictures.
+        labeled: the pictures.
+        augment: makes the views.
+        course: of the training.
+        fold_views: augmented views of the fit on a fold.
+        views: of the final fit.
+        device: where to train.
     """
 
     def __init__(
@@ -230,14 +205,15 @@ class Network:
         linear: Linear,
         labeled: Labeled,
         augment: Augment,
-        rates: Rates,
+        course: Course,
         *,
-        seed: int,
+        fold_views: int,
+        views: int,
         device: torch.device,
     ) -> None:
         self.linear, self.labeled, self.augment = linear, labeled, augment
-        self.rates, self.seed, self.device = rates, seed, device
-        self.cost = (self._steps(rates.fold_views), self._steps(rates.views))
+        self.course, self.device = course, device
+        self.cost = (course.steps(fold_views), course.steps(views))
 
     def fit(self, inside: Rows, advance: Advance, *, final: bool) -> Fitted:
         """As `Approach.fit`."""
@@ -255,7 +231,8 @@ class Network:
             self._views(pictures),
             labels,
             balanced_weights(labels),
-            self._course(self.cost[1 if final else 0]),
+            self.course,
+            self.cost[1 if final else 0],
             lambda _: advance(1),
         )
         _refuse_diverged(encoder, head, self.labeled.array[inside[:1]], self.device)
@@ -266,30 +243,13 @@ class Network:
         array = self.labeled.array[outside]
         return fitted.plane.logits(embed_pictures(fitted.encoder, array, device=self.device))
 
-    def _steps(self, views: int) -> int:
-        return max(1, round(views / self.rates.batch_size))
-
     def _views(self, pictures: Tensor) -> Callable[[Rows, int], Tensor]:
         def views(chosen: Rows, step: int) -> Tensor:
-            generator = generator_for(self.seed, step, stream=1)
+            generator = generator_for(self.course.seed, step, stream=1)
             raw = pictures[torch.from_numpy(chosen).to(self.device)]
             return self.augment(raw, generator).contiguous(memory_format=torch.channels_last)
 
         return views
-
-    def _course(self, steps: int) -> Course:
-        rates = self.rates
-        return Course(
-            lrs=warmup_cosine(steps, steps // 10, rates.lr),
-            batch_size=rates.batch_size,
-            head_lr=rates.head_lr,
-            layer_decay=rates.layer_decay,
-            weight_decay=rates.weight_decay,
-            smoothing=rates.smoothing,
-            average=mean_decay(rates.average, steps),
-            frozen_batch_norm=rates.frozen_batch_norm,
-            seed=self.seed,
-        )
 
 
 def _refuse_diverged(

@@ -12,6 +12,7 @@ Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.integer[Any]]
 
 _RANGE = (0.05, 20.0)
+_BINS = 10  # of the confidence, from 0 to 1
 
 
 def softmax(logits: Floats, temperature: float = 1.0) -> NDArray[np.float64]:
@@ -47,19 +48,18 @@ def fit_temperature(logits: Floats, labels: Ints) -> float:
     return float(np.exp(found.x))
 
 
-def calibration_error(probabilities: Floats, labels: Ints, bins: int = 10) -> float:
-    """Expected calibration error: mean gap of confidence and accuracy over equal-width bins.
+def calibration_error(probabilities: Floats, labels: Ints) -> float:
+    """Expected calibration error: mean gap of confidence and accuracy over ten equal bins.
 
     Guo et al., arXiv:1706.04599, eq. 3.
 
     Args:
         probabilities: (n, k).
         labels: (n,) from 0.
-        bins: of the confidence, from 0 to 1.
     """
     confidence = probabilities.max(axis=1)
     right = probabilities.argmax(axis=1) == labels
-    places = np.minimum((confidence * bins).astype(int), bins - 1)
+    places = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
     gaps = [
         abs(float(right[places == place].mean()) - float(confidence[places == place].mean()))
         * float(np.mean(places == place))

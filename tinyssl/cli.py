@@ -136,6 +136,13 @@ _seed = click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of everything random."
 )
 
+_device = click.option(
+    "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N."
+)
+_recipe = click.option(
+    "--recipe", default="mobilenetv3-small", show_default=True, help="Name or YAML file."
+)
+
 
 def _recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The shortcuts for settings that every training verb has."""
@@ -196,7 +203,7 @@ def _numbers(option: str, text: str) -> list[int]:
 
 @cli.command(short_help="Pretrain an encoder on unlabeled pictures.")
 @click.argument("arguments", nargs=-1, metavar="DATA... [SECTION.KEY=VALUE...]")
-@click.option("--recipe", default="mobilenetv3-small", show_default=True, help="Name or YAML file.")
+@_recipe
 @click.option("--out", type=_OUT, help="The run folder.  [default: runs/RECIPE]")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out.")
 @click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
@@ -225,9 +232,10 @@ def pretrain(
     from tinyssl.pretraining import pretrain as run
 
     data, overrides = _split_arguments(arguments)
-    given = {name: value for name, value in options.items() if value is not None}
-    path = run(data, recipe, out, overrides=overrides, resume=resume, overwrite=overwrite, **given)
-    labels = given.get("holdout", "labels.csv")
+    path = run(
+        data, recipe, out, overrides=overrides, resume=resume, overwrite=overwrite, **options
+    )
+    labels = options["holdout"] or "labels.csv"
     if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
         click.echo(f"next: tinyssl eval {_typed(path)} --labels {_typed(labels)}")
 
@@ -250,7 +258,7 @@ def pretrain(
 @click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of draws and splits."
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N.")
+@_device
 @click.option("--out", type=_OUT, help="Result file.  [default: RUN/eval.json]")
 @click.option("--shots", help="Draw the label curve at these labels a class: 1,2,5,10,20,50.")
 @click.option("--methods", default="linear,finetune,scratch", show_default=True, help="Its lines.")
@@ -318,7 +326,7 @@ def evaluate(
 @click.option("--copy-to", type=_OUT, help="A new folder for copies of the chosen ones.")
 @_seed
 @_workers
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N.")
+@_device
 @click.option("--overwrite", is_flag=True, help="Replace the list in --out.")
 def select(run: str, data: tuple[str, ...], budget: int, out: str, **options: Any) -> None:
     """Choose the pictures in DATA whose labels will teach most, by the encoder in RUN (or in a
@@ -368,7 +376,7 @@ def select(run: str, data: tuple[str, ...], budget: int, out: str, **options: An
 @click.option("--outliers", is_flag=True, help="List pictures by how little they fit.")
 @click.option("--batch-size", default=64, show_default=True, help="Pictures at a time.")
 @_workers
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N.")
+@_device
 @click.option("--overwrite", is_flag=True, help="Replace another file in --out.")
 @click.option(
     "--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True,
@@ -508,7 +516,6 @@ def finetune(
     runs, overrides = _split_arguments(arguments)
     if len(runs) != 1:
         raise UsageError(f"finetune takes one RUN, got {len(runs)}; pictures go to --labels")
-    settings = {name: value for name, value in options.items() if value is not None}
     path = run_it(
         runs[0],
         labels,
@@ -517,7 +524,7 @@ def finetune(
         unlabeled=unlabeled or None,
         overrides=overrides,
         overwrite=overwrite,
-        **settings,
+        **options,
     )
     result = read_result(path)
     if result["held_out"]:
@@ -531,7 +538,7 @@ def finetune(
 @click.option(
     "--out", type=_OUT, default="predictions.csv", show_default=True, help="The CSV to write."
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N.")
+@_device
 @click.option("--overwrite", is_flag=True, help="Replace the file in --out.")
 def predict(run: str, pictures: tuple[str, ...], out: str, device: str, overwrite: bool) -> None:
     """Classify PICTURES (folders at any depth, files, .txt and .csv lists) with the fine-tuned
@@ -633,7 +640,7 @@ def benchmark(bundle: str, batch: str, threads: int, seconds: float) -> None:
 @click.option("--card", help="YAML with fields of the model card.")
 @click.option("--pictures", default=3000, show_default=True, help="Shown at most.")
 @_workers
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N.")
+@_device
 def report(runs: tuple[str, ...], compare: bool, out: str | None, **options: Any) -> None:
     """Write what there is to know of RUN as one HTML file that needs no network: whether it
     worked, how it trained, what the encoder sees (a map of the pictures, neighbours, clusters,
@@ -670,7 +677,7 @@ def _was_given(option: str) -> bool:
 
 @cli.command(short_help="Look at pictures before training.")
 @click.argument("arguments", nargs=-1, metavar="DATA... [SECTION.KEY=VALUE...]")
-@click.option("--recipe", default="mobilenetv3-small", show_default=True, help="Name or YAML file.")
+@_recipe
 @click.option("--augment", type=_OUT, help="Write a PNG of originals and views here.")
 @click.option(
     "--rows", type=click.IntRange(1), default=8, show_default=True, help="Pictures in the PNG."

@@ -10,9 +10,10 @@ printed to standard error as the command line prints them. With
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -23,6 +24,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 from rich.text import Text
 
 from tinyssl.lines import as_shown
@@ -70,6 +72,22 @@ def print_result(result: object) -> None:
     """Prints a table or a text to standard output, at least 80 columns wide."""
     console = Console(highlight=False)
     console.print(result, markup=False, width=max(80, console.width))
+
+
+def score_table(title: str, columns: Sequence[str]) -> Table:
+    """A table of figures without rows: a column of names, which may be folded, and these."""
+    table = Table(
+        title=title,
+        title_justify="left",
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        padding=0,  # the box puts a space between columns; more would not fit 80 of them
+    )
+    table.add_column("", overflow="fold")
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
 
 
 @contextmanager

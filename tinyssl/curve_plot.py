@@ -8,9 +8,9 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from tinyssl.console import score_table
 from tinyssl.curve_lines import Points, line_name, lines_of
 from tinyssl.errors import one_line
 from tinyssl.files import atomic
@@ -22,17 +22,8 @@ _STYLES = ("-", "--", ":", "-.")
 
 def curve_table(points: Points) -> Table:
     """Balanced accuracy in percent with its 95 % interval: a row a method and selection."""
-    shown = Table(
-        title="Balanced accuracy over labels a class, %",
-        title_justify="left",
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-        show_edge=False,
-        padding=0,
-    )
-    shown.add_column("", overflow="fold")
-    for shots in sorted({point["shots"] for point in points}):
-        shown.add_column(str(shots), justify="right", no_wrap=True)
+    shots = sorted({point["shots"] for point in points})
+    shown = score_table("Balanced accuracy over labels a class, %", list(map(str, shots)))
     for (method, select), line in lines_of(points).items():
         cells = [f"{100 * p['mean']:.1f}±{100 * p['half_width']:.1f}" for p in line]
         shown.add_row(f"{method}, {select}", *cells)

@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyssl.errors import JobError, NothingReadable, TinysslError
+from tinyssl.errors import JobError, NothingReadable, TinysslError, UsageError
 from tinyssl.files import csv_text, in_home, read_json, reason, write_text
 from tinyssl.headers import read_header
 from tinyssl.lines import log
@@ -90,6 +90,17 @@ def default_cache_dir() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "tinyssl"
 
 
+def worker_count(workers: int) -> int:
+    """Threads or processes for a setting of workers, of which 0 is one a CPU core.
+
+    Raises:
+        UsageError: a setting below 0.
+    """
+    if workers < 0:
+        raise UsageError(f"workers: got {workers}; give 0 (one a CPU core) or more")
+    return workers or os.cpu_count() or 1
+
+
 def load_pictures(
     files: Sequence[Path],
     *,
@@ -129,7 +140,7 @@ def load_pictures(
         if progress is not None:
             progress(len(files))
         return found
-    job = _Build(files, size, rule, channels, settings, workers or os.cpu_count() or 1, progress)
+    job = _Build(files, size, rule, channels, settings, worker_count(workers), progress)
     try:
         with reading(max_pixels):
             return _built_once(job, root, key)
@@ -138,6 +149,35 @@ def load_pictures(
             f"cannot write the cache {root / key}: {reason(error, job.needs)}; data.cache_dir or "
             "the variable TINYSSL_CACHE names another folder"
         ) from error
+
+
+def pictures_for(
+    description: Mapping[str, Any],
+    files: Sequence[Path],
+    *,
+    cache_dir: Path | None = None,
+    workers: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> Pictures:
+    """Decodes pictures as an encoder takes them; see `load_pictures`.
+
+    Args:
+        description: of the encoder, from `weights.read_description`.
+        files: as in `load_pictures`, like the others.
+        cache_dir: see files.
+        workers: see files.
+        progress: see files.
+    """
+    return load_pictures(
+        files,
+        size=description["image_size"],
+        rule=description["resize"],
+        channels=description["channels"],
+        max_pixels=description["max_pixels"],
+        cache_dir=cache_dir,
+        workers=workers,
+        progress=progress,
+    )
 
 
 def _settings(size: int, rule: ResizeRule, channels: int | Literal["auto"], max_pixels: int) -> str:

@@ -21,12 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyssl.console import log, progress
-from tinyssl.data import fingerprint, in_order, write_skipped
+from tinyssl.data import fingerprint, in_order, worker_count, write_skipped
 from tinyssl.errors import Interrupted, JobError, NothingReadable, UsageError
 from tinyssl.extraction import Extractor, open_extractor
 from tinyssl.feature_file import (
     DAMAGED,
     Features,
+    check_dtype_and_batch,
     check_format,
     read_features,
     read_key,
@@ -47,7 +48,6 @@ from tinyssl.scanning import scan
 from tinyssl.signals import stop_signal
 
 CHUNK = 512  # pictures that an interruption can cost at most
-DTYPES = ("float32", "float16")
 _FORMAT, _KEY = 1, "key.txt"
 
 
@@ -140,7 +140,8 @@ def embed_paths(
         workers: as in `embed`.
         overwrite: as in `embed`.
     """
-    _refuse(out, paths, dtype, batch_size, workers)
+    _refuse(out, paths, dtype, batch_size)
+    workers = worker_count(workers)
     key = fingerprint(paths, f"{_FORMAT} {extractor.identity} {dtype} {CHUNK}")
     there, _, count = (read_key(out) or "").partition(" ")
     if there == key:
@@ -174,7 +175,7 @@ def _embed_all(
     batch_size: int,
     workers: int,
 ) -> Embedded:
-    parts = _compute(extractor, paths, folder, dtype, batch_size, workers or os.cpu_count() or 1)
+    parts = _compute(extractor, paths, folder, dtype, batch_size, workers)
     skipped = [(str(paths[i]), reason) for part in parts for i, reason in _skipped(part)]
     if len(skipped) == len(paths):
         shutil.rmtree(folder)
@@ -211,14 +212,9 @@ def _refuse_addresses(places: Sequence[str | Path]) -> None:
             )
 
 
-def _refuse(out: Path, paths: Sequence[Path], dtype: str, batch_size: int, workers: int) -> None:
+def _refuse(out: Path, paths: Sequence[Path], dtype: str, batch_size: int) -> None:
     check_format(out)
-    if dtype not in DTYPES:
-        raise UsageError(f"dtype: got {dtype!r}, allowed are {', '.join(DTYPES)}")
-    if batch_size < 1:
-        raise UsageError(f"batch_size: got {batch_size}; give 1 or more")
-    if workers < 0:
-        raise UsageError(f"workers: got {workers}; give 0 (one a CPU core) or more")
+    check_dtype_and_batch(dtype, batch_size)
     odd = [str(path) for path in paths if not is_utf8(str(path))]
     if out.suffix == ".parquet" and odd:
         raise UsageError(f"parquet holds names in UTF-8 only, {odd[0]!r} is not; use .npz or .csv")

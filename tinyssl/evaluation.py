@@ -10,15 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from tinyssl import __version__
 from tinyssl.augment import Augment
 from tinyssl.build import augment_of_run
 from tinyssl.classifier import load_classifier
-from tinyssl.console import log, progress
-from tinyssl.curve_lines import Points
+from tinyssl.console import log, progress, score_table
 from tinyssl.curve_plot import plot_curve
 from tinyssl.errors import UsageError
 from tinyssl.files import (
@@ -162,7 +160,9 @@ def _write(result: dict[str, Any], split: LabeledSplit, target: Path) -> None:
     if "curve" in result:
         own = target.name == RESULT_FILE
         name = CURVE_FILE if own else f"{target.stem}_{CURVE_FILE}"
-        _draw_curve(result["run"], result["curve"], target.with_name(name))
+        picture = target.with_name(name)
+        plot_curve(result["curve"], f"{Path(result['run']).name}: accuracy over labels", picture)
+        log.info(f"wrote {picture}")
 
 
 def _refuse(draws: int, curve: CurveWishes | None) -> None:
@@ -180,7 +180,7 @@ def _header(
         "tinyssl": __version__,
         "run": str(run),
         "weights": sha256(Path(run) / WEIGHTS),
-        "unchanged": has_weights_of(run, str(description.get("init", "random"))),
+        "unchanged": has_weights_of(run, description["init"]),
         "classes": split.classes,
         "train": int((~split.test).sum()),
         "test": int(split.test.sum()),
@@ -198,7 +198,7 @@ def _pretrained_on(
     """How many test pictures the run was pretrained on, as far as its sources still tell."""
     finetuned = (Path(run) / FINETUNED).is_file()
     try:
-        pretrained = description.get("init", "random") if finetuned else run
+        pretrained = description["init"] if finetuned else run
         seen = {os.path.realpath(path) for path in own_pictures(pretrained)}
     except UsageError:
         return {}
@@ -216,11 +216,6 @@ def _tell_taught(encoders: dict[str, Any], judged: Sequence[Contender], tested: 
                 f"the labels of {taught} test pictures trained the encoder {contender.name!r}: "
                 "its figures are too good; judge it on pictures that had no part in it"
             )
-
-
-def _draw_curve(run: str | Path, points: Points, picture: Path) -> None:
-    plot_curve(points, f"{Path(run).name}: accuracy over labels", picture)
-    log.info(f"wrote {picture}")
 
 
 def _judge(features: NDArray[Any], split: LabeledSplit, draws: int, seed: int) -> dict[str, Any]:
@@ -248,19 +243,10 @@ def _viewed(
 
 def table(result: dict[str, Any], title: str = "Balanced accuracy, %") -> Table:
     """The scores of `evaluate` as a table of balanced accuracies in percent."""
-    shown = Table(
-        title=title,
-        title_justify="left",
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-        show_edge=False,
-        padding=0,  # the box puts a space between columns; more would not fit 80 of them
-    )
-    shown.add_column("", overflow="fold")
     viewed = all("retrieval" in found for found in result["encoders"].values())
-    label_free = ("RankMe", "views") if viewed else ("RankMe",)
-    for column in ("k-NN", "linear", "1-shot", "5-shot", "10-shot", "20-shot", *label_free):
-        shown.add_column(column, justify="right", no_wrap=True)
+    few_shot = [f"{shots}-shot" for shots in SHOTS]
+    columns = ["k-NN", "linear", *few_shot, "RankMe", *(["views"] if viewed else [])]
+    shown = score_table(title, columns)
     counts = np.sum(next(iter(result["encoders"].values()))["knn"]["confusion"], axis=1)
     for name, found in result["encoders"].items():
         shots = [found["few_shot"][str(s)] for s in SHOTS]

@@ -19,7 +19,7 @@ from tinyssl.device import keep_freed_memory, pick_device
 from tinyssl.encoder import embed_pictures
 from tinyssl.errors import JobError, UsageError
 from tinyssl.neighbours import unit_rows
-from tinyssl.opening import MAX_PIXELS, reading
+from tinyssl.opening import reading
 from tinyssl.picture import ResizeRule
 from tinyssl.weights import DESCRIPTION, WEIGHTS, load_encoder
 
@@ -118,9 +118,9 @@ def _of_run(run: Path, raw: bool, device: str) -> Extractor:
         size=int(description["image_size"]),
         rule=description["resize"],
         channels=encoder.channels,
-        dtype=np.dtype(description.get("dtype", "uint8")),
+        dtype=np.dtype(description["dtype"]),
         width=encoder.width,
-        max_pixels=int(description.get("max_pixels", MAX_PIXELS)),
+        max_pixels=int(description["max_pixels"]),
         identity=_identity(*files, str(raw).encode()),
         features=features,
     )

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from tinyssl.errors import UsageError, first_line
 from tinyssl.files import atomic
 
+DTYPES = ("float32", "float16")
 # What the readers raise for files that are something else.
 DAMAGED = (
     OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile, MemoryError,
@@ -46,6 +47,11 @@ class Features:
     features: NDArray[Any]
 
 
+Blocks = Iterable[Features]
+Shape = tuple[int, int]
+DType = np.dtype[Any]
+
+
 def check_format(out: Path) -> None:
     """Raises UsageError for a name that does not end in a known way, or if pyarrow is missing."""
     if out.suffix not in _FORMATS:
@@ -61,9 +67,15 @@ def check_format(out: Path) -> None:
         raise UsageError(f"--out {out} is no plain file; name one")
 
 
-def write_features(
-    out: Path, blocks: Iterable[Features], shape: tuple[int, int], dtype: Any, key: str
-) -> None:
+def check_dtype_and_batch(dtype: str, batch_size: int) -> None:
+    """Raises UsageError for features of another type, or batches that cannot be."""
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype: got {dtype!r}, allowed are {', '.join(DTYPES)}")
+    if batch_size < 1:
+        raise UsageError(f"batch_size: got {batch_size}; give 1 or more")
+
+
+def write_features(out: Path, blocks: Blocks, shape: Shape, dtype: Any, key: str) -> None:
     """Writes blocks of features one after the other; atomic.
 
     Args:
@@ -126,13 +138,7 @@ def parquet_facts(file: IO[bytes]) -> tuple[int, str]:
         raise ValueError(str(error)) from None
 
 
-def _write_npz(
-    file: IO[bytes],
-    blocks: Iterable[Features],
-    shape: tuple[int, int],
-    dtype: np.dtype[Any],
-    key: str,
-) -> None:
+def _write_npz(file: IO[bytes], blocks: Blocks, shape: Shape, dtype: DType, key: str) -> None:
     paths: list[str] = []
     digests: list[str] = []
     with zipfile.ZipFile(file, "w") as archive:
@@ -158,13 +164,7 @@ def _npz_key(path: Path) -> str | None:
         return str(found["key"])
 
 
-def _write_csv(
-    file: IO[bytes],
-    blocks: Iterable[Features],
-    shape: tuple[int, int],
-    dtype: np.dtype[Any],
-    key: str,
-) -> None:
+def _write_csv(file: IO[bytes], blocks: Blocks, shape: Shape, dtype: DType, key: str) -> None:
     text = io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="")
     writer = csv.writer(text)
     writer.writerow(["path", "digest", *(f"feature{i}" for i in range(shape[1]))])
@@ -190,17 +190,7 @@ def _read_csv(path: Path) -> Features:
     return Features(paths, digests, np.stack(rows))
 
 
-def _no_key(path: Path) -> None:
-    return None
-
-
-def _write_parquet(
-    file: IO[bytes],
-    blocks: Iterable[Features],
-    shape: tuple[int, int],
-    dtype: np.dtype[Any],
-    key: str,
-) -> None:
+def _write_parquet(file: IO[bytes], blocks: Blocks, shape: Shape, dtype: DType, key: str) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -229,15 +219,13 @@ def _read_parquet(path: Path) -> Features:
 
 
 def _parquet_key(path: Path) -> str | None:
-    from pyarrow import parquet
-
-    with parquet.ParquetFile(path) as file:
-        return str((file.schema_arrow.metadata or {})[b"tinyssl"].decode())
+    with path.open("rb") as file:
+        return parquet_facts(file)[1]
 
 
 @dataclass(frozen=True)
 class _Format:
-    write: Callable[[IO[bytes], Iterable[Features], tuple[int, int], np.dtype[Any], str], None]
+    write: Callable[[IO[bytes], Blocks, Shape, DType, str], None]
     read: Callable[[Path], Features]
     key: Callable[[Path], str | None]
 
@@ -245,5 +233,5 @@ class _Format:
 _FORMATS: Mapping[str, _Format] = {
     ".parquet": _Format(_write_parquet, _read_parquet, _parquet_key),
     ".npz": _Format(_write_npz, _read_npz, _npz_key),
-    ".csv": _Format(_write_csv, _read_csv, _no_key),
+    ".csv": _Format(_write_csv, _read_csv, lambda _: None),
 }

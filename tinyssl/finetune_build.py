@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from tinyssl.approaches import Linear, Network, Rates
+from tinyssl.approaches import Linear, Network
 from tinyssl.build import augment_of
 from tinyssl.finetune_config import FinetuneRecipe
 from tinyssl.labeled import Labeled
+from tinyssl.tuning import Course
 
 
 def build_network(
@@ -19,12 +20,14 @@ def build_network(
 ) -> Network:
     """Training of the whole network as a recipe says, from a linear fit on the same pictures."""
     section = recipe.network
-    kept = section.model_dump(exclude={"batch_norm"})
+    kept = section.model_dump(exclude={"views", "fold_views", "batch_norm"})
+    frozen = section.batch_norm == "frozen"
     return Network(
         linear,
         labeled,
         augment_of(recipe.augment, image_size),
-        Rates(frozen_batch_norm=section.batch_norm == "frozen", **kept),
-        seed=recipe.run.seed,
+        Course(frozen_batch_norm=frozen, seed=recipe.run.seed, **kept),
+        fold_views=section.fold_views,
+        views=section.views,
         device=device,
     )

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from tinyssl import __version__
@@ -25,8 +24,8 @@ from tinyssl.approach_choice import Judged, choose, judge_logits, leads
 from tinyssl.approaches import Approach, Linear, Semi, held_out_logits
 from tinyssl.classifier import Classifier, save_classifier
 from tinyssl.config import shortcuts
-from tinyssl.console import log, progress
-from tinyssl.data import load_pictures
+from tinyssl.console import log, progress, score_table
+from tinyssl.data import pictures_for
 from tinyssl.device import keep_freed_memory, torch_put_back, training_device
 from tinyssl.encoder import Encoder, embed_pictures
 from tinyssl.errors import NothingReadable, UsageError
@@ -35,7 +34,6 @@ from tinyssl.finetune_build import build_network
 from tinyssl.finetune_config import FOR_AUTO, FinetuneRecipe, load_finetune_recipe
 from tinyssl.folds import Fold, repeats_for, stratified_folds
 from tinyssl.labeled import RESULT, read_labeled, shaped_by, smallest_class
-from tinyssl.opening import MAX_PIXELS
 from tinyssl.own_pictures import own_pictures
 from tinyssl.probing import FALLBACK_STRENGTH, choose_strength
 from tinyssl.run_folder import LABELS, RunFolder
@@ -103,17 +101,8 @@ def read_result(run: str | Path) -> dict[str, Any]:
 
 def table(result: dict[str, Any]) -> Table:
     """Held-out scores of `finetune.json` as a table."""
-    shown = Table(
-        title="Held-out folds of the labels, %",
-        title_justify="left",
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-        show_edge=False,
-        padding=0,
-    )
-    shown.add_column("", overflow="fold")
-    for column in ("balanced accuracy", "accuracy", "log loss", "temperature"):
-        shown.add_column(column, justify="right", no_wrap=True)
+    columns = ("balanced accuracy", "accuracy", "log loss", "temperature")
+    shown = score_table("Held-out folds of the labels, %", columns)
     for name, found in result["held_out"].items():
         shown.add_row(
             name,
@@ -204,12 +193,9 @@ class _Job:
             drawn = np.random.default_rng(self.seed).permutation(len(paths))[:limit]
             paths = [paths[row] for row in sorted(drawn)]
         with progress("reading", len(paths)) as advance:
-            pictures = load_pictures(
+            pictures = pictures_for(
+                self.description,
                 paths,
-                size=self.description["image_size"],
-                rule=self.description["resize"],
-                channels=self.description["channels"],
-                max_pixels=self.description.get("max_pixels", MAX_PIXELS),
                 cache_dir=self.cache,
                 workers=self.workers,
                 progress=advance,
@@ -348,9 +334,9 @@ class _Job:
             extra={
                 "init": str(self.run.absolute()),
                 "seed": self.seed,
-                "dtype": self.description.get("dtype", "uint8"),
-                "max_pixels": self.description.get("max_pixels", MAX_PIXELS),
-                "whitening": self.description.get("whitening", 0.0),
+                "dtype": self.description["dtype"],
+                "max_pixels": self.description["max_pixels"],
+                "whitening": self.description["whitening"],
                 "classes": self.labeled.classes,
             },
         )

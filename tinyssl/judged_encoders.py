@@ -63,7 +63,7 @@ def contenders(
         seed: of the random weights if the run has none.
         unchanged: the run's weights are those of its start, which then has no row of its own.
     """
-    init = str(description.get("init", "random"))
+    init = description["init"]
     given = description | {"seed": description.get("seed", seed)}
     found = [Contender("random weights", partial(_random, given))]
     if not unchanged:

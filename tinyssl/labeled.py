@@ -16,11 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyssl.console import log, progress
-from tinyssl.data import Pictures, load_pictures
+from tinyssl.data import Pictures, pictures_for
 from tinyssl.errors import UsageError
 from tinyssl.files import csv_text, read_json
 from tinyssl.labels import LabeledPaths, read_labels
-from tinyssl.opening import MAX_PIXELS
 from tinyssl.run_folder import LABELS, LABELS_HEADER
 from tinyssl.weights import DESCRIPTION, WEIGHTS
 
@@ -71,7 +70,7 @@ def read_labeled(
 
     Args:
         source: the folder, or the CSV with the columns path,label.
-        description: of the encoder: image_size, resize, channels.
+        description: of the encoder that is to take them.
         cache_dir: of decoded pictures; the user's cache folder when None.
         workers: threads; 0 is one a CPU core.
 
@@ -81,12 +80,9 @@ def read_labeled(
     """
     table = _training_rows(read_labels(source), source)
     with progress("reading", len(table.paths)) as advance:
-        pictures = load_pictures(
+        pictures = pictures_for(
+            description,
             sorted(table.paths, key=str),
-            size=description["image_size"],
-            rule=description["resize"],
-            channels=description["channels"],
-            max_pixels=description.get("max_pixels", MAX_PIXELS),
             cache_dir=cache_dir,
             workers=workers,
             progress=advance,

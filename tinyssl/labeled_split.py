@@ -11,11 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyssl.console import log
-from tinyssl.data import Pictures, load_pictures
+from tinyssl.data import Pictures, pictures_for
 from tinyssl.errors import UsageError
 from tinyssl.labeled import refuse_unreadable
 from tinyssl.labels import from_class_folders, read_labels, stratified_split, write_csv
-from tinyssl.opening import MAX_PIXELS
 
 SPLIT_COLUMNS = ("path", "label", "split")
 
@@ -135,12 +134,6 @@ def split_pictures(split: LabeledSplit, description: Mapping[str, Any]) -> Pictu
     Raises:
         UsageError: a picture cannot be read.
     """
-    pictures = load_pictures(
-        split.paths,
-        size=description["image_size"],
-        rule=description["resize"],
-        channels=description["channels"],
-        max_pixels=description.get("max_pixels", MAX_PIXELS),
-    )
+    pictures = pictures_for(description, split.paths)
     refuse_unreadable(pictures)
     return pictures

@@ -112,18 +112,18 @@ def from_class_folders(folder: str | Path) -> LabeledPaths:
     return LabeledPaths(paths, labels, empty=tuple(empty))
 
 
-def from_csv(path: str | Path, root: str | Path | None = None) -> LabeledPaths:
+def from_csv(path: str | Path) -> LabeledPaths:
     """Reads a CSV with the columns `path,label` and optionally `split` (train or test).
 
-    Relative paths count from `root`, else from the CSV's folder, else from the current one:
-    whichever has the file. Rows with an empty label are counted and left out.
+    Relative paths count from the CSV's folder, or else from the current one: whichever has the
+    file. Rows with an empty label are counted and left out.
 
     Raises:
         UsageError: unreadable, columns missing, an unknown split, a missing picture, or one
             picture with two labels; names the line.
     """
     rows = _rows(Path(path))
-    bases = [Path(root)] if root is not None else [Path(path).absolute().parent, Path.cwd()]
+    bases = [Path(path).absolute().parent, Path.cwd()]
     seen: dict[Path, tuple[str, str]] = {}
     missing: list[str] = []
     unlabeled = repeated = 0

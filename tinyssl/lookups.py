@@ -138,10 +138,10 @@ def find_duplicates(features: Features, out: str | Path, threshold: float | None
     )
 
 
-def find_outliers(features: Features, out: str | Path, k: int = 10) -> Lookup:
+def find_outliers(features: Features, out: str | Path) -> Lookup:
     """Writes `<stem>.outliers.csv`: rank,path,distance, the pictures that fit least first.
 
-    The distance is the mean of 1 - cosine to the k nearest pictures.
+    The distance is the mean of 1 - cosine to the ten nearest pictures.
 
     Raises:
         UsageError: fewer than 2 pictures, or another file is there.
@@ -150,7 +150,7 @@ def find_outliers(features: Features, out: str | Path, k: int = 10) -> Lookup:
         raise UsageError("outliers: got 1 picture; at least 2 are needed")
     unit = centred(features.features, mean_row(features.features))
     with progress("comparing", len(unit)) as advance:
-        distances = isolation(unit, k, advance)
+        distances = isolation(unit, progress=advance)
     order = np.argsort(-distances, kind="stable")
     rows = [(n, features.paths[i], _short(distances[i])) for n, i in enumerate(order, 1)]
     path = _write(out, "outliers", rows)

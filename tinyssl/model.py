@@ -15,7 +15,7 @@ from tinyssl.device import pick_device
 from tinyssl.encoder import Encoder, embed_pictures
 from tinyssl.errors import UsageError
 from tinyssl.neighbours import unit_rows
-from tinyssl.opening import MAX_PIXELS, Unreadable, reading
+from tinyssl.opening import Unreadable, reading
 from tinyssl.picture import decode, resize, to_channels
 from tinyssl.weights import load_encoder
 
@@ -27,7 +27,7 @@ class Model:
 
     Attributes:
         encoder: the torch module.
-        description: the content of `encoder.json`.
+        description: as `weights.read_description` gives it.
         image_size: pixels a side that pictures are brought to.
         width: of the features.
     """
@@ -75,7 +75,7 @@ class Model:
         features = np.empty((len(given), self.width), np.float32)
         for start in range(0, len(given), batch_size):
             chunk = given[start : start + batch_size]
-            with reading(self.description.get("max_pixels", MAX_PIXELS)):
+            with reading(self.description["max_pixels"]):
                 batch = [self._prepare(p, start + i) for i, p in enumerate(chunk)]
             features[start : start + len(chunk)] = self._embed_mixed(batch)
             if progress is not None:

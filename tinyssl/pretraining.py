@@ -30,7 +30,7 @@ from tinyssl.checkpoint import load_checkpoint, save_checkpoint
 from tinyssl.compiling import compiled, settle_compile, settle_recording
 from tinyssl.config import Recipe, load_recipe, read_recipe, shortcuts
 from tinyssl.console import Advance, log, progress, silence
-from tinyssl.data import Pictures, write_skipped
+from tinyssl.data import Pictures, worker_count, write_skipped
 from tinyssl.device import (
     check_bf16,
     keep_freed_memory,
@@ -260,7 +260,7 @@ class Run:
         self.network = distributed.data_parallel(whole, self.device)
         self.method.compute_by(self.network)
         self.optimizer = build_optimizer(recipe, self.method)
-        self.take_step: TakeStep = train_step
+        self.take_step: TakeStep = partial(train_step, self.method, self.optimizer, self.plan)
         self.progress = Progress()
         if state is not None:
             self._restore(state)
@@ -310,10 +310,7 @@ class Run:
         ):
             hooks = self._hooks(log_too, advance, stop)
             try:
-                fit(
-                    self.method, self.optimizer, self.batches, plan, self.progress, hooks,
-                    self.take_step,
-                )  # fmt: skip
+                fit(self.method, self.batches, plan, self.progress, hooks, self.take_step)
             except NonFinite as error:
                 told = f"{self._last_good()}; {_cause(error)}; {self._batch(error)}"
                 raise JobError(f"{error}; {told}") from error
@@ -412,7 +409,7 @@ class Run:
         # Not a closure: where processes are spawned, not forked, it must be picklable.
         apply = partial(apply_pipeline, pipeline, view_size=section.view_size)
         apply(self.pictures.array[:1], [0])  # or what does not fit would be told by a worker
-        workers = self.recipe.run.workers or os.cpu_count() or 1
+        workers = worker_count(self.recipe.run.workers)
 
         def batches(order: Tensor, step: int) -> Iterator[tuple[Tensor, Tensor]]:
             seeds = torch.stack(

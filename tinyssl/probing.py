@@ -67,13 +67,11 @@ def unscaled(weights: Floats, scaling: Scaling) -> Plane:
     return Plane(np.ascontiguousarray(weight, np.float32), bias.astype(np.float32))
 
 
-def fit_plane(
-    features: Floats, labels: Ints, strength: float, weights: Floats | None = None
-) -> Plane:
+def fit_plane(features: Floats, labels: Ints, strength: float) -> Plane:
     """A logistic fit on scaled features, see `fit_logistic`; every class from 0 must occur."""
     scaling = scaling_of(features)
     rows, rotation = rotate(scaling(features))
-    fitted = fit_logistic(rows, labels, strength, weights).weights
+    fitted = fit_logistic(rows, labels, strength).weights
     return unscaled(np.vstack([rotation @ fitted[:-1], fitted[-1:]]), scaling)
 
 

@@ -25,7 +25,7 @@ from tinyssl import remote_files
 from tinyssl.console import log, progress
 from tinyssl.data import fingerprint
 from tinyssl.errors import JobError, NothingReadable, TinysslError, UsageError, first_line
-from tinyssl.feature_file import Features, parquet_bytes, parquet_facts
+from tinyssl.feature_file import Features, check_dtype_and_batch, parquet_bytes, parquet_facts
 from tinyssl.files import as_list, csv_text, is_remote, is_utf8
 from tinyssl.neighbours import unit_rows
 from tinyssl.opening import IMAGE_EXTENSIONS, reading
@@ -187,10 +187,7 @@ def _refuse(bundle: Path, dtype: str, batch_size: int, device: str) -> None:
         runtime.Extractor(bundle, _MODEL, "cpu")  # or each worker would tell it in a long trace
     except runtime.BundleError as error:
         raise UsageError(str(error)) from None
-    if dtype not in ("float32", "float16"):
-        raise UsageError(f"dtype: got {dtype!r}, allowed are float32, float16")
-    if batch_size < 1:
-        raise UsageError(f"batch_size: got {batch_size}; give 1 or more")
+    check_dtype_and_batch(dtype, batch_size)
     if device not in ("cpu", "cuda"):
         raise UsageError(f"device: got {device!r}; with --engine ray allowed are cpu and cuda")
 

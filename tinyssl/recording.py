@@ -96,7 +96,7 @@ def recorded_views(compute: Views) -> Views:
 
 
 class RecordedStep:
-    """`train_step` as a CUDA graph: the same arguments, the same result.
+    """`train_step` of a method and a plan as a CUDA graph.
 
     Args:
         method: whose steps are recorded, on a GPU.
@@ -110,20 +110,13 @@ class RecordedStep:
         self.names: list[str] = []
         self.recorded = Recorded(self._compute)
 
-    def __call__(
-        self,
-        method: Method,
-        optimizer: torch.optim.Optimizer,
-        index: Tensor,
-        views: Tensor,
-        plan: Plan,
-        step: int,
-    ) -> dict[str, Tensor]:
-        mix, views, candidates = draw_for_step(method, index, views, plan, step)
-        self.rate.fill_(float(plan.lrs[step]))
+    def __call__(self, index: Tensor, views: Tensor, step: int) -> dict[str, Tensor]:
+        mix, views, candidates = draw_for_step(self.method, index, views, self.plan, step)
+        rate = float(self.plan.lrs[step])
+        self.rate.fill_(rate)
         drawn = [tensor for pair in (mix, candidates) if pair is not None for tensor in pair]
         (terms,) = self.recorded(index, views, *drawn)
-        set_rate(optimizer, float(plan.lrs[step]))
+        set_rate(self.optimizer, rate)
         return dict(zip(self.names, terms.clone(), strict=True))
 
     def _compute(self, index: Tensor, views: Tensor, *drawn: Tensor) -> tuple[Tensor]:

@@ -4,14 +4,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def warmup_cosine(steps: int, warmup: int, peak: float, final: float = 0.0) -> NDArray[np.float64]:
-    """Linear warm-up to `peak`, then half a cosine down to `final` (arXiv:1608.03983, eq. 5).
+def warmup_cosine(steps: int, warmup: int, peak: float) -> NDArray[np.float64]:
+    """Linear warm-up to `peak`, then half a cosine down to 0 (arXiv:1608.03983, eq. 5).
 
     Args:
         steps: length of the schedule.
         warmup: steps of the warm-up; the first step after them has the peak.
         peak: highest learning rate.
-        final: learning rate that the step after the last would have.
 
     Returns:
         (steps,) learning rates.
@@ -19,5 +18,5 @@ def warmup_cosine(steps: int, warmup: int, peak: float, final: float = 0.0) -> N
     warmup = min(warmup, steps)
     rise = peak * (np.arange(warmup) + 1) / (warmup + 1)
     progress = np.arange(steps - warmup) / max(1, steps - warmup)
-    fall = final + (peak - final) * (1 + np.cos(np.pi * progress)) / 2
+    fall = peak * (1 + np.cos(np.pi * progress)) / 2
     return np.concatenate([rise, fall])

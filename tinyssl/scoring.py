@@ -30,6 +30,7 @@ PROBE_CHOICES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 FEW_SHOT_C = 1e-2
 _FALLBACK_C = 1e-2
 _TEMPERATURE = 0.07
+_EPSILON = 1e-7
 _CHUNK = 2048
 _PICTURES_AT_ONCE = 64
 
@@ -63,16 +64,13 @@ def knn_predict(
     return _vote(cosines, numbers, train_labels, temperature)
 
 
-def knn_loo_score(
-    features: Floats, labels: Ints, *, k: int, temperature: float = _TEMPERATURE
-) -> float:
+def knn_loo_score(features: Floats, labels: Ints, *, k: int) -> float:
     """Balanced accuracy of k-NN on one set, every row judged by all the others.
 
     Args:
         features: (n, d).
         labels: (n,).
         k: neighbours; capped at n - 1.
-        temperature: of the votes, see `knn_predict`.
 
     Returns:
         In [0, 1]; nan if a feature is not finite or there are no others.
@@ -80,7 +78,7 @@ def knn_loo_score(
     if not np.isfinite(features).all() or len(features) < 2:
         return float("nan")
     numbers, cosines = _nearest_others(features, k)
-    return _mean_recall(labels, _vote(cosines, numbers, labels, temperature))
+    return _mean_recall(labels, _vote(cosines, numbers, labels))
 
 
 def choose_k(features: Floats, labels: Ints) -> int:
@@ -94,8 +92,7 @@ def choose_k(features: Floats, labels: Ints) -> int:
     numbers, cosines = _nearest_others(features, max(choices))
 
     def score(k: int) -> float:
-        votes = _vote(cosines[:, :k], numbers[:, :k], labels, _TEMPERATURE)
-        return _mean_recall(labels, votes)
+        return _mean_recall(labels, _vote(cosines[:, :k], numbers[:, :k], labels))
 
     return max(choices, key=score)
 
@@ -152,14 +149,13 @@ def few_shot(
     return interval(results)
 
 
-def rankme(features: Floats, epsilon: float = 1e-7) -> float:
-    """Effective rank: `exp(-sum p_k log p_k)`, `p_k = sigma_k / sum(sigma) + eps`.
+def rankme(features: Floats) -> float:
+    """Effective rank: `exp(-sum p_k log p_k)`, `p_k = sigma_k / sum(sigma) + 1e-7`.
 
     Garrido et al., arXiv:2210.02885, eqs. 1 and 2.
 
     Args:
         features: (n, d); use more rows than columns where you can.
-        epsilon: keeps the logarithm finite.
 
     Returns:
         From 1 (collapsed) to min(n, d); nan if a feature is not finite.
@@ -167,7 +163,7 @@ def rankme(features: Floats, epsilon: float = 1e-7) -> float:
     if not np.isfinite(features).all():
         return float("nan")
     sigma = np.linalg.svd(np.asarray(features, dtype=np.float64), compute_uv=False)
-    p = sigma / max(sigma.sum(), epsilon) + epsilon
+    p = sigma / max(sigma.sum(), _EPSILON) + _EPSILON
     return float(np.exp(-(p * np.log(p)).sum()))
 
 
@@ -283,7 +279,9 @@ def _nearest_others(features: Floats, k: int) -> tuple[Ints, NDArray[np.float32]
     return nearest(unit, unit, k, without=np.arange(len(unit)))
 
 
-def _vote(cosines: NDArray[np.float32], numbers: Ints, labels: Ints, temperature: float) -> Ints:
+def _vote(
+    cosines: NDArray[np.float32], numbers: Ints, labels: Ints, temperature: float = _TEMPERATURE
+) -> Ints:
     votes = np.zeros((len(numbers), int(labels.max()) + 1))
     weights = np.exp((cosines.astype(np.float64) - 1) / temperature)
     np.add.at(votes, (np.arange(len(votes))[:, None], labels[numbers]), weights)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tinyssl.data import in_order
+from tinyssl.data import in_order, worker_count
 from tinyssl.headers import Header, read_header
 from tinyssl.opening import reading
 
@@ -57,10 +56,7 @@ class Survey:
 def survey(files: Sequence[Path], max_pixels: int, workers: int = 0) -> Survey:
     """Reads the headers of files; those that cannot be read are left out."""
     found = Survey()
-    with (
-        reading(max_pixels),
-        ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool,
-    ):
+    with reading(max_pixels), ThreadPoolExecutor(worker_count(workers)) as pool:
         for header in in_order(pool, read_header, files):
             if header is not None:
                 found.add(header)

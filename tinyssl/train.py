@@ -24,7 +24,7 @@ GRADIENT_NORM = "gradient_norm"  # among the terms of a step, before clipping
 Batches = Callable[[Tensor, int], Iterator[tuple[Tensor, Tensor]]]
 Unread = list[tuple[Tensor, dict[str, Tensor]]]  # picture numbers and terms of steps
 Watch = Callable[[], dict[str, float]]
-TakeStep = Callable[[Method, torch.optim.Optimizer, Tensor, Tensor, "Plan", int], dict[str, Tensor]]
+TakeStep = Callable[[Tensor, Tensor, int], dict[str, Tensor]]  # the last three of `train_step`
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,6 @@ def start_bank(method: Method, batches: Iterator[tuple[Tensor, Tensor]], frozen:
 
 def fit(
     method: Method,
-    optimizer: torch.optim.Optimizer,
     batches: Batches,
     plan: Plan,
     progress: Progress,
@@ -136,7 +135,7 @@ def fit(
     """Trains `method` from `progress` to the end of `plan`.
 
     `batches` yields the numbers of all pictures of a step, (b,), and the views of those that are
-    this process's share. `take_step` is `train_step`, or does the same.
+    this process's share. `take_step` is `train_step` of the method and the plan, or does the same.
 
     Raises:
         NonFinite: a loss or a gradient; the last checkpoint is from before that step.
@@ -150,7 +149,7 @@ def fit(
         order = epoch_order(plan.pictures, plan.batch_size, plan.seed, epoch)[offset:]
         start = time.monotonic()
         for index, views in batches(order, progress.step):
-            terms = take_step(method, optimizer, index, views, plan, progress.step)
+            terms = take_step(index, views, progress.step)
             unread.append((index, terms))
             progress.step += 1
             if progress.step % plan.log_every == 0:
@@ -170,9 +169,9 @@ def fit(
 def train_step(
     method: Method,
     optimizer: torch.optim.Optimizer,
+    plan: Plan,
     index: Tensor,
     views: Tensor,
-    plan: Plan,
     step: int,
 ) -> dict[str, Tensor]:
     """One optimizer step and one move of the bank.
@@ -180,9 +179,9 @@ def train_step(
     Args:
         method: encoder, head, bank and losses.
         optimizer: of encoder and head.
+        plan: the run's course.
         index: (b,) picture numbers, of all processes.
         views: (own, c, s, s) augmented views in [0, 1] of this process's share of them.
-        plan: the run's course.
         step: number of this step; with the plan's seed it decides every random draw.
 
     Returns:

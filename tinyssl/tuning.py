@@ -5,7 +5,7 @@ b = batch, k = classes, c = channels, s = view size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,28 +18,29 @@ from torch.nn.functional import cross_entropy
 
 from tinyssl.encoder import freeze_batch_norm
 from tinyssl.errors import JobError
+from tinyssl.schedule import warmup_cosine
 
 Views = Callable[[NDArray[np.int64], int], Tensor]
 
 
 @dataclass(frozen=True)
 class Course:
-    """How a network is tuned; known before the first step.
+    """How a network is tuned, whatever the number of steps.
 
     Attributes:
-        lrs: (steps,) learning rates of the encoder's last layer.
         batch_size: views a step.
+        lr: peak learning rate of the encoder's last layer.
         head_lr: of the head, as a share of the last layer's.
         layer_decay: what each layer before has of the rate of the one after it.
         weight_decay: AdamW's, of matrices and filters.
         smoothing: share of every target that is spread over all classes.
-        average: decay of the running mean of the weights; 0 keeps the last ones.
+        average: share of the steps that the running mean of the weights spans; 0 keeps the last.
         frozen_batch_norm: keep the statistics that the encoder came with.
         seed: of the order of the pictures.
     """
 
-    lrs: NDArray[np.float64]
     batch_size: int
+    lr: float
     head_lr: float
     layer_decay: float
     weight_decay: float
@@ -47,6 +48,10 @@ class Course:
     average: float
     frozen_batch_norm: bool
     seed: int
+
+    def steps(self, views: int) -> int:
+        """How many make that many views."""
+        return max(1, round(views / self.batch_size))
 
 
 def layer_depths(backbone: nn.Module) -> dict[str, int]:
@@ -100,6 +105,11 @@ def picture_order(pictures: int, batch_size: int, steps: int, seed: int) -> NDAr
     return laid[: steps * batch_size].reshape(steps, batch_size)
 
 
+def mean_decay(share: float, steps: int) -> float:
+    """Decay of a running mean that spans a share of the steps; 0 where that is a step or less."""
+    return max(0.0, 1 - 1 / max(share * steps, 1.0))
+
+
 class Average:
     """A running mean of a module's floating-point state: `mean <- d mean + (1 - d) value`."""
 
@@ -125,6 +135,7 @@ def tune(
     labels: NDArray[np.int64],
     weights: NDArray[np.float64],
     course: Course,
+    steps: int,
     advance: Callable[[int], None],
 ) -> None:
     """Trains encoder and head in place and leaves the mean of their weights in evaluation mode.
@@ -136,7 +147,8 @@ def tune(
         views: picture numbers (b,) and the step to augmented views on the encoder's device.
         labels: (n,) from 0.
         weights: (n,) of each picture in the loss; their mean is 1.
-        course: rates and lengths.
+        course: of the training.
+        steps: how many; the first tenth warms up.
         advance: told the number of views of each finished step.
 
     Raises:
@@ -145,14 +157,16 @@ def tune(
     network = nn.Sequential(encoder, head)
     groups = parameter_rates(backbone, head, course)
     optimizer = torch.optim.AdamW(groups, lr=1.0, fused=True)
-    average = Average(network, course.average)
+    lrs = warmup_cosine(steps, steps // 10, course.lr)
+    average = Average(network, mean_decay(course.average, steps))
     network.train()
     if course.frozen_batch_norm:
         freeze_batch_norm(network)
     device = next(network.parameters()).device
-    for step, chosen in _steps(len(labels), course):
+    order = picture_order(len(labels), course.batch_size, steps, course.seed)
+    for step, chosen in enumerate(order):
         for group in optimizer.param_groups:
-            group["lr"] = float(course.lrs[step]) * group["share"]
+            group["lr"] = float(lrs[step]) * group["share"]
         target = torch.from_numpy(labels[chosen]).to(device)
         weight = torch.from_numpy(weights[chosen]).float().to(device)
         logits = network(views(chosen, step))
@@ -167,8 +181,3 @@ def tune(
         advance(len(chosen))
     network.load_state_dict(average.mean)
     network.eval()
-
-
-def _steps(pictures: int, course: Course) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    order = picture_order(pictures, course.batch_size, len(course.lrs), course.seed)
-    yield from enumerate(order)

@@ -21,6 +21,7 @@ from tinyssl.encoder import Encoder, create_encoder, widen
 from tinyssl.errors import UsageError
 from tinyssl.files import atomic, read_json, write_text
 from tinyssl.locks import is_held
+from tinyssl.opening import MAX_PIXELS
 from tinyssl.run_folder import resume_command
 from tinyssl.tensor_file import read_tensors
 
@@ -30,6 +31,11 @@ _PREFIXES = ("module.", "backbone.", "encoder.", "model.")
 _NESTS = ("state_dict", "model", "model_state", "model_state_dict")
 _LEVELS = ("centre", "scale", "projection")  # an encoder's, not its backbone's
 _HEADS = ("classifier.", "fc.", "head.", "head_drop.")
+# What a description says that lacks these keys.
+_DEFAULTS: Mapping[str, Any] = {
+    "levels": 1, "pooling": "mean", "descriptors": False, "components": 0, "whitening": 0.0,
+    "init": "random", "dtype": "uint8", "max_pixels": MAX_PIXELS, "finished": True,
+}  # fmt: skip
 
 
 def load_weights(encoder: Encoder, path: str | Path) -> str:
@@ -182,14 +188,13 @@ def load_encoder(folder: str | Path) -> tuple[Encoder, dict[str, Any]]:
     description = read_description(folder)
     encoder = create_encoder(
         description["name"], channels=description["channels"], stem=description["stem"],
-        levels=description.get("levels", 1), components=description.get("components", 0),
-        pooling=description.get("pooling", "mean"),
-        descriptors=description.get("descriptors", False),
+        levels=description["levels"], components=description["components"],
+        pooling=description["pooling"], descriptors=description["descriptors"],
     )  # fmt: skip
     state = _read(Path(folder) / WEIGHTS)
     _refuse_misfit(state, encoder.state_dict(), f"{folder} does not fit {encoder.name}")
     encoder.load_state_dict(state)
-    if not description.get("finished", True):
+    if not description["finished"]:
         held = is_held(Path(folder))
         what = "is still being trained" if held else "was stopped before its end"
         how = "wait for it" if held else f"go on with: {resume_command(Path(folder))}"
@@ -219,17 +224,21 @@ def widen_like(encoder: Encoder, description: Mapping[str, Any], pictures: NDArr
     """`widen` by the settings of an encoder's description: as many features, pooled alike."""
     return widen(
         encoder,
-        description.get("levels", 1),
+        description["levels"],
         pictures,
-        description.get("components", 0),
-        description.get("whitening", 0.0),
-        description.get("pooling", "mean"),
-        description.get("descriptors", False),
+        description["components"],
+        description["whitening"],
+        description["pooling"],
+        description["descriptors"],
     )
 
 
 def read_description(folder: str | Path) -> dict[str, Any]:
-    """The content of `encoder.json`; raises UsageError when there is none that can be read."""
+    """The content of `encoder.json`, with defaults for keys that it may lack.
+
+    Raises:
+        UsageError: there is none that can be read, or it is damaged or of another format.
+    """
     path = Path(folder) / DESCRIPTION
     try:
         description = read_json(path)
@@ -243,7 +252,7 @@ def read_description(folder: str | Path) -> dict[str, Any]:
     if found != FORMAT:
         raise UsageError(f"{path} has format {found}, this tinyssl reads {FORMAT}")
     _refuse_nonsense(description, path)
-    return dict(description)
+    return {**_DEFAULTS, **description}
 
 
 def _refuse_nonsense(description: Mapping[str, Any], path: Path) -> None:

@@ -28,10 +28,10 @@ from tinyssl.build import settle
 from tinyssl.config import load_recipe
 from tinyssl.data import Pictures
 from tinyssl.pretraining import Run
-from tinyssl.recording import Recorded
+from tinyssl.recording import Recorded, RecordedStep
 from tinyssl.run_folder import RunFolder
 from tinyssl.small_maps import SmallMapConv2d
-from tinyssl.train import Hooks, Progress, fit, train_step
+from tinyssl.train import Hooks, Progress, fit
 
 
 def make_run(
@@ -64,7 +64,7 @@ def loop_epoch(run: Run) -> float:
         stop_signal=lambda: None,
     )
     start = time.perf_counter()
-    fit(run.method, run.optimizer, run.batches, run.plan, Progress(), quiet, run.take_step)
+    fit(run.method, run.batches, run.plan, Progress(), quiet, run.take_step)
     _wait(run)
     return time.perf_counter() - start
 
@@ -80,7 +80,7 @@ def bare_step(run: Run) -> Callable[[Tensor], Any]:
         run.optimizer.zero_grad(set_to_none=True)
         return ()
 
-    return step if run.take_step is train_step else Recorded(step)
+    return Recorded(step) if isinstance(run.take_step, RecordedStep) else step
 
 
 def bare_steps(run: Run, step: Callable[[Tensor], Any], views: Tensor) -> float:

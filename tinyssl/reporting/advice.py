@@ -90,12 +90,12 @@ def _unfinished(facts: RunFacts) -> Iterator[Advice]:
 
 def finished(facts: RunFacts) -> bool:
     """Whether the encoder is the one that the run was to end with."""
-    return bool(facts.encoder.get("finished", True))
+    return bool(facts.encoder["finished"])
 
 
 def _few(facts: RunFacts, pictures: int | None) -> Iterator[Advice]:
     if pictures is not None and pictures < _FEW and not facts.finetuned:
-        from_random = facts.encoder.get("init", "random") == "random"
+        from_random = facts.encoder["init"] == "random"
         yield Advice(
             f"Only {pictures:,} pictures were trained on.",
             "Collect more, some 2,000 if you can"

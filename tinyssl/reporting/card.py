@@ -91,7 +91,7 @@ def repeat_command(facts: RunFacts) -> str:
 
 def start_of(facts: RunFacts) -> str:
     """Where the weights came from before this run."""
-    init = str(facts.encoder.get("init", "random"))
+    init = facts.encoder["init"]
     if init == "random":
         return "random weights: nothing of other people's pictures is in them"
     if init == "pretrained":

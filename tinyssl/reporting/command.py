@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tinyssl import __version__
 from tinyssl.classifier import load_classifier
 from tinyssl.console import log, progress
-from tinyssl.data import Pictures
+from tinyssl.data import Pictures, worker_count
 from tinyssl.errors import UsageError
 from tinyssl.files import as_list
 from tinyssl.labeled import shaped_by, used_digests
@@ -85,8 +85,7 @@ def report(
     check_installed()
     if pictures < 2:
         raise UsageError(f"pictures: got {pictures}; at least 2 are needed")
-    if workers < 0:
-        raise UsageError(f"workers: got {workers}; give 0 (one a CPU core) or more")
+    workers = worker_count(workers)
     facts = read_run(run)
     told = model_card.read_card(card)
     device_facts = find_bundle(facts.path, facts.digests, bundle)

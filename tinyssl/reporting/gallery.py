@@ -9,19 +9,17 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tinyssl.console import log, progress
-from tinyssl.data import Pictures, fingerprint, load_pictures
+from tinyssl.data import Pictures, fingerprint, pictures_for
 from tinyssl.device import keep_freed_memory, pick_device
 from tinyssl.encoder import embed_pictures
 from tinyssl.errors import JobError, UsageError
 from tinyssl.feature_file import Features, read_features, read_key, write_features
 from tinyssl.labels import LabeledPaths, read_labels
-from tinyssl.opening import MAX_PIXELS
 from tinyssl.own_pictures import own_pictures
 from tinyssl.reporting.names import short_names, shown
 from tinyssl.reporting.run_facts import RunFacts
@@ -83,7 +81,10 @@ def gather(
     known = {} if table is None else {str(path): row for row, path in enumerate(table.paths)}
     found = _find(facts, data, known)
     chosen = sample(found, set(known), most)
-    pictures = _load(chosen, facts.encoder, workers)
+    with progress("reading", len(chosen)) as advance:
+        pictures = pictures_for(
+            facts.encoder, list(map(Path, chosen)), workers=workers, progress=advance
+        )
     if len(pictures.paths) < 2:
         raise UsageError("got 1 readable picture; a report shows at least 2")
     numbers, classes, test = _labels_of(pictures.paths, known, table)
@@ -124,19 +125,6 @@ def _find(facts: RunFacts, data: Sequence[str | Path], known: Mapping[str, int])
         log.warning(f"the pictures of the run are not shown: {error}")
         own = set()
     return sorted(own | set(known))
-
-
-def _load(paths: Sequence[str], encoder: Mapping[str, Any], workers: int) -> Pictures:
-    with progress("reading", len(paths)) as advance:
-        return load_pictures(
-            [Path(path) for path in paths],
-            size=encoder["image_size"],
-            rule=encoder["resize"],
-            channels=encoder["channels"],
-            max_pixels=encoder.get("max_pixels", MAX_PIXELS),
-            workers=workers,
-            progress=advance,
-        )
 
 
 def _labels_of(

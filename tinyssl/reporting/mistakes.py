@@ -21,6 +21,7 @@ Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
 
 _FOLDS = 4
+_LISTED = 24  # wrong pictures at most
 _STRENGTH = 1e-2  # where `tinyssl eval` has not chosen one
 
 
@@ -55,7 +56,6 @@ def find_mistakes(
     *,
     test: NDArray[np.bool_] | None = None,
     strength: float | None = None,
-    most: int = 24,
 ) -> Mistakes | None:
     """Fits a linear classifier and judges it on pictures that it has not seen.
 
@@ -66,7 +66,6 @@ def find_mistakes(
         test: (n,) True for the pictures to judge on; None: every picture is judged by a
             classifier fitted on other parts of the labels.
         strength: of the fit; the one that `tinyssl eval` chose gives the same matrix.
-        most: how many wrong pictures are listed.
 
     Returns:
         None where fewer than two classes have the pictures it takes.
@@ -82,10 +81,10 @@ def find_mistakes(
         if test is not None
         else "by linear classifiers, each on pictures that had no part in its fit"
     )
-    return from_shares(np.concatenate(rows), np.concatenate(predicted), labels, how, most)
+    return from_shares(np.concatenate(rows), np.concatenate(predicted), labels, how)
 
 
-def from_shares(rows: Ints, shares: Floats, labels: Ints, how: str, most: int = 24) -> Mistakes:
+def from_shares(rows: Ints, shares: Floats, labels: Ints, how: str) -> Mistakes:
     """Counts and sorts the mistakes of probabilities.
 
     Args:
@@ -93,7 +92,6 @@ def from_shares(rows: Ints, shares: Floats, labels: Ints, how: str, most: int = 
         shares: (m, k) probabilities.
         labels: (n,) of all pictures.
         how: for the result.
-        most: how many wrong pictures are listed.
     """
     called, truth = shares.argmax(axis=1), labels[rows]
     confusion = np.zeros((shares.shape[1], shares.shape[1]), np.int64)
@@ -101,7 +99,7 @@ def from_shares(rows: Ints, shares: Floats, labels: Ints, how: str, most: int = 
     surest = np.argsort(-np.where(called == truth, -1, shares.max(axis=1)), kind="stable")
     wrong = [
         Wrong(int(rows[i]), int(called[i]), float(shares[i].max()))
-        for i in surest[:most]
+        for i in surest[:_LISTED]
         if called[i] != truth[i]
     ]
     return Mistakes(confusion, wrong, how)

@@ -29,7 +29,7 @@ class RunFacts:
 
     Attributes:
         path: the run folder.
-        encoder: content of `encoder.json`.
+        encoder: content of `encoder.json`, with defaults.
         recipe: the resolved recipe's plain values.
         metrics: lines of `metrics.jsonl`.
         epochs: rows of `results.csv`; None where a value was not measured.

@@ -25,6 +25,7 @@ Rows = NDArray[np.float32]
 Numbers = NDArray[np.int64]
 
 STEPS = 5  # that `look` tells of
+_SEED = 0
 _NEIGHBOURS = 8
 _NEARER = 5  # times that near copies are nearer than nearest pictures usually are
 _AXES = 50  # principal axes that the map and the clusters are made of
@@ -63,31 +64,28 @@ class Seen:
     diverse: Numbers
 
 
-def look(
-    features: NDArray[Any], digests: list[str], step: Callable[[int], None], seed: int = 0
-) -> Seen:
+def look(features: NDArray[Any], digests: list[str], step: Callable[[int], None]) -> Seen:
     """Looks at features (n, d) of at least 2 pictures.
 
     Args:
         features: as the encoder gives them.
         digests: n; pictures of one digest are copies whatever their features.
         step: told of each of `STEPS` steps.
-        seed: of the map and the clusters.
     """
     unit = centred(features, mean_row(features))
     with threadpool_limits(limits=1):  # the same map each time; short loops lose by more threads
-        axes = _principal(unit, seed)
+        axes = _principal(unit)
         step(1)
-        place = _map(axes, seed)
+        place = _map(axes)
         step(1)
-        cluster, typical = _clusters(axes, seed)
+        cluster, typical = _clusters(axes)
     step(1)
     near, cosines = nearest(unit, unit, _NEIGHBOURS, without=np.arange(len(unit)))
     distance = isolation(unit)
     step(1)
     threshold = near_copy_cosine(unit, _NEARER)
     copies, _ = alike(unit, threshold, digests)
-    diverse = choose(unit, min(_DIVERSE, len(unit)), method="typiclust", seed=seed)
+    diverse = choose(unit, min(_DIVERSE, len(unit)), method="typiclust", seed=_SEED)
     step(1)
     return Seen(
         place=place,
@@ -103,21 +101,21 @@ def look(
     )
 
 
-def _principal(unit: Rows, seed: int) -> Rows:
+def _principal(unit: Rows) -> Rows:
     count = min(_AXES, *unit.shape)
     with np.errstate(invalid="ignore"):  # its shares of no variance, where all pictures are equal
-        axes: Rows = PCA(count, random_state=seed).fit_transform(unit).astype(np.float32)
+        axes: Rows = PCA(count, random_state=_SEED).fit_transform(unit).astype(np.float32)
     return axes
 
 
-def _map(axes: Rows, seed: int) -> Rows:
+def _map(axes: Rows) -> Rows:
     """PCA, then t-SNE; each axis is scaled to -1 to 1."""
     if len(axes) < _FEW or axes.std() < 1e-6:
         place = np.zeros((len(axes), 2), np.float32)
         place[:, : axes.shape[1]] = axes[:, :2]
     else:
         perplexity = min(30.0, (len(axes) - 1) / 3)
-        drawn = TSNE(2, perplexity=perplexity, init="pca", max_iter=750, random_state=seed)
+        drawn = TSNE(2, perplexity=perplexity, init="pca", max_iter=750, random_state=_SEED)
         place = _stretched(drawn.fit_transform(axes))
     low, high = place.min(axis=0), place.max(axis=0)
     scaled: Rows = (2 * (place - low) / np.maximum(high - low, 1e-9) - 1).astype(np.float32)
@@ -131,11 +129,11 @@ def _stretched(place: Rows) -> Rows:
     return np.clip(place, low - margin, high + margin)
 
 
-def _clusters(axes: Rows, seed: int) -> tuple[Numbers, list[Numbers]]:
+def _clusters(axes: Rows) -> tuple[Numbers, list[Numbers]]:
     count = min(_CLUSTERS, max(2, len(axes) // _A_CLUSTER), len(axes))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct pictures: empty ones
-        fitted = KMeans(count, n_init=3, random_state=seed).fit(axes)
+        fitted = KMeans(count, n_init=3, random_state=_SEED).fit(axes)
     sizes = np.bincount(fitted.labels_, minlength=count)
     order = np.argsort(-sizes, kind="stable")
     rank = np.empty(count, np.int64)
