@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
 from tinyssl.errors import UsageError
 from tinyssl.files import atomic
-from tinyssl.weights import DESCRIPTION, read_description
+from tinyssl.weights import DESCRIPTION, read_description, read_safetensors
 
 CLASSIFIER = "classifier.safetensors"
 
@@ -68,10 +67,7 @@ def load_classifier(run: str | Path) -> Classifier | None:
     path = Path(run) / CLASSIFIER
     if not path.exists():
         return None
-    try:
-        tensors = load_file(path)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise UsageError(f"{path} is not a safetensors file: {error}") from error
+    tensors = read_safetensors(path)
     _refuse_misfit(path, tensors, description)
     return Classifier(
         tensors["weight"], tensors["bias"], tensors["temperature"], list(description["classes"])

@@ -266,7 +266,7 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
             f"recipe {recipe} is one for tinyssl finetune; give one for pretraining, such as "
             "mobilenetv3-small"
         )
-    return validate(values, str(recipe))
+    return validate(Recipe, values, str(recipe))
 
 
 def recipe_values(recipe: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -314,15 +314,10 @@ def _quoted(path: object) -> str:
 
 def read_recipe(text: str, source: str) -> Recipe:
     """Reads a recipe's YAML; raises UsageError, naming `source`, where it is not one."""
-    return validate(_parse_yaml(text, source), source)
+    return validate(Recipe, _parse_yaml(text, source), source)
 
 
-def validate(values: Any, source: str) -> Recipe:
-    """Checks plain values against the schema of pretraining; see `validate_as`."""
-    return validate_as(Recipe, values, source)
-
-
-def validate_as(schema: type[Schema], values: Any, source: str) -> Schema:
+def validate(schema: type[Schema], values: Any, source: str) -> Schema:
     """Checks plain values against a schema.
 
     Raises:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyssl.errors import JobError, NothingReadable, TinysslError, UsageError
-from tinyssl.files import csv_text, in_home, read_json, reason, write_text
+from tinyssl.files import One, csv_text, in_home, read_json, reason, write_text
 from tinyssl.headers import read_header
 from tinyssl.lines import log
 from tinyssl.locks import locked
@@ -203,11 +203,19 @@ def find_cache(
 
 
 def read_picture(
-    path: Path, size: int, rule: ResizeRule, channels: int, dtype: Any
+    path: One,
+    size: int,
+    rule: ResizeRule,
+    channels: int,
+    dtype: Any,
+    read: Callable[[One], bytes],
 ) -> tuple[str, NDArray[Any]] | str:
-    """The digest of a file's bytes and its picture (size, size, channels), or why there is none."""
+    """The digest of a file's bytes and its picture (size, size, channels), or why there is none.
+
+    `read` gets the bytes, and raises OSError or TinysslError where it cannot.
+    """
     try:
-        data = read_file(path)
+        data = read(path)
         picture = to_depth(to_channels(decode(data, channels), channels), dtype)
         return hashlib.blake2b(data, digest_size=16).hexdigest(), resize(picture, size, rule)
     except OSError as error:
@@ -334,7 +342,7 @@ def _decode_all(
     channels = int(job.channels)
 
     def work(path: Path) -> tuple[str, NDArray[Any]] | str:
-        return read_picture(path, job.size, job.rule, channels, job.dtype)
+        return read_picture(path, job.size, job.rule, channels, job.dtype, read_file)
 
     index: dict[str, Any] = {
         "paths": [], "hashes": [], "skipped": [], "skipped_at": [], "several": [],
@@ -366,18 +374,16 @@ def open_cache(folder: Path) -> Pictures | None:
         whole = (folder / PIXELS).stat().st_size == math.prod(shape) * dtype.itemsize
         whole &= len(index["paths"]) == len(index["hashes"]) == shape[0]
         identity = hashlib.blake2b(json.dumps([index["paths"], index["hashes"]]).encode())
-        return (
-            Pictures(
-                array=np.memmap(folder / PIXELS, dtype, "r", shape=shape),
-                paths=index["paths"],
-                hashes=index["hashes"],
-                skipped=[(path, reason) for path, reason in index["skipped"]],
-                several=index["several"],
-                digest=identity.hexdigest()[:32],
-                folder=folder,
-            )
-            if whole
-            else None
+        if not whole:
+            return None
+        return Pictures(
+            array=np.memmap(folder / PIXELS, dtype, "r", shape=shape),
+            paths=index["paths"],
+            hashes=index["hashes"],
+            skipped=[(path, reason) for path, reason in index["skipped"]],
+            several=index["several"],
+            digest=identity.hexdigest()[:32],
+            folder=folder,
         )
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         return None

@@ -30,24 +30,11 @@ from tinyssl.files import (
     write_text,
 )
 from tinyssl.intervals import half_of_draws
-from tinyssl.judged_encoders import (
-    Contender,
-    Embed,
-    contenders,
-    embedders,
-    has_weights_of,
-    some,
-)
+from tinyssl.judged_encoders import Contender, Embed, contenders, embedders, has_weights_of, some
 from tinyssl.label_curve import CurveWishes, label_curve
 from tinyssl.labeled import RESULT as FINETUNED
 from tinyssl.labeled import used_digests
-from tinyssl.labeled_split import (
-    SPLIT_COLUMNS,
-    LabeledSplit,
-    read_split,
-    split_pictures,
-    warn_of,
-)
+from tinyssl.labeled_split import SPLIT_COLUMNS, LabeledSplit, read_split, split_pictures, warn_of
 from tinyssl.own_pictures import own_pictures
 from tinyssl.scoring import evaluate_features, retrieval, scores
 from tinyssl.views import two_views

@@ -19,7 +19,7 @@ from tinyssl.device import keep_freed_memory, pick_device
 from tinyssl.encoder import embed_pictures
 from tinyssl.errors import JobError, UsageError
 from tinyssl.neighbours import unit_rows
-from tinyssl.opening import reading
+from tinyssl.opening import read_file, reading
 from tinyssl.picture import ResizeRule
 from tinyssl.weights import DESCRIPTION, WEIGHTS, load_encoder
 
@@ -58,7 +58,7 @@ class Extractor:
 
     def read(self, path: Path) -> tuple[str, NDArray[Any]] | str:
         """The digest of a file and its picture as the encoder takes it, or why there is none."""
-        return read_picture(path, self.size, self.rule, self.channels, self.dtype)
+        return read_picture(path, self.size, self.rule, self.channels, self.dtype, read_file)
 
     def cached(
         self, paths: Sequence[Path]

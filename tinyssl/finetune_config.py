@@ -19,7 +19,7 @@ from tinyssl.config import (
     Section,
     Views,
     recipe_values,
-    validate_as,
+    validate,
 )
 from tinyssl.errors import UsageError
 
@@ -121,7 +121,7 @@ def load_finetune_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> F
             f"recipe {recipe} is one for tinyssl pretrain; give auto, {', '.join(FOR_AUTO)}, or a "
             "file that says task: finetune"
         )
-    return validate_as(FinetuneRecipe, values, str(recipe))
+    return validate(FinetuneRecipe, values, str(recipe))
 
 
 def keys_named(name: str, *, finetune: bool) -> list[str]:

@@ -21,14 +21,7 @@ from tinyssl.errors import UsageError
 from tinyssl.extraction import Extractor
 from tinyssl.feature_file import Features
 from tinyssl.files import csv_text, refuse_other_table, write_text
-from tinyssl.neighbours import (
-    alike,
-    centred,
-    isolation,
-    mean_row,
-    near_copy_cosine,
-    nearest,
-)
+from tinyssl.neighbours import alike, centred, isolation, mean_row, near_copy_cosine, nearest
 
 _NEARER, _ENOUGH = 3, 0.95  # see `near_copy_cosine`; frames of a still camera are all copies
 COLUMNS = {

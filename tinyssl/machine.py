@@ -37,21 +37,22 @@ def machine_facts(device: torch.device, seconds: float) -> dict[str, Any]:
     }
 
 
-def processor(info: Path = Path("/proc/cpuinfo")) -> str:
+def processor() -> str:
     """The processor's name, as far as the system tells it."""
     try:
-        lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.processor() or platform.machine())
 
 
-def peak_memory(status: Path = Path("/proc/self/status")) -> int | None:
+def peak_memory() -> int | None:
     """The most memory that this process has held, in bytes; None where no system tells it."""
     try:
         # getrusage's peak begins at that of the process which started this one.
-        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        status = Path("/proc/self/status").read_text()
+        lines = dict(line.split(":", 1) for line in status.splitlines())
         return int(lines["VmHWM"].split()[0]) * 1024
     except (OSError, KeyError):
         pass

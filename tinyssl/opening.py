@@ -108,16 +108,14 @@ def open_file(path: Path) -> IO[bytes]:
         OSError: missing, or not permitted.
     """
     number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    file = os.fdopen(number, "rb") if not _is_folder(number) else None
-    if file is None:
-        os.close(number)
+    status, limit = os.fstat(number), _largest_file()
+    regular = stat.S_ISREG(status.st_mode)
+    if regular and status.st_size <= limit:
+        return os.fdopen(number, "rb")
+    os.close(number)
+    if stat.S_ISDIR(status.st_mode):
         raise Unreadable("a folder, not a file")
-    status = os.fstat(number)
-    limit = _largest_file()
-    if stat.S_ISREG(status.st_mode) and status.st_size <= limit:
-        return file
-    file.close()
-    if not stat.S_ISREG(status.st_mode):
+    if not regular:
         raise Unreadable("not a regular file")
     raise Unreadable(
         f"{status.st_size:,} bytes: more than {limit:,}, 8 for each of data.max_pixels"
@@ -160,10 +158,6 @@ def refuse_large(width: int, height: int) -> None:
         raise Unreadable(
             f"{width} x {height}: more than {limit:,} pixels; data.max_pixels raises the limit"
         )
-
-
-def _is_folder(number: int) -> bool:
-    return stat.S_ISDIR(os.fstat(number).st_mode)
 
 
 def _largest_file() -> int:

@@ -23,13 +23,12 @@ from numpy.typing import NDArray
 
 from tinyssl import remote_files
 from tinyssl.console import log, progress
-from tinyssl.data import fingerprint
-from tinyssl.errors import JobError, NothingReadable, TinysslError, UsageError, first_line
+from tinyssl.data import fingerprint, read_picture
+from tinyssl.errors import JobError, NothingReadable, UsageError, first_line
 from tinyssl.feature_file import Features, check_dtype_and_batch, parquet_bytes, parquet_facts
 from tinyssl.files import as_list, csv_text, is_remote, is_utf8
 from tinyssl.neighbours import unit_rows
 from tinyssl.opening import IMAGE_EXTENSIONS, reading
-from tinyssl.picture import decode, resize, to_channels, to_depth
 from tinyssl.scanning import scan
 
 CHUNK = 512  # pictures of one file, and what a worker's death costs at most
@@ -144,18 +143,12 @@ class Worker:
         return {"name": [name], "pictures": [len(urls)]}
 
     def _read(self, url: str) -> tuple[str, NDArray[Any]] | str:
-        """The digest and the picture as `tinyssl.data.read_picture` has it, or why not."""
+        """The digest and the picture as the bundle takes it, or why there is none."""
         taken = self.extractor
-        try:
-            data = remote_files.read(url)
-            with reading(taken.max_pixels):
-                picture = to_channels(decode(data, taken.channels), taken.channels)
-                square = resize(to_depth(picture, taken.dtype), taken.size, taken.rule)
-        except OSError as error:
-            return error.strerror or str(error)
-        except TinysslError as error:
-            return str(error)
-        return hashlib.blake2b(data, digest_size=16).hexdigest(), square
+        with reading(taken.max_pixels):
+            return read_picture(
+                url, taken.size, taken.rule, taken.channels, taken.dtype, remote_files.read
+            )
 
     def _write(
         self,

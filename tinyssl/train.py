@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -238,7 +238,10 @@ def optimize(
     parameters = [p for g in optimizer.param_groups for p in g["params"]]
     norm = clip_gradients(parameters, plan.clip_norm)
     if not norm.is_cuda:
-        _refuse_non_finite(loss, norm, index, step)
+        values = {"gradient's norm": float(norm)}  # processes have it in common
+        if distributed.world_size() == 1:
+            values = {"loss": float(loss.detach())} | values
+        _refuse_non_finite(values, step + 1, index)  # before weights and bank take any harm
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     weight = None if mix is None else distributed.gather(mix.weight, count)
@@ -266,14 +269,10 @@ def _stop_wished(progress: Progress, plan: Plan, hooks: Hooks, index: Tensor) ->
     return distributed.agree(hooks.stop_signal())
 
 
-def _refuse_non_finite(loss: Tensor, norm: Tensor, index: Tensor, step: int) -> None:
-    """Before the weights and the bank take any harm from it; processes have one norm in common."""
-    values = {"gradient's norm": float(norm)}
-    if distributed.world_size() == 1:
-        values = {"loss": float(loss.detach())} | values
+def _refuse_non_finite(values: Mapping[str, float], step: int, index: Tensor) -> None:
     for name, value in values.items():
         if not np.isfinite(value):
-            raise NonFinite(f"the {name} is {value}", step + 1, index.tolist())
+            raise NonFinite(f"the {name} is {value}", step, index.tolist())
 
 
 def _save_and_stop(progress: Progress, hooks: Hooks, signum: int) -> NoReturn:
@@ -298,9 +297,8 @@ def _read(unread: Unread, progress: Progress) -> None:
     for step, ((index, terms), row) in enumerate(zip(unread, rows, strict=True), first):
         values = dict(zip(terms, row, strict=True))
         values["loss"] = sum(value for name, value in values.items() if name != GRADIENT_NORM)
-        for name, value in (("loss", values["loss"]), ("gradient's norm", values[GRADIENT_NORM])):
-            if not np.isfinite(value):
-                raise NonFinite(f"the {name} is {value}", step, index.tolist())
+        told = {"loss": values["loss"], "gradient's norm": values[GRADIENT_NORM]}
+        _refuse_non_finite(told, step, index)
         progress.window.append(values)
         for name, value in values.items():
             if name != GRADIENT_NORM:

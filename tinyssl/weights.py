@@ -296,14 +296,19 @@ def _numbers(value: Any, count: Any, above: float) -> bool:
     return known and len(value) == count and all(above < item < math.inf for item in value)
 
 
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file, on the CPU; raises UsageError where it is damaged."""
+    try:
+        return dict(load_file(path))
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UsageError(f"{path} is not a safetensors file: {error}") from error
+
+
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UsageError(f"no weights at {path}; give a file or a run folder")
     if path.suffix == ".safetensors":
-        try:
-            return dict(load_file(path))
-        except (safetensors.SafetensorError, OSError) as error:
-            raise UsageError(f"{path} is not a safetensors file: {error}") from error
+        return read_safetensors(path)
     loaded = read_tensors(path)
     if not isinstance(loaded, dict):
         raise UsageError(f"{path} holds a {type(loaded).__name__}, not a state dict")

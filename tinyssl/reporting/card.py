@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from tinyssl.errors import UsageError
 from tinyssl.plain_yaml import read_yaml
-from tinyssl.reporting.names import shown
+from tinyssl.reporting.names import shown, typed
 from tinyssl.reporting.run_facts import RunFacts
 
 NOT_STATED = "not stated"
@@ -79,13 +78,13 @@ def limits(facts: RunFacts, pictures: int | None) -> list[str]:
 
 def repeat_command(facts: RunFacts) -> str:
     """The one command that makes the run again."""
-    recipe = shlex.quote(shown(facts.path / "recipe.yaml"))
+    recipe = typed(facts.path / "recipe.yaml")
     if not facts.finetuned:
         return f"tinyssl pretrain --recipe {recipe} --out runs/again"
-    base = shlex.quote(shown(facts.finetuned.get("run", "RUN")))
-    labels = shlex.quote(shown(facts.path / "labels.csv"))
-    given = [shlex.quote(shown(path)) for path in facts.finetuned.get("unlabeled_from", [])]
-    more = "".join(f" --unlabeled {path}" for path in given)
+    base = typed(facts.finetuned.get("run", "RUN"))
+    labels = typed(facts.path / "labels.csv")
+    given = facts.finetuned.get("unlabeled_from", [])
+    more = "".join(f" --unlabeled {typed(path)}" for path in given)
     return f"tinyssl finetune {base} --labels {labels} --recipe {recipe}{more} --out runs/again"
 
 

@@ -26,8 +26,8 @@ from tinyssl.reporting.curve_chart import label_curve_chart, label_curve_words
 from tinyssl.reporting.device_tables import find_bundle
 from tinyssl.reporting.gallery import Gallery, gather
 from tinyssl.reporting.mistakes import Mistakes, find_mistakes, from_shares
-from tinyssl.reporting.names import shown
-from tinyssl.reporting.next_steps import judging, typed
+from tinyssl.reporting.names import shown, typed
+from tinyssl.reporting.next_steps import judging
 from tinyssl.reporting.page import check_installed, missing, replaceable, write_page
 from tinyssl.reporting.recipe_diff import nearest_recipe
 from tinyssl.reporting.run_facts import RunFacts, read_run

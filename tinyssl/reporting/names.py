@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,11 @@ from pathlib import Path
 def shown(text: object) -> str:
     """The text as valid Unicode: bytes of other encodings become the replacement character."""
     return str(text).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def typed(path: object) -> str:
+    """A path as a shell takes it."""
+    return shlex.quote(shown(path))
 
 
 def short_names(paths: Sequence[str]) -> list[str]:

@@ -6,13 +6,8 @@ import shlex
 from pathlib import Path
 
 from tinyssl.reporting.card import sources_told
-from tinyssl.reporting.names import shown
+from tinyssl.reporting.names import typed
 from tinyssl.reporting.run_facts import RunFacts
-
-
-def typed(path: object) -> str:
-    """A path as a shell takes it."""
-    return shlex.quote(shown(path))
 
 
 def judging(facts: RunFacts, labels: str | Path | None) -> tuple[str, list[str]] | None:
