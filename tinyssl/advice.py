@@ -1,4 +1,4 @@
-"""Which recipe and settings fit some pictures, with the reasons."""
+"""Suggests a recipe and settings for a set of pictures, with the reasons."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Advice:
     """A recipe, settings on top of it, and why.
 
     Attributes:
-        recipe: name of a bundled one.
+        recipe: name of a bundled recipe.
         settings: `section.key=value`.
         reasons: one line each.
     """
@@ -26,7 +26,7 @@ class Advice:
     reasons: list[str]
 
     def command(self, data: str) -> str:
-        """What to type."""
+        """The command line that follows the advice."""
         return " ".join(["tinyssl pretrain", data, "--recipe", self.recipe, *self.settings])
 
 
@@ -34,9 +34,9 @@ def advise(found: Survey, pictures: int, gray: bool) -> Advice:
     """Suggests a recipe.
 
     Args:
-        found: of the files' headers.
-        pictures: that can be read and differ.
-        gray: the cache has one channel.
+        found: survey of the files' headers.
+        pictures: number of readable, distinct pictures.
+        gray: whether the decoded pictures have one channel.
     """
     sides = found.short_sides()
     middle = sides[len(sides) // 2] if sides else 0

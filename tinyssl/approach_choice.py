@@ -1,4 +1,4 @@
-"""What held-out logits say of an approach, and which approach to take.
+"""Scores of approaches on held-out pictures, and the choice between them.
 
 n = labeled pictures, k = classes.
 """
@@ -18,14 +18,14 @@ from tinyssl.scoring import scores
 
 @dataclass(frozen=True)
 class Judged:
-    """What is known of an approach from pictures that its fits did not see.
+    """Scores of an approach on pictures that its fits did not see.
 
     Attributes:
         scores: means over the repeats, JSON-ready.
         first: the balanced accuracy of the first repeat.
-        temperature: that suits the held-out logits best.
-        shares: (n,) what each picture adds to the balanced accuracy, the mean over the repeats.
-        repeats: how often the folds were drawn.
+        temperature: of the lowest log loss on the held-out logits.
+        shares: (n,) share of each picture in the balanced accuracy, averaged over the repeats.
+        repeats: number of times the folds were drawn.
     """
 
     scores: dict[str, float]
@@ -69,11 +69,11 @@ def leads(found: Judged, others: Iterable[Judged]) -> bool:
 def choose(judged: Mapping[str, Judged]) -> tuple[str, str]:
     """The best of the cheap approaches, unless the last one leads by more than chance explains.
 
-    The last one trains the whole network, which takes fifty times as long and whose probabilities
-    are less sure; on 50 labels one picture is 2 points. So the burden of proof is on it: it has to
-    lead the best of the others (the first of those within one picture) by more than the standard
-    error of the difference over the pictures. Where it was not judged on as many draws of the
-    folds, since it did not lead on the first, it is not taken.
+    The last one trains the whole network, takes fifty times as long and is less well calibrated;
+    with 50 labels one picture is 2 points. It therefore has to beat the best of the others (the
+    cheapest of those within one picture) by more than the standard error of the difference over
+    the pictures. It is not taken where it was judged on fewer draws of the folds, because it did
+    not lead on the first.
 
     Args:
         judged: by name, the cheapest first, the network last.

@@ -44,7 +44,7 @@ class Approach(Protocol):
     """A way to fit a classifier.
 
     Attributes:
-        cost: steps of progress of a fit on a fold, and of the final one.
+        cost: progress steps of a fit on a fold, and of the final fit.
     """
 
     cost: tuple[int, int]
@@ -89,9 +89,9 @@ class Semi(Linear):
         labels: (n,).
         unlabeled: (m, d) of the others, none of them a copy of a labeled one.
         strength: C of the fit.
-        neighbours: of each picture in the graph.
-        alpha: how far labels travel.
-        weight: of all spread labels together over all given ones.
+        neighbours: number of neighbours of each picture in the graph.
+        alpha: in (0, 1); the larger, the further labels spread.
+        weight: total weight of the spread labels over that of the given ones.
     """
 
     def __init__(
@@ -187,7 +187,7 @@ class ScaledHead(nn.Module):
 class Network:
     """The logistic fit first, then training of classifier and encoder together.
 
-    First the classifier, so that the features are not torn down by gradients of a random one
+    The classifier comes first because gradients of a random one would distort the features
     (Kumar et al., arXiv:2202.10054).
 
     Args:
@@ -255,7 +255,7 @@ class Network:
 def _refuse_diverged(
     encoder: Encoder, head: ScaledHead, picture: NDArray[Any], device: torch.device
 ) -> None:
-    """The loss is looked at before each step, so the last one could go wrong unseen."""
+    """The loss is checked before each step, so the last step could diverge unnoticed."""
     features = torch.from_numpy(embed_pictures(encoder, picture, device=device, finite=False)).to(
         device
     )

@@ -1,8 +1,8 @@
-"""Batched augmentation: every picture has its own random parameters, on the device it is on.
+"""Batched augmentation on the pictures' device, each picture with its own random parameters.
 
 Crop and flips are linear along each axis, so they compose into one matrix per picture and axis:
-`view = Wy @ picture @ Wx^T`, two batched products, antialiased and exact. Most of their numbers are
-0: a CPU resamples pictures of 8 bits one by one in half the time, and a GPU by kernels of `fused`.
+`view = Wy @ picture @ Wx^T`, two batched products, antialiased and exact. The matrices are mostly
+zeros: a CPU is twice as fast resampling 8-bit pictures one by one, a GPU with kernels of `fused`.
 
 b = batch, c = channels, H, W = height and width of the source, s = view size.
 """
@@ -51,7 +51,7 @@ Views = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Parameters:
-    """What one batch's augmentation does; each is (b,), one value a picture.
+    """Augmentation parameters of a batch; each is (b,), one value per picture.
 
     Boxes are in pixels of the source. Factors are 1, hue 0 and sigma 0 where nothing changes.
     `turns` counts quarter turns anticlockwise.
@@ -77,7 +77,7 @@ class Parameters:
 
     @classmethod
     def unpack(cls, packed: Tensor) -> Parameters:
-        """What `pack` packed; turns and flags in their own types again."""
+        """The inverse of `pack`; turns and flags get their own types back."""
         made = {}
         for name, row in zip(_NAMES, packed.unbind(), strict=True):
             made[name] = row > 0 if name in ("hflip", "vflip", "gray") else row
@@ -151,11 +151,11 @@ class Augment:
         """Pictures (b, H, W, c) uint8 or uint16 to views (b, c, s, s) of floats in [0, 1].
 
         Args:
-            pictures: a batch, or the part `own` of one of `batch` pictures: its views are then
-                those that they would be in the whole batch.
-            generator: where the draw comes from.
+            pictures: a batch, or the slice `own` of a batch of `batch` pictures, which gets the
+                same views as in the whole batch.
+            generator: source of randomness.
             own: which of the batch's pictures these are; all when None.
-            batch: pictures of the batch; as many as given when None.
+            batch: size of the whole batch; that of `pictures` when None.
         """
         given, h, w, _ = pictures.shape
         drawn = self.draw(given if batch is None else batch, h, w, generator)
@@ -199,7 +199,7 @@ class Augment:
         return self.colour(self._geometry(pictures, parameters), parameters)
 
     def apply_packed(self, pictures: Tensor, packed: Tensor) -> Tensor:
-        """As `apply`, by parameters in one tensor, (13, b), on the pictures' device; of `dtype`."""
+        """As `apply`, with packed parameters (13, b) on the pictures' device; returns `dtype`."""
         p = Parameters.unpack(packed)
         if not _has_fused(pictures):
             return self.apply(pictures, p).to(self.dtype)
@@ -211,7 +211,7 @@ class Augment:
         )
 
     def compute_by(self, change: Callable[[Views], Views]) -> None:
-        """Changes how views are computed on a GPU, as by recording them as a CUDA graph."""
+        """Replaces how views are computed on a GPU, for example by a recorded CUDA graph."""
         self.on_gpu = change(self.on_gpu)
 
     def _draw_boxes(
@@ -251,7 +251,7 @@ class Augment:
         return views
 
     def colour(self, views: Tensor, p: Parameters) -> Tensor:
-        """(b, c, s, s) views in other colours, one operation after the other."""
+        """Applies the colour operations, one after the other, to views (b, c, s, s)."""
         coloured = views.shape[1] == 3
         if self.jitter > 0 and self.brightness > 0:
             views = adjust_brightness(views, p.brightness)
@@ -272,7 +272,7 @@ def _has_fused(tensor: Tensor) -> bool:
 
 @cache
 def triton_works() -> bool:
-    """Whether Triton is here, with the C compiler that it calls and a GPU that is not too old."""
+    """Whether Triton, the C compiler it needs and a GPU of capability 7.0 are available."""
     compilers = (os.environ.get("CC"), "gcc", "clang", "cc")
     if find_spec("triton") is None or not any(which(name) for name in compilers if name):
         return False
@@ -280,7 +280,7 @@ def triton_works() -> bool:
 
 
 def _cropped(pictures: Tensor, p: Parameters, size: int) -> Tensor:
-    """By what is fastest on the pictures' device."""
+    """Crops, resizes and flips in the fastest way on the pictures' device."""
     if _has_fused(pictures):
         from tinyssl import fused
 
@@ -338,7 +338,7 @@ def resize_matrix(
         size: pixels of the result.
         start: (b,) first pixel of the crop.
         length: (b,) pixels of the crop.
-        flip: (b,) True for lines to turn end to end; none when None.
+        flip: (b,) True for lines to reverse; none when None.
 
     Returns:
         (b, size, source); rows sum to 1 and are 0 outside the crop.
@@ -397,7 +397,7 @@ def cutmix(
 
     Args:
         pictures: (b, c, h, w).
-        generator: where the draw comes from.
+        generator: source of randomness.
         alpha: boxes cover a share 1 - lambda of the area, lambda ~ Beta(alpha, alpha).
         probability: that a picture is mixed at all.
 

@@ -1,7 +1,7 @@
-"""The memory bank: one unit row per picture, all of it in buffers.
+"""The memory bank: one unit-length row per picture, held in buffers.
 
-Rows may be kept in half precision and on another device than the network's: what a step needs of
-them is brought to the embeddings' dtype and device, and what it changes is brought back.
+Rows may be in half precision and on another device than the network. A step moves the rows that
+it needs to the embeddings' dtype and device, and writes back the rows that it changes.
 
 b = batch, n = pictures, d = embedding width, k = scored rows.
 """
@@ -29,16 +29,16 @@ class Candidates(NamedTuple):
     log_correction: Tensor
 
     def starting_at(self, first: int, batch: int) -> Candidates:
-        """The same rows, the batch's own turned so that the one at `first` is the first.
+        """The same rows with the batch's own rotated so that the one at `first` comes first.
 
-        So a process that has a share of the batch finds its own rows in front.
+        A process that has a share of the batch then finds its own rows in front.
         """
         own, others = self.rows[:batch], self.rows[batch:]
         return self._replace(rows=torch.cat([own.roll(-first), others])) if first else self
 
 
 class MemoryBank(nn.Module):
-    """Rows `W`, (n, d) and of unit length, with the two ways to move them.
+    """Rows `W`, (n, d) and of unit length, with their two update rules.
 
     Args:
         pictures: n.
@@ -71,7 +71,7 @@ class MemoryBank(nn.Module):
         Args:
             index: (b,) distinct row numbers of the batch.
             sampled: how many other rows, 1 to n - b.
-            generator: where the draw comes from.
+            generator: source of randomness.
         """
         others = len(self.rows) - len(index)
         device = generator.device
@@ -103,7 +103,7 @@ class MemoryBank(nn.Module):
         return self.rows[self._there(rows)].to(like)
 
     def _there(self, rows: Tensor) -> Tensor:
-        """Row numbers where the rows are; from a GPU to the host this waits for it."""
+        """Row numbers on the rows' device; copying from a GPU to the host synchronizes."""
         return rows.to(self.rows.device)
 
     @torch.no_grad()

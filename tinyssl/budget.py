@@ -1,4 +1,4 @@
-"""What `auto` becomes once the number of pictures is known."""
+"""Resolves `auto` settings once the number of pictures is known."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ _VIEWS, _GPU_VIEWS = 160_000, 640_000
 
 
 def views_for(setting: int | str, device: str) -> int:
-    """The views that a run is to see: `auto` is what its device makes of some minutes.
+    """The views that a run trains on; `auto` is what its device processes in a few minutes.
 
     Args:
         setting: `run.views`.
-        device: the type of the device, cpu or cuda.
+        device: type of the device, cpu or cuda.
     """
     if isinstance(setting, str):
         return _GPU_VIEWS if device == "cuda" else _VIEWS

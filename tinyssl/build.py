@@ -1,4 +1,4 @@
-"""A recipe's sections to the parts of a run."""
+"""Builds the parts of a run from the sections of its recipe."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _MOST_STEPS = 100_000_000  # their learning rates are made beforehand
 
 
 def settle(recipe: Recipe, pictures: int, channels: int) -> Recipe:
-    """Replaces every `auto` that depends on the pictures, so that the saved recipe repeats."""
+    """Resolves every `auto` that depends on the pictures, so that the saved recipe is exact."""
     epochs = recipe.run.epochs
     views = views_for(recipe.run.views, pick_device(recipe.run.device).type)
     if epochs == "auto":
@@ -49,8 +49,7 @@ def settle(recipe: Recipe, pictures: int, channels: int) -> Recipe:
 def build_encoder(recipe: Recipe, pictures: Pictures, *, filled: bool = True) -> Encoder:
     """The encoder that a recipe starts from, with its input normalization.
 
-    Not `filled` it is one for a checkpoint to fill, for which the start's weights need not be
-    there any more.
+    With `filled=False` a checkpoint will fill it, and the weights to start from may be gone.
     """
     section = recipe.encoder
     channels = pictures.array.shape[3]
@@ -76,9 +75,9 @@ def augment_from(recipe: Recipe, dtype: torch.dtype = torch.float32) -> Augment:
 
 
 def augment_of_run(run: str | Path) -> Augment | None:
-    """How a run's views were made; None where a user's pipeline made them or it cannot be told.
+    """The augmentation of a run; None where a user's pipeline made the views, or it is unknown.
 
-    A run may have been handed on without its recipe, or be a fine-tuned one.
+    A run may have been passed on without its recipe, or be a fine-tuned one.
     """
     try:
         recipe = load_recipe(Path(run) / "recipe.yaml")
@@ -103,8 +102,8 @@ def make_plan(recipe: Recipe, pictures: int, device: torch.device) -> Plan:
     """The course of a run, from its settled recipe.
 
     Raises:
-        UsageError: several processes, with too few pictures a step for each, or with batch norms
-            to be synced on CPUs; more steps than anyone has time for.
+        UsageError: too few pictures a step for several processes, batch norm synced on CPUs, or
+            more than 100 million steps.
     """
     optim, run = recipe.optim, recipe.run
     assert isinstance(run.epochs, int)
@@ -155,7 +154,7 @@ def _check_shares(step_size: int, batch_norm: str, device: torch.device) -> None
 def build_method(
     recipe: Recipe, encoder: Encoder, pictures: int, device: torch.device | str = "cpu"
 ) -> Method:
-    """Encoder, head, bank and losses as a recipe says, on the device; the bank where it says."""
+    """Encoder, head, bank and losses of a recipe, on the device; the bank may be on the host."""
     head = recipe.head
     projection: nn.Module = projection_head(
         encoder.width, head.hidden, head.width, head.layers, head.last_norm
@@ -184,7 +183,7 @@ def build_method(
 
 
 def _room_for_near(section: Loss, pictures: int, device: torch.device | str) -> Tensor | None:
-    """For the numbers of near pictures, which a run finds or its checkpoint has."""
+    """A buffer for the numbers of near pictures, to be found or read from a checkpoint."""
     count = min(section.near_pictures, pictures - 1)
     wanted = section.near_weight > 0 and count > 0
     return torch.zeros(pictures, count, dtype=torch.int64, device=device) if wanted else None
@@ -196,7 +195,7 @@ def build_optimizer(recipe: Recipe, method: Method) -> torch.optim.Optimizer:
     groups = parameter_groups(method, section.weight_decay)
     if section.name == "adamw":
         betas = (section.momentum, 0.999)
-        capturable = groups[0]["params"][0].is_cuda  # its steps can be recorded then
+        capturable = groups[0]["params"][0].is_cuda  # so that its steps can be recorded
         return torch.optim.AdamW(
             groups, lr=section.base_lr, betas=betas, fused=True, capturable=capturable
         )

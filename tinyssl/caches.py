@@ -1,4 +1,4 @@
-"""`tinyssl checks --cache`: which caches of decoded pictures there are, and removing them."""
+"""`tinyssl checks --cache`: lists and removes caches of decoded pictures."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Cache:
     """One folder in the cache.
 
     Attributes:
-        folder: where it lies.
+        folder: its path.
         size: bytes on the disk.
-        state: `current`; `stale` if a file has changed since or gone, or an earlier tinyssl made
-            it; `damaged`; `unfinished`.
-        told: what is in it.
+        state: `current`; `stale` if a source file has changed or is gone, or an earlier tinyssl
+            made it; `damaged`; `unfinished`.
+        told: its content in words.
     """
 
     folder: Path
@@ -67,7 +67,7 @@ def prune(root: Path | None = None, which: str = "stale") -> list[Cache]:
 
 
 def report(root: str | Path | None = None, which: str | None = None) -> str:
-    """Lists the caches, or removes some, and tells it in lines."""
+    """Lists the caches, or removes some; returns lines of text."""
     folder = default_cache_dir() if root is None else Path(root)
     caches = list_caches(folder) if which is None else prune(folder, which)
     lines = [
@@ -81,7 +81,7 @@ def report(root: str | Path | None = None, which: str | None = None) -> str:
 
 
 def _look(folder: Path) -> Cache | None:
-    """None for what is not of tinyssl: any folder may be named, one of pictures too."""
+    """None for what tinyssl did not make: any folder may be named, even one of pictures."""
     ours = folder.name.startswith(BUILDING) or _FINGERPRINT.fullmatch(folder.name)
     if not ours or not folder.is_dir() or folder.is_symlink():
         return None
@@ -107,7 +107,7 @@ def _look(folder: Path) -> Cache | None:
 
 
 def _in_order(index: dict[str, Any]) -> list[Path]:
-    """All files that a cache was made of, in the order in which it was."""
+    """All files that a cache was made from, in their order."""
     names = list(index["paths"])
     for place, (name, _) in zip(index["skipped_at"], index["skipped"], strict=True):
         names.insert(place, name)

@@ -1,4 +1,4 @@
-"""Probabilities that mean what they say: temperature scaling, and how far off they are."""
+"""Calibration of probabilities: temperature scaling and calibration error."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BINS = 10  # of the confidence, from 0 to 1
 
 
 def softmax(logits: Floats, temperature: float = 1.0) -> NDArray[np.float64]:
-    """(n, k) logits to probabilities, each row divided by `temperature` first."""
+    """(n, k) logits, divided by `temperature`, to probabilities."""
     shifted = np.asarray(logits, np.float64) / temperature
     powers = np.exp(shifted - shifted.max(axis=1, keepdims=True))
     probabilities: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
@@ -33,11 +33,11 @@ def fit_temperature(logits: Floats, labels: Ints) -> float:
     """The temperature of the lowest log loss on held-out rows (Guo et al., arXiv:1706.04599).
 
     Args:
-        logits: (n, k) of rows that the classifier was not fitted on.
+        logits: (n, k) of rows held out of the classifier's fit.
         labels: (n,) from 0.
 
     Returns:
-        Between 0.05 and 20; it changes no decision.
+        Between 0.05 and 20; it does not change which class is predicted.
     """
     found = minimize_scalar(
         lambda power: log_loss(logits, labels, float(np.exp(power))),

@@ -1,4 +1,4 @@
-"""A checkpoint holds everything that a run needs to go on, in one file, written atomically."""
+"""Checkpoints: all that a run needs to continue, in one file that is written atomically."""
 
 from pathlib import Path
 from typing import IO, Any
@@ -13,7 +13,7 @@ FORMAT = 1
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Writes `state` (tensors, numbers, strings, lists, dicts) with the format's number.
+    """Writes `state` (tensors, numbers, strings, lists, dicts) with the format version.
 
     Raises:
         JobError: the file cannot be written; an older checkpoint at `path` stays as it was.
@@ -47,7 +47,7 @@ class _Writer:
 
 
 def _bytes_of(state: object) -> int:
-    """Of all tensors in nested dicts and lists, which is nearly all of the file."""
+    """Size of all tensors in nested dicts and lists, which is nearly all of the file."""
     if isinstance(state, torch.Tensor):
         return state.nbytes
     if isinstance(state, dict):
@@ -58,7 +58,7 @@ def _bytes_of(state: object) -> int:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Reads a checkpoint onto the CPU; never runs code that the file may hold.
+    """Reads a checkpoint to the CPU; never runs code that the file may contain.
 
     Raises:
         UsageError: missing, damaged, not a checkpoint, or of another format.

@@ -1,4 +1,4 @@
-"""`tinyssl checks`: what is in a folder, what is odd there, and what augmentation makes of it."""
+"""`tinyssl checks`: content and problems of a set of pictures, and augmented views of them."""
 
 from __future__ import annotations
 
@@ -41,18 +41,18 @@ def check(
     labels: str | Path | None = None,
     listed: str | Path | None = None,
 ) -> str:
-    """Reads pictures as pretraining would, and tells what it found.
+    """Reads pictures as pretraining would, and reports what it found.
 
     Args:
         data: a folder, a picture, a .txt/.csv list, or several of these; may be left out with
             `labels`.
-        recipe: whose data settings and augmentation count.
+        recipe: data settings and augmentation come from it.
         overrides: `section.key=value` settings on top, one or several.
         augment: where to write a PNG of originals and their augmented views; not at all if None.
-        rows: pictures in that PNG.
-        labels: a CSV or class folders, also in `train` and `test`: looks for copies that have
-            different labels or are in both parts.
-        listed: where to write all that was found as a CSV; not at all if None.
+        rows: number of pictures in that PNG.
+        labels: a CSV or class folders, also in `train` and `test`: finds copies with different
+            labels, and copies in both parts.
+        listed: where to write all findings as a CSV; not at all if None.
 
     Returns:
         The report, several lines.
@@ -90,7 +90,7 @@ def _refuse_to_replace(
     named: Sequence[str | Path],
     files: Collection[Path],
 ) -> None:
-    """Raises UsageError where what is to be written would take the place of something else."""
+    """Raises UsageError where an output would replace a file that is not an earlier output."""
     if augment is not None:
         refuse_unmarked(writable(Path(augment), ".png", files), _MARK)
     if listed is not None:
@@ -113,9 +113,9 @@ def augmented(recipe: Recipe, originals: NDArray[Any], turn: int) -> NDArray[Any
     """A view of each picture as the recipe makes them.
 
     Args:
-        recipe: whose augmentation counts.
+        recipe: the augmentation comes from it.
         originals: (n, s, s, c) uint8 or uint16.
-        turn: other views for another number.
+        turn: number of the view; each number gives other views.
 
     Returns:
         (n, c, t, t) in [0, 1].

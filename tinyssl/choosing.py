@@ -1,8 +1,8 @@
-"""Which pictures to label first, from their features.
+"""Chooses the pictures to label first, from their features.
 
-n = pictures, d = width, m = pictures of a cluster. Every method takes unit rows (n, d), how many
-to choose, and which pictures are covered (labeled already), and returns row numbers in the order
-of choice: none twice, none that is covered.
+n = pictures, d = width, m = pictures of a cluster. Every method takes unit rows (n, d), the number
+to choose and which pictures are covered (labeled already), and returns distinct row numbers of
+uncovered pictures in the order of choice.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ def choose(
 
     Args:
         features: (n, d); scaled to unit length here.
-        budget: how many, at least 1 and at most as many as are not covered.
+        budget: number to choose, from 1 to the number that is not covered.
         method: one of `METHODS`.
         covered: (n,) True for pictures that are labeled already; none when None.
-        seed: of everything random.
+        seed: of all random choices.
 
     Returns:
         (budget,) row numbers in the order of choice.
 
     Raises:
-        UsageError: an unknown method, or a budget that is not there.
+        UsageError: an unknown method, or a budget out of range.
     """
     if method not in METHODS:
         raise UsageError(f"method: got {method!r}, allowed are {', '.join(METHODS)}")
@@ -87,7 +87,7 @@ def k_center(rows: Rows, budget: int, covered: Covered, seed: int) -> Numbers:
 
     The greedy 2-approximation of the smallest radius in Sener & Savarese, "Active Learning for
     Convolutional Neural Networks: A Core-Set Approach", arXiv:1708.00489. Where nothing is
-    covered the first one is random.
+    covered, the first one is random.
     """
     chosen = [] if covered.any() else [int(np.random.default_rng(seed).integers(len(rows)))]
     distances = np.full(len(rows), np.inf, np.float32)
@@ -104,7 +104,7 @@ def k_center(rows: Rows, budget: int, covered: Covered, seed: int) -> Numbers:
 
 
 def at_random(rows: Rows, budget: int, covered: Covered, seed: int) -> Numbers:
-    """Any pictures: what every other method has to beat."""
+    """Uniformly random pictures: the baseline for every other method."""
     return np.random.default_rng(seed).permutation(np.flatnonzero(~covered))[:budget]
 
 
@@ -125,7 +125,7 @@ def _distances(rows: Rows, number: int) -> NDArray[np.float32]:
 
 
 def _typicality(rows: Rows) -> NDArray[np.float32]:
-    """(m,) larger for pictures whose neighbours are near; ranks as the inverse mean distance."""
+    """(m,) negative mean distance to the nearest neighbours; ranks like its inverse."""
     if len(rows) < 2:
         return np.zeros(len(rows), np.float32)
     k = min(_NEIGHBOURS, max(1, len(rows) // 2))
@@ -135,7 +135,7 @@ def _typicality(rows: Rows) -> NDArray[np.float32]:
 
 
 def _k_means(rows: Rows, clusters: int, seed: int) -> tuple[Numbers, Rows]:
-    """(n,) cluster numbers and (clusters, d) centres; in small batches where clusters are many."""
+    """(n,) cluster numbers and (clusters, d) centres; mini-batches for more than 50 clusters."""
     clusters = min(clusters, len(rows))
     fit: Any = (
         KMeans(clusters, n_init=3, random_state=seed)
@@ -158,7 +158,7 @@ def _from_clusters(
 ) -> Numbers:
     """Takes the best-scored picture of the cluster with the fewest chosen or covered ones.
 
-    Clusters that are `last` only have their turn when all others are used up.
+    Clusters marked `last` are used only when all others are exhausted.
     """
     free = {int(c): np.flatnonzero((labels == c) & ~covered) for c in np.unique(labels)}
     sizes = np.bincount(labels)

@@ -1,4 +1,4 @@
-"""The linear classifier of a fine-tuned run: what its two files hold, and its probabilities.
+"""The linear classifier of a fine-tuned run: its files and its probabilities.
 
 k = classes.
 """
@@ -22,12 +22,12 @@ CLASSIFIER = "classifier.safetensors"
 
 @dataclass(frozen=True)
 class Classifier:
-    """Acts on the encoder's features as they are, not on their unit vectors.
+    """A linear classifier on the encoder's raw features, not scaled to unit length.
 
     Attributes:
         weight: (k, width) float32.
         bias: (k,) float32.
-        temperature: () float32, above 0; softmax is taken of logits divided by it.
+        temperature: () float32, above 0; logits are divided by it before the softmax.
         classes: k names.
     """
 
@@ -43,7 +43,7 @@ class Classifier:
 
 
 def save_classifier(classifier: Classifier, folder: Path) -> None:
-    """Writes `classifier.safetensors`; the names of the classes belong into `encoder.json`.
+    """Writes `classifier.safetensors`; the class names go into `encoder.json`.
 
     Raises:
         JobError: the file cannot be written.

@@ -1,4 +1,4 @@
-"""Whether to compile the network and the loss, and whether to replay steps as CUDA graphs."""
+"""Decides whether to compile network and loss, and whether to replay steps as CUDA graphs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from tinyssl.errors import UsageError
 
-# Compiling takes a minute or two; a replayed step may gain a few ms by it, which has to add up.
+# Compiling takes a minute or two and saves a replayed step a few ms at most.
 WORTH_STEPS = 50_000
 
 
@@ -22,11 +22,11 @@ def settle_compile(setting: str, device: torch.device, steps: int) -> tuple[bool
 
     Args:
         setting: `run.compile`: auto, on, graphs or off.
-        device: where the network computes.
-        steps: that the run still has.
+        device: of the network.
+        steps: number that the run has left.
 
     Raises:
-        UsageError: on or graphs, where that cannot be done.
+        UsageError: on or graphs, where that is not possible.
     """
     missing = _missing(device)
     if setting == "graphs" and device.type != "cuda":
@@ -50,9 +50,9 @@ def settle_recording(setting: str, device: torch.device, processes: int, bank_de
 
     Args:
         setting: `run.compile`.
-        device: where the network computes.
-        processes: of the run; several send each other what they made within a step.
-        bank_device: `bank.device`; a bank on the host is waited for within a step.
+        device: of the network.
+        processes: of the run; several communicate within a step.
+        bank_device: `bank.device`; a bank on the host synchronizes within a step.
 
     Raises:
         UsageError: `run.compile` is graphs, and these steps cannot be recorded.
@@ -71,7 +71,7 @@ def compiled(
 ) -> tuple[nn.Module, Callable[..., Any]]:
     """The same functions, compiled at their first call.
 
-    Where the setting is `auto`, what cannot be compiled is computed as it is.
+    With the setting `auto`, what cannot be compiled runs uncompiled.
     """
     if setting == "auto":
         torch._dynamo.config.suppress_errors = True
@@ -80,7 +80,7 @@ def compiled(
 
 
 def _missing(device: torch.device) -> str | None:
-    """What compiling for a device lacks here."""
+    """What compiling for a device needs and is not installed; None if nothing."""
     if device.type == "cuda" and find_spec("triton") is None:
         return "triton"
     given = [os.environ.get("CC"), os.environ.get("CXX")]

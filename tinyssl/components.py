@@ -1,4 +1,4 @@
-"""Features of a network made fit for comparing: standardized by part, turned, fewer.
+"""Standardization by part and principal components of a network's features.
 
 n = pictures, w = features of all levels of a network, k = components.
 """
@@ -13,25 +13,25 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh
 
 Floats = NDArray[np.float32]
-# Of the largest variance: what is smaller is noise of the pictures that were seen.
+# Share of the largest variance; smaller variances are noise of the pictures at hand.
 _FLOOR = 1e-3
 _NONE = 1e-12
 
 
 def standard(features: Floats, widths: Sequence[int]) -> tuple[Floats, Floats]:
-    """What to subtract from features and to multiply them by, so that each part counts as much.
+    """Centre and scale that give every part of the features the same weight.
 
-    A part is the last level, or one of the things that pooling takes of a stage. Features are
-    standardized one by one and divided by the square root of their part's width. One that hardly
-    varies is divided by a tenth of its part's mean deviation instead of its own, so that it does
-    not become noise.
+    A part is the last level, or one statistic that is pooled from a stage. Features are
+    standardized one by one and divided by the square root of their part's width. A feature that
+    hardly varies is divided by a tenth of its part's mean deviation instead of its own, which
+    would turn it into noise.
 
     Args:
         features: (n, w).
-        widths: of the parts, w in all.
+        widths: of the parts; their sum is w.
 
     Returns:
-        Centre (w,) and scale (w,).
+        Centre (w,) to subtract and scale (w,) to multiply by.
     """
     scales = []
     for part in np.split(features.std(axis=0), np.cumsum(widths)[:-1]):
@@ -41,21 +41,20 @@ def standard(features: Floats, widths: Sequence[int]) -> tuple[Floats, Floats]:
 
 
 def principal(features: Floats, components: int, whitening: float) -> Floats:
-    """A projection on the principal components, in part whitened.
+    """A projection on the principal components, partly whitened.
 
     A component of variance v is divided by (v + v_1 / 1000)^whitening, v_1 being the largest
-    variance: 0 leaves distances as they are, 1/2 gives all components the same weight (whitening
-    as in PCA). All is scaled so that the sum of variances stays what it was, and turned, which
-    leaves distances alone, until all features have the same variance: whoever standardizes them
-    one by one does not undo what was done here.
+    variance: 0 keeps distances, 1/2 gives all components the same variance (PCA whitening). The
+    result is scaled to keep the total variance, and rotated, which keeps distances, until all
+    features have the same variance, so that standardizing them again does not undo the whitening.
 
     Args:
         features: (n, w) with mean 0.
-        components: k at most, at least 1.
+        components: the most that are kept, at least 1.
         whitening: 0 to 1/2.
 
     Returns:
-        (w, k), k being at most w and n - 1, but at least 1.
+        (w, k), k at most w and n - 1, and at least 1.
     """
     count, width = features.shape
     rows = features.astype(np.float64)
@@ -69,10 +68,10 @@ def principal(features: Floats, components: int, whitening: float) -> Floats:
 
 
 def _leading(rows: NDArray[np.float64], kept: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """The largest variances, (k,), and their axes, (w, k); those without any variance are 0.
+    """The largest variances, (k,), and their axes, (w, k); axes without variance are 0.
 
-    By the smaller of the covariance and the pictures' products, whose eigenvalues are the same:
-    2,000 pictures have fewer products than several levels have features.
+    From the smaller of the covariance and the Gram matrix, which have the same eigenvalues: 2,000
+    pictures are fewer than the features of several levels.
     """
     count, width = rows.shape
     few = count < width
@@ -88,23 +87,23 @@ def _leading(rows: NDArray[np.float64], kept: int) -> tuple[NDArray[Any], NDArra
 
 
 def evening(variances: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A rotation from axes of these variances, uncorrelated, to axes of their mean variance.
+    """A rotation of uncorrelated axes with these variances to axes of their mean variance.
 
-    A plane at a time, each makes one axis right (Bendel and Mickey, "Population correlation
-    matrices for sampling experiments", 1978).
+    Rotates one plane at a time, which fixes one axis each (Bendel and Mickey, "Population
+    correlation matrices for sampling experiments", 1978).
 
     Args:
         variances: (k,).
 
     Returns:
-        (k, k), the new axes in its columns.
+        (k, k) with the new axes as columns.
     """
     turn = np.eye(len(variances))
-    covariance = np.diag(variances - variances.mean())  # less the mean: 0 is where axes shall be
+    covariance = np.diag(variances - variances.mean())  # less the mean, so that the target is 0
     for _ in range(len(variances) - 1):
         excess = np.diag(covariance)
         low, high = int(excess.argmin()), int(excess.argmax())
-        if excess[low] >= 0 or excess[high] <= 0:  # else rounding may leave no angle
+        if excess[low] >= 0 or excess[high] <= 0:  # or rounding may leave no angle
             break
         a, b, c = covariance[low, low], covariance[low, high], covariance[high, high]
         tangent = (np.sqrt(b * b - a * c) - b) / c

@@ -1,6 +1,6 @@
-"""The recipe: its schema, and the one way to read it.
+"""The recipe: its schema, and how it is read.
 
-Order: the defaults here, then the YAML file, then `section.key=value` from the command line.
+The defaults here are overridden by the YAML file, and that by `section.key=value` settings.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ SHORTCUTS: Mapping[str, str] = {
 
 
 class Section(BaseModel):
-    """Refuses keys it does not know and values of another type."""
+    """Refuses unknown keys and values of the wrong type."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Data(Section):
-    """Which pictures, and how they lie in the cache."""
+    """Which pictures, and how they are cached."""
 
     sources: list[str] = Field([], description="folders, pictures, .txt or .csv lists")
     holdout: Annotated[str, Field(min_length=1)] | None = Field(
@@ -65,7 +65,7 @@ class Data(Section):
 
 
 class Views(Section):
-    """How a view is made of a picture, whatever it is for."""
+    """How views of pictures are made."""
 
     preset: Literal["natural", "industrial", "aligned"] = Field(
         "natural", description="fills the keys below that are null"
@@ -205,7 +205,7 @@ class Optim(Section):
 
 
 class Run(Section):
-    """How long, where, and what is watched on the way."""
+    """Length, device, and what is logged and watched."""
 
     epochs: Literal["auto"] | Count = "auto"
     views: Literal["auto"] | Count = Field(
@@ -238,7 +238,7 @@ class Run(Section):
 
 
 class Recipe(Section):
-    """A whole recipe; every section stands alone and has a default."""
+    """A whole recipe; every section has defaults."""
 
     data: Data = Data()
     augment: Augment = Augment()
@@ -270,7 +270,7 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def recipe_values(recipe: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """A recipe's plain values with overrides applied, not yet checked against a schema.
+    """A recipe as a dict with overrides applied, not yet validated.
 
     Raises:
         UsageError: not a recipe, not valid YAML, or a repeated key.
@@ -308,7 +308,7 @@ def shortcuts(given: Mapping[str, object]) -> list[str]:
 
 
 def _quoted(path: object) -> str:
-    """As YAML's text whatever the name: one of digits, of brackets, of nothing."""
+    """A YAML string, even for a name of digits, with brackets, or empty."""
     return "'" + str(path).replace("'", "''") + "'"
 
 
@@ -337,7 +337,7 @@ def _parse_yaml(text: str, source: str) -> dict[str, Any]:
         raise UsageError(f"recipe {source} is not valid YAML: {error}") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise UsageError(f"recipe {source} holds no sections; see: tinyssl recipes NAME")
-    # A section all of whose keys are comments holds nothing, which YAML calls null.
+    # YAML reads a section of comments only as null.
     return {key: {} if value is None else value for key, value in values.items()}
 
 
@@ -358,7 +358,7 @@ def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def _parse_value(text: str) -> Any:
-    """As YAML has it, but that text without quotes is whole: `/cache #1` holds no comment."""
+    """A YAML value, except that unquoted text is taken whole: `/cache #1` has no comment."""
     value = parse_yaml(text)
     words = isinstance(value, str) and not text.startswith(("'", '"'))
     cut = value is None and text.lower() not in ("", "~", "null")
@@ -378,7 +378,7 @@ def _put(values: dict[str, Any], key: str, value: Any, source: str) -> None:
 
 
 def _forget(values: Mapping[str, Any], section: str, keys: Iterable[str]) -> None:
-    """What was filled in by a setting that the command line gives anew."""
+    """Drops values that were derived from a setting which is now overridden."""
     found = values.get(section)
     if isinstance(found, dict):
         for key in keys:
@@ -386,7 +386,7 @@ def _forget(values: Mapping[str, Any], section: str, keys: Iterable[str]) -> Non
 
 
 def _one_per_key(errors: Iterable[Any]) -> Iterable[Any]:
-    """Unions report one error a member: keep them together under the key's first."""
+    """Merges the errors of a key: a union reports one for each member."""
     grouped: dict[tuple[Any, ...], dict[str, Any]] = {}
     for error in errors:
         key = tuple(error["loc"][:2])

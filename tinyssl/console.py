@@ -1,7 +1,7 @@
-"""What a person sees while work goes on: a bar on a terminal, plain lines elsewhere.
+"""Console output while work goes on: a progress bar on a terminal, plain lines elsewhere.
 
-Lines go to the logger "tinyssl", whose level and handlers are the user's: as always in Python,
-`logging.basicConfig(level=logging.INFO)` shows them, and without it warnings alone are seen. In an
+Lines go to the logger "tinyssl", whose level and handlers are the user's: as usual in Python,
+`logging.basicConfig(level=logging.INFO)` shows them, and without it only warnings are shown. In an
 interactive session (Jupyter, IPython, Python's prompt) where logging has no handlers, lines are
 printed to standard error as the command line prints them. With
 `logging.getLogger("tinyssl").setLevel(logging.WARNING)` neither lines nor bars are shown.
@@ -28,7 +28,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tinyssl.lines import as_shown
-from tinyssl.lines import log as log  # for all that tell and show
+from tinyssl.lines import log as log  # re-exported for modules that also show progress
 
 Advance = Callable[[int], None]
 
@@ -57,7 +57,7 @@ def say(text: str) -> None:
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """Shows no lines and no bars: for the processes of a run that are not the main one."""
+    """Hides lines and bars, for processes of a run other than the main one."""
     level = log.level
     _CONSOLE.quiet = True
     log.setLevel(logging.CRITICAL)
@@ -92,9 +92,9 @@ def score_table(title: str, columns: Sequence[str]) -> Table:
 
 @contextmanager
 def progress(title: str, total: int, unit: str = "pictures", done: int = 0) -> Iterator[Advance]:
-    """Shows how far `total` items have come, how fast, and how long it will still take.
+    """Shows how many of `total` items are finished, the speed and the time left.
 
-    Those `done` before count as such, but not for how fast.
+    Items `done` before count as finished, but not towards the speed.
 
     Yields:
         A function to call with the number of newly finished items.

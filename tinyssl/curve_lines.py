@@ -1,4 +1,4 @@
-"""The lines of a label curve: what they are called, and their points."""
+"""The lines of a label curve: their names and points."""
 
 from __future__ import annotations
 

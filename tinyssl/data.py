@@ -1,4 +1,4 @@
-"""Files -> cache: every picture is decoded once.
+"""The cache of decoded pictures: every file is decoded once.
 
 n = pictures, s = cache size, c = channels.
 """
@@ -45,9 +45,9 @@ class Pictures:
         paths: n absolute paths.
         hashes: n digests of the files' bytes.
         skipped: files that could not be read, with the reason.
-        digest: of paths and hashes: which pictures these are.
-        folder: where the cache lies.
-        several: readable files that hold more than one picture; the first is taken.
+        digest: of paths and hashes; identifies the set of pictures.
+        folder: of the cache.
+        several: readable files with more than one picture, of which the first is taken.
     """
 
     array: NDArray[Any]
@@ -59,7 +59,7 @@ class Pictures:
     several: list[str] = field(default_factory=list)
 
     def duplicates(self) -> list[list[int]]:
-        """Groups of two and more pictures whose files are equal to the byte."""
+        """Groups of two or more pictures whose files have the same bytes."""
         groups: dict[str, list[int]] = {}
         for number, digest in enumerate(self.hashes):
             groups.setdefault(digest, []).append(number)
@@ -68,7 +68,7 @@ class Pictures:
     def statistics(self, sample: int = 2000) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of each channel, in units of [0, 1].
 
-        Over at most `sample` evenly spaced pictures; a constant channel has 0.001.
+        Over at most `sample` evenly spaced pictures; a constant channel gets 0.001.
         """
         rows = np.unique(np.linspace(0, len(self.array) - 1, min(sample, len(self.array))).round())
         scale = float(np.iinfo(self.array.dtype).max)
@@ -82,7 +82,7 @@ class Pictures:
 
 
 def default_cache_dir() -> Path:
-    """`$TINYSSL_CACHE`, or tinyssl's folder in the user's cache folder."""
+    """`$TINYSSL_CACHE`, or `tinyssl` in the user's cache folder."""
     given = os.environ.get("TINYSSL_CACHE")
     if given:
         return in_home(given)
@@ -112,21 +112,20 @@ def load_pictures(
     max_pixels: int = MAX_PIXELS,
     progress: Callable[[int], None] | None = None,
 ) -> Pictures:
-    """Decodes pictures into a cache, or finds them there if nothing has changed.
+    """Decodes pictures into a cache, or opens the cache if nothing has changed.
 
-    What counts as a change: the list of files, any file's size or time, and the settings here.
+    The cache depends on the list of files, their sizes and times, and the settings here. A second
+    process that wants the same cache waits for the first one and uses its result.
 
     Args:
         files: from `scanning.scan`.
         size: pixels a side.
-        rule: how a picture becomes square.
+        rule: how a picture is made square.
         channels: 1 to 4; `auto` is 1 when every picture is gray, else 3.
-        cache_dir: holds one folder per key; the user's cache folder when None.
+        cache_dir: has one folder per cache; the user's cache folder when None.
         workers: threads; 0 is one a CPU core.
         max_pixels: of a picture; larger ones are skipped.
-        progress: told the number of newly finished pictures.
-
-    Two processes that want the same cache: the second waits for the first and uses its work.
+        progress: called with the number of newly finished pictures.
 
     Raises:
         NothingReadable: no picture can be read.
@@ -192,10 +191,10 @@ def find_cache(
     max_pixels: int,
     root: Path,
 ) -> Pictures | None:
-    """The cache of just these files and settings, see `load_pictures`; None where there is none."""
+    """The cache of exactly these files and settings, see `load_pictures`; None if there is none."""
     found = open_cache(root / fingerprint(files, _settings(size, rule, channels, max_pixels)))
     if found is None and channels != "auto":
-        # Who knows the channels may be after what was made before anyone did: with `auto`.
+        # A cache with `auto`, made before the channels were known, may serve too.
         other = fingerprint(files, _settings(size, rule, "auto", max_pixels))
         found = open_cache(root / other)
         found = found if found is not None and found.array.shape[3] == channels else None
@@ -230,7 +229,7 @@ def in_order(
     items: Sequence[Path],
     in_flight: int = _IN_FLIGHT,
 ) -> Iterator[Any]:
-    """Results in order, with few items in flight: memory does not grow with their number."""
+    """Results in order, with few items in flight, so that memory stays constant."""
     waiting = iter(items)
     futures = deque(pool.submit(work, item) for item in islice(waiting, in_flight))
     while futures:
@@ -240,9 +239,9 @@ def in_order(
 
 
 def fingerprint(files: Sequence[Path], settings: str) -> str:
-    """A key that changes with the list of files, any file's size or times, and the settings.
+    """A key that depends on the list of files, their sizes and times, and the settings.
 
-    Of the times also that of the change, which no program can set back.
+    The times include the change time, which programs cannot set.
     """
     digest = hashlib.blake2b(settings.encode(), digest_size=10)
     for path in files:
@@ -262,7 +261,7 @@ def write_skipped(path: Path, skipped: Iterable[tuple[str, str]]) -> None:
 
 @dataclass
 class _Build:
-    """What is to be decoded, and how."""
+    """The files to decode, and how."""
 
     files: Sequence[Path]
     size: int
@@ -275,13 +274,13 @@ class _Build:
 
     @property
     def needs(self) -> int:
-        """Bytes of all pictures, if each can be read."""
+        """Bytes of all pictures, if every one can be read."""
         channels = 3 if self.channels == "auto" else self.channels
         return len(self.files) * self.size**2 * channels * int(np.dtype(self.dtype).itemsize)
 
 
 def _built_once(job: _Build, root: Path, key: str) -> Pictures:
-    """Builds in a folder of its own and renames it, so that a cache is whole or not there."""
+    """Builds in a temporary folder and renames it, so that a cache is complete or absent."""
     root.mkdir(parents=True, exist_ok=True)
     temporary, folder = root / f"{BUILDING}{key}", root / key
     while True:
@@ -308,7 +307,7 @@ def _build(job: _Build, temporary: Path, folder: Path) -> Pictures:
             raise NothingReadable.of(index["skipped"])
         write_skipped(temporary / "skipped.csv", [tuple(row) for row in index["skipped"]])
         write_text(temporary / INDEX, json.dumps(index))
-        if folder.exists():  # damaged: a whole one would have been used
+        if folder.exists():  # damaged, or it would have been used
             shutil.rmtree(folder)
         temporary.rename(folder)
     finally:
@@ -367,7 +366,7 @@ def _decode_all(
 
 
 def open_cache(folder: Path) -> Pictures | None:
-    """The cache in a folder; None where there is none that is whole."""
+    """The cache in a folder; None if there is none, or it is incomplete."""
     try:
         index = read_json(folder / INDEX, LARGEST_INDEX)
         dtype, shape = _DTYPES[index["dtype"]], tuple(index["shape"])

@@ -1,4 +1,4 @@
-"""`tinyssl demo`: the main job on real pictures that a package carries, without a download."""
+"""`tinyssl demo`: a complete run on real pictures from a Python package, without a download."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def demo(
     Args:
         adapt: start from ImageNet weights (EfficientNet-Lite0) instead of random ones.
         out: the run folder; `runs/demo` or `runs/demo-adapt` when None.
-        epochs: other than the recipe's.
-        seed: of weights, order and draws; the split is always the same.
+        epochs: instead of the default.
+        seed: of weights, order and draws; the split is fixed.
         overwrite: replace an earlier demo in `out`.
 
     Returns:
@@ -93,7 +93,7 @@ def demo(
 
 
 def _report(run: Path, work: Path) -> None:
-    """Leaves the whole report, with what the package says of its pictures."""
+    """Writes the full report, with a model card for the package's pictures."""
     card = work / "card.yaml"
     write_text(card, _CARD)
     absent = missing()

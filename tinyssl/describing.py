@@ -1,4 +1,4 @@
-"""Descriptors alone as features: what a trained network must beat."""
+"""Descriptors alone as features: a baseline for trained networks."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from tinyssl.components import principal, standard
 from tinyssl.descriptors import Descriptors
 
 COMPONENTS, WHITENING = 256, 0.25  # as in the recipes
-_PICTURES_AT_ONCE = 16  # twice as fast as 64 on a CPU: what is computed of them stays in its cache
-_PROJECTED_AT_ONCE = 512  # what is described is several times as wide as its components
+_PICTURES_AT_ONCE = 16  # twice as fast as 64 on a CPU: intermediate results stay in its cache
+_PROJECTED_AT_ONCE = 512  # descriptors are several times as wide as their components
 
 
 class DescriptorFeatures:
-    """`Descriptors` standardized and projected as the recipes' features are.
+    """`Descriptors`, standardized and projected like the features of the recipes.
 
     Args:
-        shown: (n, h, w, c) uint8 or uint16, whose means and components are taken.
+        shown: (n, h, w, c) uint8 or uint16 to fit the standardization and the projection on.
         mean: (c,) of pictures in [0, 1].
-        std: (c,) of them.
-        device: where to compute.
+        std: (c,) of the same.
+        device: to compute on.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class DescriptorFeatures:
     ) -> NDArray[np.float32]:
         """(n, h, w, c) to (n, k) float32, k at most 256.
 
-        `progress` is told the number of newly finished pictures.
+        `progress` is called with the number of newly finished pictures.
         """
         features = np.empty((len(pictures), self.projection.shape[1]), np.float32)
         for start in range(0, len(pictures), _PROJECTED_AT_ONCE):

@@ -1,8 +1,8 @@
-"""Descriptors of a picture that nothing has to learn: its shapes, its textures, its colours.
+"""Hand-crafted descriptors of a picture: histograms of gradients, textures and colours.
 
-A network that saw two thousand pictures knows little of where in a picture edges run which way, and
-of fine patterns; these histograms do. They are made of the plainest operations, which every
-converter knows, and from pictures of one size, so that they mean the same for all.
+A network trained on two thousand pictures captures little of edge directions by position and of
+fine texture; these histograms do. They use basic operations only, which every converter supports,
+and resize pictures to one size first, so that they are comparable.
 
 b = batch, c = channels, h, w = height and width, n = pixels.
 """
@@ -24,7 +24,7 @@ _GRIDS = (8, 4)  # cells a side
 _ANGLES = 9
 _PATTERNS = 256
 _HUES, _SATURATIONS, _VALUES, _LEVELS = 8, 4, 4, 16
-# In deviations of all pictures' pixels: what is weaker is noise, or too even to have a direction.
+# In standard deviations of pixels: weaker differences are noise, or without a direction.
 _NOISE, _EVEN = 0.02, 0.1
 _AROUND = ((0, 0), (0, 1), (0, 2), (1, 2), (2, 2), (2, 1), (2, 0), (1, 0))
 
@@ -46,9 +46,9 @@ class Descriptors(nn.Module):
         self.widths = [*shapes, colours, _PATTERNS, _PATTERNS]
 
     def forward(self, pictures: Tensor, normalized: Tensor) -> Tensor:
-        """Pictures (b, c, h, w) in [0, 1], and with mean 0 and deviation 1, to (b, sum of widths).
+        """Pictures (b, c, h, w) in [0, 1], and normalized, to (b, sum of widths) from 0 to 1.
 
-        Float32, 0 to 1; also where autocast would compute in less, which is as coarse as the noise.
+        Float32 even under autocast, whose precision is as coarse as the noise threshold.
         """
         kind = pictures.device.type
         if torch.is_autocast_enabled(kind):
@@ -69,11 +69,11 @@ class Descriptors(nn.Module):
 
 
 def oriented(gray: Tensor) -> Tensor:
-    """Gradients' strengths by direction: (b, 1, h, w) to (b, 9, h - 2, w - 2).
+    """Gradient magnitude by direction: (b, 1, h, w) to (b, 9, h - 2, w - 2).
 
-    As in histograms of oriented gradients (Dalal & Triggs, CVPR 2005, section 6.2), directions that
-    differ by half a turn being one. Each of the nine takes what lies within 20 degrees of it, the
-    less the further: `|g| * max(|cos(a - a_k)| - cos 20, 0) / (1 - cos 20)`, which needs no arc
+    As in histograms of oriented gradients (Dalal & Triggs, CVPR 2005, section 6.2), with unsigned
+    directions. Each of the nine bins collects what lies within 20 degrees of it, decreasing with
+    the distance: `|g| * max(|cos(a - a_k)| - cos 20, 0) / (1 - cos 20)`, which needs no arc
     tangent.
     """
     numbers = torch.arange(_ANGLES + 2, device=gray.device)
@@ -88,10 +88,10 @@ def oriented(gray: Tensor) -> Tensor:
 
 
 def shapes(directions: Tensor, cells: int) -> Tensor:
-    """Means in cells, each cell over the strength around it: (b, 9, h, w) to (b, cells^2 * 9).
+    """Contrast-normalized means in cells: (b, 9, h, w) to (b, cells^2 * 9).
 
-    The strength is the length of the cell's nine and those of the cells beside it, by the mean of
-    their squares (Dalal & Triggs, section 6.4).
+    A cell is divided by the root mean square over itself and its neighbours of the length of their
+    nine values (Dalal & Triggs, section 6.4).
     """
     down, across = (_shares(length, cells, directions.device) for length in directions.shape[2:])
     means = down @ directions @ across.mT
@@ -106,12 +106,12 @@ def patterns(gray: Tensor, step: int) -> Tensor:
     Ojala et al., "Multiresolution gray-scale and rotation invariant texture classification with
     local binary patterns" (PAMI 2002), section 2: which of a pixel's eight neighbours are at least
     as bright. A neighbour that is darker by less than the noise counts in part, so that rounding
-    changes little. The shares of 256 patterns are one product of those of the first four
-    neighbours, 16 patterns, and of the last four.
+    changes little. The shares of 256 patterns are computed as one product of the 16 patterns of the
+    first four neighbours and the 16 of the last four.
 
     Args:
-        gray: in deviations.
-        step: 2 looks at every second pixel of every second line.
+        gray: in standard deviations.
+        step: 2 takes every second pixel of every second line.
     """
     filters = torch.zeros(8, 1, 3, 3, device=gray.device)
     filters[:, 0, 1, 1] = -1
@@ -128,10 +128,10 @@ def patterns(gray: Tensor, step: int) -> Tensor:
 def colours(pixels: Tensor) -> Tensor:
     """Square roots of the shares of hues, saturations and values: (b, 3, n) to (b, 128).
 
-    Saturation and value as in HSV. The hue is the direction in the plane of equal brightness, red
-    at 0 and green at a third of a turn; it counts for what lies within 45 degrees of it, the less
-    the further, and a pixel without any counts for all alike. One between two saturations or
-    values is shared by them.
+    Saturation and value as in HSV. The hue is the direction in the plane of equal brightness, with
+    red at 0 and green at a third of a turn. It counts for the bins within 45 degrees, decreasing
+    with the distance; a pixel without hue counts for all bins equally. Saturations and values are
+    shared linearly by the two nearest bins.
     """
     red, green, blue = pixels.unbind(dim=1)
     high = torch.maximum(torch.maximum(red, green), blue)
@@ -150,7 +150,7 @@ def colours(pixels: Tensor) -> Tensor:
 def levels(pixels: Tensor) -> Tensor:
     """Square roots of the shares of 16 levels in each channel: (b, c, n) to (b, 16 c).
 
-    Levels of normalized pixels, from 2.5 deviations below the mean to as many above it.
+    Normalized pixels, from 2.5 standard deviations below the mean to 2.5 above it.
     """
     shares = [_binned(one, _LEVELS).mean(dim=2) for one in (pixels / 5 + 0.5).clamp(0, 1).unbind(1)]
     return _roots(torch.stack(shares, dim=1))
@@ -162,7 +162,7 @@ def _gray(pictures: Tensor) -> Tensor:
 
 
 def sized(pictures: Tensor, side: int) -> Tensor:
-    """Pictures (b, c, h, w) of `side` pixels, by the filter that makes views."""
+    """Pictures (b, c, h, w) resized to `side` pixels, by the filter that makes views."""
     for length in pictures.shape[2:]:
         if not isinstance(length, int) or length != side:  # in a graph of any size it is no int
             start = torch.zeros(1, device=pictures.device)
@@ -172,7 +172,7 @@ def sized(pictures: Tensor, side: int) -> Tensor:
 
 
 def _absolute(values: Tensor) -> Tensor:
-    """CoreML's part of onnxruntime knows no Abs, and no Min, Equal and Floor either."""
+    """Without Abs, which the CoreML provider of onnxruntime lacks, as Min, Equal and Floor."""
     return torch.maximum(values, values * -1)
 
 
@@ -181,7 +181,7 @@ def _roots(shares: Tensor) -> Tensor:
 
 
 def _binned(values: Tensor, count: int) -> Tensor:
-    """Shares of values in [0, 1] in bins, (b, n) to (b, count, n)."""
+    """Soft assignment of values in [0, 1] to bins: (b, n) to (b, count, n)."""
     bins = torch.arange(count, device=values.device).view(1, -1, 1)
     return (1 - _absolute(values[:, None] * (count - 1) - bins)).relu()
 
@@ -192,7 +192,7 @@ def _outer(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _shares(length: int, cells: int, device: torch.device) -> Tensor:
-    """Of each of `length` pixels of a line in the mean of each cell: (cells, length)."""
+    """Overlap of each of `length` pixels of a line with each cell: (cells, length)."""
     edges = torch.arange(length + 1, device=device) * (cells / length)
     numbers = torch.arange(cells, device=device)[:, None]
     inside = (edges - numbers).clamp(0, 1)
@@ -200,7 +200,7 @@ def _shares(length: int, cells: int, device: torch.device) -> Tensor:
 
 
 def _beside(cells: int, device: torch.device) -> Tensor:
-    """Means over a cell and those before and after it: (cells, cells)."""
+    """Averages a cell with the ones before and after it: (cells, cells)."""
     numbers = torch.arange(cells, device=device)
     near = ((numbers[:, None] - numbers).abs() <= 1).float()
     return near / near.sum(dim=1, keepdim=True)

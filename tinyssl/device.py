@@ -1,4 +1,4 @@
-"""Which device to train on, and in which precision."""
+"""The device and the precision to train with."""
 
 import ctypes
 import os
@@ -17,10 +17,10 @@ _SMALLEST_BF16_VIEW = 32  # pixels a side, on a CPU
 def pick_device(name: str) -> torch.device:
     """`auto` is the first CUDA device, or else the CPU.
 
-    Where `torchrun` started several processes, `auto` and `cuda` are another device for each.
+    Under `torchrun`, `auto` and `cuda` are a different device for each process.
 
     Raises:
-        UsageError: not a device, not one of this machine, or one for several processes.
+        UsageError: not a device, not on this machine, or the same for several processes.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -45,9 +45,9 @@ def pick_device(name: str) -> torch.device:
 
 
 def training_device(name: str) -> torch.device:
-    """As `pick_device`; a GPU becomes the process's current one.
+    """As `pick_device`; a GPU becomes the current one of the process.
 
-    Triton's kernels, streams and CUDA graphs go to that, wherever their tensors are.
+    Triton kernels, streams and CUDA graphs use the current GPU, wherever their tensors are.
     """
     device = pick_device(name)
     if device.type == "cuda" and device.index is not None:
@@ -57,9 +57,9 @@ def training_device(name: str) -> torch.device:
 
 @contextmanager
 def torch_put_back() -> Iterator[None]:
-    """Puts torch's seeds and cuDNN's choice of algorithms back as they were before the work."""
+    """Restores torch's random state and the cuDNN setting that a run changes."""
     before = torch.backends.cudnn.deterministic
-    # Looking must not start it.
+    # Asking for the devices must not initialize CUDA.
     started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     with torch.random.fork_rng(range(torch.cuda.device_count()) if started else []):
         try:
@@ -69,7 +69,7 @@ def torch_put_back() -> Iterator[None]:
 
 
 def use_bf16(precision: str, device: torch.device) -> bool:
-    """bf16 autocast where it is known to help: `auto` takes it on CUDA devices that have it.
+    """Whether to use bf16 autocast: `auto` does so on CUDA devices that support it.
 
     On CPUs it helped ResNets and hurt MobileNets, so there it has to be asked for.
     """
@@ -95,7 +95,7 @@ def check_bf16(precision: str, device: torch.device, view_size: int) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Lets this process keep large blocks of memory that it frees, instead of giving them back.
+    """Makes this process keep large blocks of freed memory instead of returning them.
 
     glibc returns each freed tensor of some MB to the system, which zeroes the pages anew for the
     next one: about a fifth of a training step's time on a CPU. Does nothing on other systems.

@@ -1,7 +1,7 @@
-"""Several processes that train one network: who they are, and what they tell each other.
+"""Training of one network by several processes.
 
-`torchrun` starts them and says so in the environment. With one process every function here gives
-back what it was given.
+`torchrun` starts them and sets environment variables. With a single process every function here
+returns its input.
 
 b = pictures of a step over all processes.
 """
@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tinyssl.errors import JobError, TinysslError, UsageError, first_line
 
-# The others wait while one process reads the pictures, which takes hours for millions of them.
+# The others wait while one process decodes the pictures, which takes hours for millions.
 _PATIENCE = timedelta(hours=12)
 
 
@@ -30,8 +30,8 @@ def joined() -> Iterator[None]:
     """Joins the processes that `torchrun` started, if it did, and leaves them at the end.
 
     Raises:
-        UsageError: they do not find each other.
-        JobError: one of them has ended while this one needed it.
+        UsageError: they cannot connect.
+        JobError: another process ended too early.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 and not distributed.is_initialized():
         yield
@@ -41,7 +41,7 @@ def joined() -> Iterator[None]:
             _join()
             held.callback(distributed.destroy_process_group)
         held.enter_context(warnings.catch_warnings())
-        # Of kernels of one pixel, whose two layouts are the same memory.
+        # Told of 1 x 1 kernels, whose two layouts are the same in memory.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view")
         try:
             yield
@@ -66,13 +66,13 @@ def _join() -> None:
 
 
 def _tells_of_loss(error: RuntimeError) -> bool:
-    """Whether another process is gone; of gloo's errors the text alone says whose they are."""
+    """Whether another process is gone; errors of gloo are known by their text only."""
     gloo = "/gloo/" in str(error) and not isinstance(error, TinysslError)
     return gloo or isinstance(error, distributed.DistError)
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """The number of processes."""
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
@@ -82,20 +82,20 @@ def rank() -> int:
 
 
 def is_main() -> bool:
-    """Whether this process is the one that writes and speaks."""
+    """Whether this process is the one that writes files and logs."""
     return rank() == 0
 
 
 def share(count: int) -> slice:
-    """The part of `count` things that this process takes; parts differ by one at most."""
+    """The slice of `count` items that this process takes; sizes differ by one at most."""
     parts, own = world_size(), rank()
     return slice(count * own // parts, count * (own + 1) // parts)
 
 
 def share_weight(count: int) -> float:
-    """What a mean over this process's share counts for in the plain mean over processes.
+    """Weight of a mean over this process's share in the plain mean over processes.
 
-    1 where shares are equal; with it, gradients are those of the mean over all `count` pictures.
+    1 where shares are equal. Weighted so, gradients are those of the mean over all pictures.
     """
     own = share(count)
     taken: int = own.stop - own.start
@@ -103,17 +103,17 @@ def share_weight(count: int) -> float:
 
 
 def gather(own: Tensor, count: int) -> Tensor:
-    """Puts the shares of all processes together, without gradient.
+    """Concatenates the shares of all processes, without gradient.
 
     Every process adds its share to a buffer of zeros. That is twice the traffic of an all-gather,
-    of some hundred kB a step, but takes unequal shares and gives all processes the same bits.
+    of some hundred kB a step, but allows unequal shares and is identical on all processes.
 
     Args:
         own: (rows of `share(count)`, ...).
         count: rows in all.
 
     Returns:
-        (count, ...), on all processes the same.
+        (count, ...), the same on all processes.
     """
     if world_size() == 1:
         return own
@@ -124,7 +124,7 @@ def gather(own: Tensor, count: int) -> Tensor:
 
 
 def mean(values: Tensor) -> Tensor:
-    """The mean over processes of a tensor that each has."""
+    """The mean of a tensor over processes."""
     if world_size() == 1:
         return values
     total = values.clone()
@@ -133,7 +133,7 @@ def mean(values: Tensor) -> Tensor:
 
 
 def agree(wish: int | None) -> int | None:
-    """A number above 0 that any process has, for all of them; None where none has one."""
+    """The largest number, above 0, of all processes; None where none has one."""
     if world_size() == 1:
         return wish
     told = torch.tensor(wish or 0)
@@ -142,7 +142,7 @@ def agree(wish: int | None) -> int | None:
 
 
 def on_main(check: Callable[[], object]) -> None:
-    """Runs `check` in the main process; where it raises a TinysslError, all raise that."""
+    """Runs `check` in the main process; a TinysslError is raised in all of them."""
     if world_size() == 1:
         check()
         return
@@ -167,7 +167,7 @@ def same_for_all(own: str) -> bool:
 
 @contextmanager
 def one_goes_first() -> Iterator[None]:
-    """On every machine one process does what is inside before the others do."""
+    """On every machine one process runs the body before the others do."""
     first = int(os.environ.get("LOCAL_RANK", "0")) == 0
     if world_size() > 1 and not first:
         distributed.barrier()
@@ -179,16 +179,16 @@ def one_goes_first() -> Iterator[None]:
 
 
 def data_parallel(network: nn.Module, device: torch.device) -> nn.Module:
-    """The network as all processes train it: gradients are means over them.
+    """The network with gradients averaged over processes.
 
-    Buffers are not sent around at every step: the statistics of batch norms are each process's
-    own, and those of the main one are saved (`encoder.batch_norm: synced` makes them common).
+    Buffers are not broadcast: each process has its own batch-norm statistics, and those of the
+    main one are saved (`encoder.batch_norm: synced` makes them common).
     """
     if world_size() == 1:
         return network
     devices = [device.index] if device.type == "cuda" else None
     with warnings.catch_warnings():
-        # The name that replaces broadcast_buffers is younger than the oldest torch we take.
+        # The replacement of broadcast_buffers is newer than the oldest torch supported.
         warnings.simplefilter("ignore", FutureWarning)
         return DistributedDataParallel(
             network, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True

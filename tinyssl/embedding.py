@@ -1,7 +1,7 @@
 """`tinyssl embed`: features of any number of pictures, in one file.
 
-Pictures are decoded in threads while the encoder works, and finished chunks are kept in a folder
-beside the result until it is whole, so that a stopped job can go on.
+Pictures are decoded in threads while the encoder works. Finished chunks are kept in a folder beside
+the result until it is complete, so that a stopped job can continue.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ from tinyssl.locks import InUse, locked
 from tinyssl.scanning import scan
 from tinyssl.signals import stop_signal
 
-CHUNK = 512  # pictures that an interruption can cost at most
+CHUNK = 512  # the most pictures that an interruption can cost
 _FORMAT, _KEY = 1, "key.txt"
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """What `embed` wrote: the file, how many pictures are in it, how many were skipped."""
+    """The file that `embed` wrote, with its number of pictures and of skipped ones."""
 
     out: Path
     pictures: int
@@ -61,7 +61,7 @@ class Embedded:
     extractor: Extractor = field(repr=False)
 
     def read(self) -> Features:
-        """Paths, digests and features; (n, width) of them in memory."""
+        """Paths, digests and features (n, width), all in memory."""
         return read_features(self.out)
 
 
@@ -77,12 +77,12 @@ def embed(
     device: str = "auto",
     overwrite: bool = False,
 ) -> Embedded:
-    """Writes the features of pictures, the same ones from a run and from its bundle.
+    """Writes the features of pictures, the same from a run and from its bundle.
 
     Pictures that cannot be read are listed in `<out>.skipped.csv`. Finished chunks are kept in
-    `<out>.parts/` until the file is whole; the same call goes on with them. A .parquet or .npz
-    that holds just what is asked for is left as it is; a .csv cannot say what it holds. Where a
-    run has left these pictures decoded in the user's cache they are taken from there.
+    `<out>.parts/` until the file is complete; the same call continues with them. A .parquet or
+    .npz that already holds these features is left as it is; a .csv does not record what it holds.
+    Pictures that a run has left decoded in the user's cache are taken from there.
 
     Args:
         run: a run folder or a bundle.
@@ -98,7 +98,7 @@ def embed(
     Raises:
         UsageError: no encoder, no pictures, an unknown format or dtype, or `out` is in use.
         JobError: no picture can be read, or a file cannot be written.
-        Interrupted: SIGINT or SIGTERM; the same call goes on.
+        Interrupted: SIGINT or SIGTERM; the same call continues.
     """
     sources = as_list(data)
     _refuse_addresses([*sources, out])
@@ -128,13 +128,13 @@ def embed_paths(
     workers: int = 0,
     overwrite: bool = False,
 ) -> Embedded:
-    """As `embed`, with an opened encoder and the list of pictures.
+    """As `embed`, with an open encoder and a list of files.
 
     Args:
         extractor: from `open_extractor`.
         paths: of the pictures, none twice.
         out: as in `embed`.
-        beside: the file that parts and skipped pictures are named after; `out` when None.
+        beside: names the folder of parts and the list of skipped pictures; `out` when None.
         dtype: as in `embed`.
         batch_size: as in `embed`.
         workers: as in `embed`.
@@ -189,7 +189,7 @@ def _embed_all(
 
 
 def read_some(extractor: Extractor, paths: Sequence[str | Path]) -> NDArray[Any]:
-    """(n, s, s, c) a few pictures as the encoder takes them; UsageError if one cannot be read."""
+    """A few pictures (n, s, s, c) as the encoder takes them; UsageError for an unreadable one."""
     pictures = []
     for path in paths:
         with extractor.reading():
@@ -221,7 +221,7 @@ def _refuse(out: Path, paths: Sequence[Path], dtype: str, batch_size: int) -> No
 
 
 def _start_parts(folder: Path, key: str, held: ExitStack) -> None:
-    """Makes and holds the folder of parts; what belongs to another job in it is removed."""
+    """Makes and locks the folder of parts; those of another job are removed."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         held.enter_context(locked(folder))
@@ -248,7 +248,7 @@ def _compute(
     batch_size: int,
     workers: int,
 ) -> list[Path]:
-    """Computes the chunks that are missing and writes each to its part; the parts in order."""
+    """Computes and writes the missing chunks; returns the parts in order."""
     chunks = [range(i, min(i + CHUNK, len(paths))) for i in range(0, len(paths), CHUNK)]
     left = [chunk for chunk in chunks if not _is_whole(_part(folder, chunk), chunk)]
     numbers = [i for chunk in left for i in chunk]
@@ -261,8 +261,8 @@ def _compute(
         extractor.reading(),
         progress("embedding", len(numbers)) as advance,
     ):
-        # While the encoder works on one batch, the threads are at the next; where nothing is left
-        # to decode they would only hold it up.
+        # The threads decode the next batch while the encoder works; for cached pictures, which
+        # need no decoding, they would only slow it down.
         read = (
             map(cached, wanted)
             if cached
@@ -298,7 +298,7 @@ def _stop_if(signum: int | None, folder: Path, total: int, left: Sequence[range]
 
 @dataclass(frozen=True)
 class _Block:
-    """Pictures of a batch: numbers and digests of the m read, (m, width); the others' reasons."""
+    """A batch: numbers, digests and features (m, width) of m pictures; the others' reasons."""
 
     numbers: list[int]
     digests: list[str]
@@ -332,7 +332,7 @@ def _write_part(path: Path, blocks: Sequence[_Block], dtype: str) -> None:
 
 
 def _is_whole(part: Path, chunk: range) -> bool:
-    """Whether a part is there and undamaged: a file system may lose what a power cut hit."""
+    """Whether a part exists and is undamaged: a power cut may have truncated it."""
     try:
         with part.open("rb") as file, np.load(file, allow_pickle=False) as found:
             sizes = {len(found[name]) for name in ("numbers", "digests", "features")}

@@ -2,10 +2,10 @@
 
 b = batch, c = channels, h, w = height and width, n = pictures.
 
-A level is what a network makes of a picture up to some depth, pooled over the picture. The last
-level is timm's own features; those before it are the outputs of the stages. Small networks that
-saw few pictures keep much in early levels that the last one has lost, textures above all. What
-`descriptors.py` makes of the picture itself can be added to them.
+A level is the output of a network at some depth, pooled over the picture. The last level is timm's
+own features; those before it are the outputs of the stages. In small networks trained on few
+pictures early levels keep information, textures above all, that the last one has lost. The
+descriptors of `descriptors.py` can be added to the levels.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ BACKBONES: Mapping[str, str] = {
 
 Pooling = Literal["mean", "statistics"]
 
-_PIXELS_AT_ONCE = 2**19  # that a CPU takes through the network: a third faster than 2**20
-LOOKED_AT = 2000  # pictures, for statistics of features
-_LEAST_VARIANCE = 1e-5  # of a map: the square root has no slope at 0
+_PIXELS_AT_ONCE = 2**19  # in a batch on a CPU: a third faster than 2**20
+LOOKED_AT = 2000  # pictures that statistics of features are computed on
+_LEAST_VARIANCE = 1e-5  # added to a map's: the square root has no gradient at 0
 
 
 def _largest(maps: Tensor) -> Tensor:
-    """Of each map, (b, c). On a CPU `amax` takes ten times as long; ExecuTorch knows no other."""
+    """Maxima of maps, (b, c). On a CPU `amax` takes ten times as long; ExecuTorch needs it."""
     if torch.compiler.is_exporting():
         return maps.amax((2, 3))
     return adaptive_max_pool2d(maps, 1).flatten(1)
@@ -57,10 +57,10 @@ def _largest(maps: Tensor) -> Tensor:
 class StatisticsPooling(nn.Module):
     """A stage's maps (b, c, h, w) to (b, c) or (b, 3c) float32.
 
-    `mean` averages each map. `statistics` adds its deviation, as the statistics pooling of Snyder
-    et al., "X-vectors" (ICASSP 2018), section 2.1, and its largest value: how much a map varies
-    over a picture, and whether something is anywhere in it, a small defect say.
-    In float32: means of many values whose differences between pictures are small, and squares.
+    `mean` averages each map. `statistics` adds its standard deviation, as the statistics pooling
+    of Snyder et al., "X-vectors" (ICASSP 2018), section 2.1, and its maximum: how much a map varies
+    over a picture, and whether something, such as a small defect, is anywhere in it. Computed in
+    float32, since means of many values differ little between pictures.
     """
 
     def __init__(self, pooling: Pooling) -> None:
@@ -78,7 +78,7 @@ class StatisticsPooling(nn.Module):
         return torch.cat([means.flatten(1), deviations, _largest(maps)], dim=1)
 
     def widths(self, channels: int) -> list[int]:
-        """Of the parts that `forward` makes of that many maps."""
+        """Widths of the parts that `forward` returns for that many maps."""
         return [channels] if self.pooling == "mean" else [channels] * 3
 
 
@@ -86,20 +86,20 @@ class Encoder(nn.Module):
     """Pictures in [0, 1] to features: normalization, then a timm model without classifier.
 
     Args:
-        backbone: of timm, without classifier.
-        name: timm's name of it.
+        backbone: timm model without classifier.
+        name: its name in timm.
         stem: `standard` or `small`.
         mean: (c,) subtracted from pictures.
-        std: (c,) that they are divided by.
-        levels: how many, from the last one back; several are standardized, see `widen`.
-        components: width of a projection of them, see `widen`; 0: none.
+        std: (c,) that pictures are divided by.
+        levels: number of levels, from the last one back; several are standardized, see `widen`.
+        components: width of a projection of the features, see `widen`; 0 for none.
         pooling: of the stages' maps; the last level is pooled as timm does.
-        descriptors: adds those of the picture, see `Descriptors`, and standardizes all.
+        descriptors: add those of the picture, see `Descriptors`, and standardize all features.
 
     Attributes:
         channels: c.
         width: of the features.
-        part_widths: of what is standardized together, such as the means of a stage.
+        part_widths: of features that are standardized together, such as the means of a stage.
 
     Raises:
         UsageError: the backbone has fewer levels.
@@ -144,7 +144,7 @@ class Encoder(nn.Module):
 
     @property
     def standardized(self) -> bool:
-        """Whether features are, as those of different kinds must be."""
+        """Whether features are standardized, as those of several kinds must be."""
         return self.levels > 1 or self.components > 0 or self.descriptors is not None
 
     def forward(self, pictures: Tensor) -> Tensor:
@@ -160,7 +160,7 @@ class Encoder(nn.Module):
         return features @ self.projection if self.components else features
 
     def _pooled(self, normalized: Tensor) -> Tensor:
-        """Every level, as it is, one after the other."""
+        """Every level, not standardized, one after the other."""
         backbone: Any = self.backbone
         if self.levels == 1:
             features: Tensor = backbone(normalized)
@@ -194,15 +194,15 @@ def create_encoder(
         stem: `small` gives ResNets and MobileNets a stride-1 stem without pooling, for pictures
             of 64 pixels and less.
         mean: (channels,) subtracted from pictures in [0, 1]; timm's own for the model when None.
-        std: (channels,) divided by; timm's own for the model when None.
-        seed: of the random weights; the global generator is left as it was.
-        pretrained: takes timm's weights from its hub.
+        std: (channels,) that pictures are divided by; timm's own for the model when None.
+        seed: of the random weights; the global generator keeps its state.
+        pretrained: take timm's weights from its hub.
         levels: of features, see `Encoder`.
         components: of their projection, see `Encoder`.
         pooling: of the levels before the last, see `StatisticsPooling`.
-        descriptors: adds those of the picture, see `Descriptors`.
-        residuals: `zero` starts blocks with a skip as the identity, see `quiet_residuals`; not
-            those of pretrained weights.
+        descriptors: add those of the picture, see `Descriptors`.
+        residuals: `zero` starts blocks with a skip as the identity, see `quiet_residuals`, unless
+            the weights are pretrained.
 
     Raises:
         UsageError: unknown name, channels outside 1 to 4, no small stem for this model, or too
@@ -244,21 +244,21 @@ def widen(
 ) -> Encoder:
     """The same network with the features of several levels, or a projection of them.
 
-    Means, deviations and components are those of at most `LOOKED_AT` of the pictures; see
-    `components.py` for how features are standardized and projected.
+    Standardization and components are fitted on at most `LOOKED_AT` of the pictures; see
+    `components.py`.
 
     Args:
-        encoder: of one level, in the mode that it will have; it shares its weights.
-        levels: how many from the last one back; 1 with nothing else gives the encoder itself.
+        encoder: of one level, in its final mode; the result shares its weights.
+        levels: number of levels from the last one back; 1 alone returns the encoder itself.
         pictures: (n, h, w, c) uint8 or uint16.
-        components: how many to keep, at most one less than pictures looked at; 0: all features
-            as they are.
+        components: number to keep, at most one less than the pictures fitted on; 0 keeps all
+            features without a projection.
         whitening: of the components, 0 to 1/2.
         pooling: of the levels before the last, see `StatisticsPooling`.
-        descriptors: adds those of the picture, see `Descriptors`.
+        descriptors: add those of the picture, see `Descriptors`.
 
     Raises:
-        UsageError: fewer levels are there.
+        UsageError: the network has fewer levels.
     """
     count = levels_of(encoder.backbone, encoder.name, levels)
     if count == 1 and not components and not descriptors:
@@ -280,7 +280,7 @@ def widen(
 def _with(
     encoder: Encoder, levels: int, pooling: Pooling, components: int, descriptors: bool
 ) -> Encoder:
-    """The same network with other features, nothing being known of their statistics."""
+    """The same network with other features, whose statistics are not set yet."""
     if levels == 1 and not components and not descriptors:
         return encoder
     return Encoder(
@@ -291,7 +291,7 @@ def _with(
 
 
 def count_levels(backbone: nn.Module) -> int:
-    """How many levels of features a timm model has; 1 where it does not show its stages."""
+    """Number of feature levels of a timm model; 1 where it does not expose its stages."""
     stages: Any = getattr(backbone, "feature_info", None)
     if not stages or not hasattr(backbone, "forward_intermediates"):
         return 1
@@ -308,7 +308,7 @@ def levels_of(backbone: nn.Module, name: str, wanted: int | Literal["all"]) -> i
 
 
 def check_sizes(encoder: Encoder, sizes: Iterable[int]) -> None:
-    """Raises UsageError where a network takes no pictures of a size, as transformers may."""
+    """Raises UsageError for a size that the network does not accept, as transformers may."""
     training = encoder.training
     encoder.eval()
     for size in sizes:
@@ -325,7 +325,7 @@ def check_sizes(encoder: Encoder, sizes: Iterable[int]) -> None:
 
 
 def _level_widths(backbone: Any, name: str, levels: int) -> list[int]:
-    """Maps of each level, from the first one taken to the last."""
+    """Channels of each level, from the first one used to the last."""
     own = int(getattr(backbone, "head_hidden_size", None) or backbone.num_features)
     if levels_of(backbone, name, levels) == 1:
         return [own]
@@ -335,7 +335,7 @@ def _level_widths(backbone: Any, name: str, levels: int) -> list[int]:
 
 
 def _ends_in_its_last_stage(backbone: nn.Module) -> bool:
-    """Whether the features are those of the last stage; MobileNets have a convolution after it."""
+    """Whether features come from the last stage; MobileNets have a convolution after it."""
     return not hasattr(backbone, "conv_head")
 
 
@@ -362,15 +362,15 @@ def embed_pictures(
     progress: Callable[[int], None] | None = None,
     finite: bool = True,
 ) -> NDArray[np.float32]:
-    """Features of pictures, in evaluation mode; the encoder's own mode is restored.
+    """Features of pictures in evaluation mode; the encoder's own mode is restored.
 
     Args:
         encoder: moved to `device`.
         pictures: (n, h, w, c) uint8 or uint16, a memory map too.
         batch_size: pictures at a time; when None 256 on a GPU, on a CPU half a million pixels.
-        device: where to compute.
-        progress: told the number of newly finished pictures.
-        finite: refuse features that are not; only a look at a run in trouble wants them.
+        device: to compute on.
+        progress: called with the number of newly finished pictures.
+        finite: raise for features that are not; False to watch a run that may diverge.
 
     Returns:
         (n, width) float32.
@@ -397,10 +397,10 @@ def embed_pictures(
 
 
 def _at_once(pixels: int, device: torch.device | str) -> int:
-    """Pictures of so many pixels for one pass.
+    """Batch size for pictures of so many pixels.
 
-    On a CPU larger batches are no faster, and slower where their maps no longer fit the memory that
-    a process keeps: 256 pictures of 192 pixels take EfficientNet-Lite0 6 GB.
+    On a CPU larger batches are no faster, and slower where their maps exceed the memory that a
+    process keeps: EfficientNet-Lite0 takes 6 GB for 256 pictures of 192 pixels a side.
     """
     if torch.device(device).type != "cpu":
         return 256
@@ -408,7 +408,7 @@ def _at_once(pixels: int, device: torch.device | str) -> int:
 
 
 def _refuse_non_finite(features: NDArray[np.float32], name: str) -> None:
-    """Raises JobError where (n, d) features are infinite or no numbers: nothing can use them."""
+    """Raises JobError where features (n, d) are infinite or NaN."""
     odd = int((~np.isfinite(features).all(axis=1)).sum())
     if odd:
         raise JobError(
@@ -422,14 +422,14 @@ def _embed_batch(
     encoder: Encoder, pictures: NDArray[Any], device: torch.device | str
 ) -> NDArray[np.float32]:
     scale = float(np.iinfo(pictures.dtype).max)
-    # Channels stay last in memory, which is what convolutions on CPUs are fastest with.
+    # Channels stay last in memory, the fastest layout for convolutions on CPUs.
     tensor = torch.from_numpy(pictures.astype(np.float32)).to(device).permute(0, 3, 1, 2) / scale
     features: NDArray[np.float32] = encoder(tensor).float().cpu().numpy()
     return features
 
 
 def freeze_batch_norm(module: nn.Module) -> None:
-    """Puts every batch norm in evaluation mode: statistics stay, scales and biases still train."""
+    """Puts batch norms in evaluation mode: statistics are fixed, scales and biases still train."""
     for child in module.modules():
         if isinstance(child, nn.modules.batchnorm._BatchNorm):
             child.eval()
@@ -461,7 +461,7 @@ def _create_backbone(
 
 @contextmanager
 def _retries_untold() -> Iterator[None]:
-    """Without a network the hub's client tries for minutes and tells each time; one error does."""
+    """Silences the hub's client, which without a network logs retries for minutes."""
     client = logging.getLogger("huggingface_hub")
     before = client.level
     client.setLevel(logging.ERROR)
@@ -472,7 +472,7 @@ def _retries_untold() -> Iterator[None]:
 
 
 def timm_weights(name: str) -> str:
-    """The weights that timm's hub has for a backbone, with the licence that timm gives for them."""
+    """Names the weights on timm's hub for a backbone, with the licence that timm states."""
     found = timm.models.get_pretrained_cfg(resolve_name(name))
     if found is None:
         return "timm's weights"
@@ -504,9 +504,9 @@ def _shrink_stem(backbone: Any, timm_name: str, seed: int | None) -> None:
 def quiet_residuals(backbone: nn.Module) -> None:
     """Sets the scale of the last batch norm to 0 in every block with a skip of a MobileNet.
 
-    The block then starts as the identity (Goyal et al., arXiv:1706.02677, section 5.1). timm
-    starts ResNets so, MobileNets and EfficientNets not. Blocks with other norms stay as they are,
-    and so do those whose last norm has an activation: at 0 that might let no gradient through.
+    The block then starts as the identity (Goyal et al., arXiv:1706.02677, section 5.1), as timm's
+    ResNets do, but not its MobileNets and EfficientNets. Blocks with other norms are unchanged, and
+    so are those whose last norm has an activation, which at 0 might block the gradient.
     """
     for block in backbone.modules():
         if getattr(block, "has_skip", False):
@@ -516,7 +516,7 @@ def quiet_residuals(backbone: nn.Module) -> None:
 
 
 def _timm_statistics(backbone: nn.Module, channels: int) -> tuple[list[float], list[float]]:
-    """Mean and std that timm's weights were trained with; the average where c is not 3."""
+    """Mean and std that timm's weights were trained with; their averages where c is not 3."""
     config: Mapping[str, Any] = backbone.pretrained_cfg  # type: ignore[assignment]
     mean, std = list(config["mean"]), list(config["std"])
     if channels == len(mean):

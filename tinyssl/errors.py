@@ -1,13 +1,13 @@
-"""What the user is told when something cannot go on: one line, and an exit status."""
+"""Errors for the user: one line of text, and an exit status."""
 
 from collections.abc import Sequence
 from typing import Self
 
 
 def one_line(text: str) -> str:
-    """Text from strangers, such as file names, without what acts on a terminal.
+    """Untrusted text, such as file names, made safe for a terminal.
 
-    Line breaks, control characters and bytes that are no UTF-8 are shown as escapes.
+    Line breaks, control characters and bytes that are not UTF-8 are shown as escapes.
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
@@ -18,7 +18,7 @@ def first_line(error: BaseException) -> str:
 
 
 class TinysslError(Exception):
-    """Base of every error that a user can cause or mend; its text is one clear line."""
+    """Base of all errors that a user can cause or fix; the text is one clear line."""
 
     exit_status = 1
 
@@ -30,7 +30,7 @@ class UsageError(TinysslError, ValueError):
 
 
 class JobError(TinysslError, RuntimeError):
-    """A job that began and cannot be finished: the text says where, and what was kept."""
+    """A job that started and cannot be finished: the text says where, and what was kept."""
 
 
 class NothingReadable(JobError):
@@ -44,9 +44,9 @@ class NothingReadable(JobError):
 
 
 class NonFinite(JobError):
-    """A number came out as infinite or as none in a step, counted from 1.
+    """A number in a step, counted from 1, is infinite or NaN.
 
-    `index` has the numbers of the batch's pictures.
+    `index` has the picture numbers of the batch.
     """
 
     def __init__(self, text: str, step: int, index: list[int]) -> None:
@@ -56,7 +56,7 @@ class NonFinite(JobError):
 
 
 class Interrupted(TinysslError):
-    """A signal stopped the run after it was saved; the text says how to go on.
+    """A signal stopped the run after it was saved; the text says how to continue.
 
     Exit status 128 + the signal's number, as shells have it: 130 for Ctrl-C, 143 for SIGTERM.
     """

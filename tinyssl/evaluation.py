@@ -58,14 +58,14 @@ def evaluate(
     out: str | Path | None = None,
     curve: CurveWishes | None = None,
 ) -> dict[str, Any]:
-    """Judges a run's encoder beside raw pixels, descriptors, random weights, its start and others.
+    """Evaluates a run's encoder beside pixels, descriptors, random weights, its start and others.
 
     Args:
         run: a run folder.
         train: a folder of class folders to fit the classifiers on; goes with `test`.
-        test: a folder of class folders to measure on.
-        labels: instead of the two: columns path,label and optionally split, or class folders;
-            without a split a stratified one is drawn and written beside the result, as
+        test: a folder of class folders to evaluate on.
+        labels: instead of these two: a CSV path,label[,split], or class folders; without a split a
+            stratified one is drawn and written beside the result, as
             `eval_split.csv` beside `eval.json`.
         baselines: run folders or weight files for the run's architecture.
         draws: random choices of labels for each number of shots, at least 10.
@@ -73,20 +73,20 @@ def evaluate(
         device: auto, cpu, cuda or cuda:N.
         out: where to write the result; `eval.json` in the run folder when None. Replaced if it
             is an earlier result.
-        curve: draw accuracy over the number of labels too, see `label_curve`; the picture is
-            written beside `eval.json` as `label_curve.png`, else with the result's name before it.
+        curve: also draw accuracy over the number of labels, see `label_curve`; the plot is written
+            beside `eval.json` as `label_curve.png`, or prefixed with another result's name.
 
     Returns:
-        What is written: `encoders` by name, see `evaluate_features`, and what was measured on.
-        Where the run has a recipe with built-in augmentation, each encoder also has `retrieval`,
-        of two such views of test pictures; see `tinyssl.scoring.retrieval`. `pretrained_on`
-        counts the test pictures among the run's own, `taught_by_test` of an encoder those whose
-        labels trained it, which makes its figures too good. Of a fine-tuned run
-        with these classes there are the scores of its own `classifier`, with `curve` its points.
+        The content of the written file: scores of `encoders` by name, see `evaluate_features`, and
+        the data they were measured on. If the run's recipe has built-in augmentation, encoders
+        also have `retrieval` of two such views of test pictures, see `tinyssl.scoring.retrieval`.
+        `pretrained_on` counts test pictures that the run was pretrained on, and an encoder's
+        `taught_by_test` those whose labels it was trained on, which makes its scores too good. A
+        fine-tuned run with these classes has scores of its `classifier`, and `curve` has points.
 
     Raises:
-        UsageError: no encoder at `run`, labels that do not fit, fewer than 10 draws, or a curve
-            that cannot be drawn, or no folder for `out`.
+        UsageError: no encoder at `run`, labels that do not fit, fewer than 10 draws, an impossible
+            curve, or no folder for `out`.
     """
     _refuse(draws, curve)
     description = read_description(run)
@@ -126,7 +126,7 @@ def _target(out: str | Path, inputs: Sequence[str | Path]) -> Path:
 
 
 def _split_file(target: Path) -> Path:
-    """Named after the result, so that each has its own."""
+    """The split beside a result, with a name of its own for each result."""
     return target.with_name(f"{target.stem}_split.csv")
 
 
@@ -139,7 +139,7 @@ def _is_result(path: Path) -> bool:
 
 
 def _write(result: dict[str, Any], split: LabeledSplit, target: Path) -> None:
-    """All that is left is written at the end: what fails before changes nothing."""
+    """Writes all files at the end, so that an earlier failure changes nothing."""
     if split.drawn:
         split.write(_split_file(target))
     write_text(target, json_text(result))
@@ -162,7 +162,7 @@ def _refuse(draws: int, curve: CurveWishes | None) -> None:
 def _header(
     run: str | Path, description: dict[str, Any], split: LabeledSplit, recorded: str, seed: int
 ) -> dict[str, Any]:
-    """What is judged and on what; `encoders` are still to come."""
+    """The run and the data of a result, with `encoders` still empty."""
     return {
         "tinyssl": __version__,
         "run": str(run),
@@ -182,7 +182,7 @@ def _header(
 def _pretrained_on(
     run: str | Path, description: dict[str, Any], split: LabeledSplit
 ) -> dict[str, int]:
-    """How many test pictures the run was pretrained on, as far as its sources still tell."""
+    """Number of test pictures that the run was pretrained on, if its sources still exist."""
     finetuned = (Path(run) / FINETUNED).is_file()
     try:
         pretrained = description["init"] if finetuned else run
@@ -194,7 +194,7 @@ def _pretrained_on(
 
 
 def _tell_taught(encoders: dict[str, Any], judged: Sequence[Contender], tested: set[str]) -> None:
-    """Notes and tells which encoders learned from labels of test pictures."""
+    """Records and warns of encoders that were trained on labels of test pictures."""
     for contender in judged:
         taught = len(tested & contender.taught)
         if taught and contender.name in encoders:
@@ -221,7 +221,7 @@ def _judge(features: NDArray[Any], split: LabeledSplit, draws: int, seed: int) -
 def _viewed(
     embed: Embed, pictures: NDArray[Any], split: LabeledSplit, augment: Augment | None, seed: int
 ) -> dict[str, float]:
-    """The score of two views of some test pictures, where it is known how to make them."""
+    """Retrieval between two views of some test pictures; empty without an augmentation."""
     if augment is None:
         return {}
     shown = some(pictures, split.test, VIEWED)
@@ -250,7 +250,7 @@ def table(result: dict[str, Any], title: str = "Balanced accuracy, %") -> Table:
 
 
 def _notes(result: dict[str, Any], counts: NDArray[Any], draws: int) -> list[str]:
-    """What to know of the figures; `counts` are test pictures of each class."""
+    """Notes on the figures; `counts` are the test pictures of each class."""
     encoders = result["encoders"]
     notes = [
         f"{len(result['classes'])} classes, {result['train']:,} training and {result['test']:,} "
@@ -278,7 +278,7 @@ def _notes(result: dict[str, Any], counts: NDArray[Any], draws: int) -> list[str
 
 
 def _few_shot_cell(found: dict[str, Any], tested: NDArray[Any]) -> str:
-    """Such as `53.0±5.6` or `53.0±12`; `tested` are test pictures of each class that has some."""
+    """Such as `53.0±5.6` or `53.0±12`; `tested` are the nonzero test counts of classes."""
     half = 100 * half_of_draws(found["mean"], found["half_width"], tested)
     return f"{100 * found['mean']:.1f}±{half:.{0 if half >= 9.95 else 1}f}"
 

@@ -1,4 +1,4 @@
-"""A run folder or a bundle as one thing: picture files in, features out."""
+"""A common interface to run folders and bundles: picture files in, features out."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ _MANIFEST, _MODEL = "manifest.json", "encoder.onnx"
 
 @dataclass(frozen=True)
 class Extractor:
-    """An encoder and how files become its input.
+    """An encoder, and how files are turned into its input.
 
     Attributes:
         size: pixels a side.
-        rule: how a picture becomes square.
-        channels: that it takes.
+        rule: how a picture is made square.
+        channels: of its input.
         dtype: of its input, uint8 or uint16.
         width: of the features.
         max_pixels: of a picture; larger ones are not read.
-        identity: changes with the encoder and with what is done to its features.
+        identity: digest of the encoder and of the scaling of its features.
         features: (b, size, size, channels) of `dtype` to (b, width) float32.
     """
 
@@ -52,18 +52,18 @@ class Extractor:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Around reading, in the thread that starts it: odd files are no news, limits hold."""
+        """Sets limits and silences warnings; to enter in the thread that starts to read."""
         with reading(self.max_pixels):
             yield
 
     def read(self, path: Path) -> tuple[str, NDArray[Any]] | str:
-        """The digest of a file and its picture as the encoder takes it, or why there is none."""
+        """The digest of a file and its picture as the encoder takes it, or the reason for none."""
         return read_picture(path, self.size, self.rule, self.channels, self.dtype, read_file)
 
     def cached(
         self, paths: Sequence[Path]
     ) -> Callable[[Path], tuple[str, NDArray[Any]] | str] | None:
-        """As `read`, from the cache that a run left of just these pictures; None without one."""
+        """As `read`, from the cache that a run left of exactly these pictures; None without one."""
         found = find_cache(
             paths, self.size, self.rule, self.channels, self.max_pixels, default_cache_dir()
         )
@@ -91,8 +91,8 @@ def open_extractor(path: str | Path, *, raw: bool = False, device: str = "auto")
         device: auto, cpu, cuda or cuda:N.
 
     Raises:
-        UsageError: neither is there, or damaged; no such device; a bundle whose features are of
-            unit length when `raw` is asked for; a bundle without onnxruntime.
+        UsageError: neither is there, or it is damaged; no such device; `raw` for a bundle that
+            scales features to unit length; a bundle without onnxruntime.
     """
     if (Path(path) / _MANIFEST).is_file():
         return _of_bundle(Path(path), raw, device)

@@ -1,4 +1,4 @@
-"""What an extra of the installation brings, asked for before it is used."""
+"""Checks for optional dependencies before they are used."""
 
 from importlib.util import find_spec
 
@@ -8,7 +8,7 @@ EXPORT = ("onnx", "onnxscript", "onnxruntime")
 
 
 def need(*modules: str, extra: str) -> None:
-    """Raises UsageError, with what to install, where a module is missing."""
+    """Raises UsageError, saying what to install, where a module is missing."""
     missing = [name for name in modules if find_spec(name) is None]
     if missing:
         raise UsageError(

@@ -1,7 +1,7 @@
-"""Features in a file: parquet, npz or csv, written row block by row block.
+"""Files of features: parquet, npz or csv, written in blocks of rows.
 
 n = pictures, d = width. The columns are `path`, `digest` (of the picture file's bytes) and
-`features`; csv has `feature0`, `feature1`, ... in place of the last.
+`features`; csv has `feature0`, `feature1`, ... instead of the last.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tinyssl.errors import UsageError, first_line
 from tinyssl.files import atomic
 
 DTYPES = ("float32", "float16")
-# What the readers raise for files that are something else.
+# What the readers raise for other files and damaged ones.
 DAMAGED = (
     OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile, MemoryError,
     csv.Error, zlib.error, struct.error, NotImplementedError, OverflowError, SyntaxError,
@@ -53,7 +53,7 @@ DType = np.dtype[Any]
 
 
 def check_format(out: Path) -> None:
-    """Raises UsageError for a name that does not end in a known way, or if pyarrow is missing."""
+    """Raises UsageError for an unknown ending, a path that is no file, or a missing pyarrow."""
     if out.suffix not in _FORMATS:
         raise UsageError(f"--out: got {out}; its name must end in {', '.join(_FORMATS)}")
     if out.suffix == ".parquet" and find_spec("pyarrow") is None:
@@ -63,12 +63,12 @@ def check_format(out: Path) -> None:
         )
     if out.is_dir():
         raise UsageError(f"--out {out} is a folder; name a file")
-    if out.exists() and not out.is_file():  # one would wait for a pipe
+    if out.exists() and not out.is_file():  # reading a pipe would block
         raise UsageError(f"--out {out} is no plain file; name one")
 
 
 def check_dtype_and_batch(dtype: str, batch_size: int) -> None:
-    """Raises UsageError for features of another type, or batches that cannot be."""
+    """Raises UsageError for an unknown dtype, or a batch size below 1."""
     if dtype not in DTYPES:
         raise UsageError(f"dtype: got {dtype!r}, allowed are {', '.join(DTYPES)}")
     if batch_size < 1:
@@ -76,14 +76,14 @@ def check_dtype_and_batch(dtype: str, batch_size: int) -> None:
 
 
 def write_features(out: Path, blocks: Blocks, shape: Shape, dtype: Any, key: str) -> None:
-    """Writes blocks of features one after the other; atomic.
+    """Writes blocks of features one after the other, atomically.
 
     Args:
-        out: its suffix is the format.
+        out: its suffix gives the format.
         blocks: n rows in all.
         shape: (n, d).
         dtype: float32 or float16.
-        key: says what these are features of; `read_key` finds it again.
+        key: identifies what these are features of; returned by `read_key`.
 
     Raises:
         JobError: the file cannot be written.
@@ -96,7 +96,7 @@ def read_features(path: str | Path) -> Features:
     """What `write_features` wrote; csv comes back as float32.
 
     Raises:
-        UsageError: no such file, or not one of features.
+        UsageError: no such file, or not a file of features.
     """
     check_format(Path(path))
     try:
@@ -108,7 +108,7 @@ def read_features(path: str | Path) -> Features:
 
 
 def read_key(path: Path) -> str | None:
-    """The key a file was written with; None where there is none: csv has no place for it."""
+    """The key a file was written with; None if there is none, as in csv."""
     try:
         return _FORMATS[path.suffix].key(path)
     except DAMAGED:
@@ -116,17 +116,17 @@ def read_key(path: Path) -> str | None:
 
 
 def parquet_bytes(block: Features, width: int, dtype: Any, key: str) -> bytes:
-    """What `write_features` would write for one block of features; it may have no rows."""
+    """A Parquet file as `write_features` writes it, of one block, which may have no rows."""
     file = io.BytesIO()
     _write_parquet(file, [block], (len(block.paths), width), np.dtype(dtype), key)
     return file.getvalue()
 
 
 def parquet_facts(file: IO[bytes]) -> tuple[int, str]:
-    """Rows of a Parquet file of features and its key; only its end is read.
+    """Number of rows and key of a Parquet file of features; only its footer is read.
 
     Raises:
-        ValueError: it is another kind of file.
+        ValueError: it is not such a file.
     """
     from pyarrow import ArrowInvalid, parquet
 
@@ -168,7 +168,7 @@ def _write_csv(file: IO[bytes], blocks: Blocks, shape: Shape, dtype: DType, key:
     text = io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="")
     writer = csv.writer(text)
     writer.writerow(["path", "digest", *(f"feature{i}" for i in range(shape[1]))])
-    digits = ".5g" if dtype == np.float16 else ".9g"  # enough to come back to the bit
+    digits = ".5g" if dtype == np.float16 else ".9g"  # enough to restore every bit
     for block in blocks:
         for path, digest, row in zip(block.paths, block.digests, block.features, strict=True):
             writer.writerow([path, digest, *(format(value, digits) for value in row.tolist())])
@@ -197,7 +197,7 @@ def _write_parquet(file: IO[bytes], blocks: Blocks, shape: Shape, dtype: DType, 
     kind = pa.list_(pa.from_numpy_dtype(dtype), shape[1])
     columns = [("path", pa.string()), ("digest", pa.string()), ("features", kind)]
     schema = pa.schema(columns, metadata={"tinyssl": key})
-    # Features are noise to a compressor: it would take time and save a tenth.
+    # Compression would take time and save only a tenth.
     with parquet.ParquetWriter(file, schema, compression="none", use_dictionary=False) as writer:
         for block in blocks:
             flat = pa.array(np.ascontiguousarray(block.features, dtype).ravel())

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Atomic writing, limited reading, and checks of paths."""
 
 import csv
 import errno
@@ -17,22 +17,22 @@ from typing import IO, Any, TypeVar
 from tinyssl.errors import JobError, UsageError
 
 One = TypeVar("One", bound=str | Path)
-_NUMBERS = re.compile(r"\[\n([^\[\]{}\"]+)\n *\]")  # no string of JSON holds a line's end
+_NUMBERS = re.compile(r"\[\n([^\[\]{}\"]+)\n *\]")  # JSON strings contain no line breaks
 
 
 @contextmanager
 def atomic(path: Path, needs: int = 0) -> Iterator[IO[bytes]]:
-    """Opens a temporary file beside `path` and renames it there once it is whole on the disk.
+    """Opens a temporary file beside `path` and renames it to `path` once it is fully on disk.
 
-    Whatever goes wrong inside, `path` keeps what it held and the temporary file is removed.
+    If anything fails, `path` keeps its content and the temporary file is removed.
 
     Args:
         path: of the file.
-        needs: bytes that will be written, if that is known.
+        needs: bytes that will be written, if known.
 
     Raises:
-        JobError: the file cannot be written (no space, no permission); names the path, and the
-            bytes needed where space is what lacks. Or a device is there.
+        JobError: the file cannot be written (no space, no permission), or `path` is a device;
+            names the path, and the bytes needed where the disk is full.
     """
     if path.exists() and not path.is_file() and not path.is_dir():
         raise JobError(f"cannot write {path}: it is no plain file")
@@ -58,7 +58,7 @@ def atomic(path: Path, needs: int = 0) -> Iterator[IO[bytes]]:
 
 
 def reason(error: OSError, needs: int) -> str:
-    """Why something was not written, and how many bytes it needs where the disk is full."""
+    """Why writing failed, with the bytes needed where the disk is full."""
     told = error.strerror or str(error)
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or not needs:
         return told
@@ -66,9 +66,9 @@ def reason(error: OSError, needs: int) -> str:
 
 
 def remove_leftovers(folder: Path, names: Collection[str]) -> None:
-    """Removes what `atomic` left of these files when its process was killed.
+    """Removes temporary files that `atomic` left when its process was killed.
 
-    Only where no other process can be writing them.
+    Only for files that no other process can be writing.
     """
     if folder.is_dir():
         for path in folder.iterdir():
@@ -78,7 +78,7 @@ def remove_leftovers(folder: Path, names: Collection[str]) -> None:
 
 
 def _position(file: IO[bytes]) -> int:
-    """How far writing came; what is still in the buffer counts, since it was to be written."""
+    """Bytes written so far, including what is still buffered."""
     try:
         return file.tell()
     except (OSError, ValueError):
@@ -86,11 +86,11 @@ def _position(file: IO[bytes]) -> int:
 
 
 def read_limited(path: Path, limit: int) -> bytes:
-    """A file's bytes, if it has no more than `limit`: a stranger's may have no end.
+    """A file's bytes, if it has no more than `limit`; untrusted files may be endless.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is larger, or a pipe among files, which one would wait for.
+        ValueError: it is larger, or a named pipe, which would block.
     """
     if stat.S_ISFIFO(path.stat().st_mode) and path.parts[:2] not in (("/", "dev"), ("/", "proc")):
         raise ValueError("a pipe, not a file")
@@ -106,7 +106,7 @@ LARGEST_RESULT = 1 << 29  # bytes of `eval.json`: 100 MB with 1,000 classes and 
 
 
 def read_json(path: Path, limit: int = 1 << 26) -> Any:
-    """What a JSON file holds, if it has no more than `limit` bytes.
+    """The content of a JSON file of at most `limit` bytes.
 
     Raises:
         OSError: it cannot be read.
@@ -119,18 +119,18 @@ def read_json(path: Path, limit: int = 1 << 26) -> Any:
 
 
 def json_text(value: Any) -> str:
-    """As indented JSON with each list of plain numbers on one line.
+    """Indented JSON with each list of plain numbers on one line.
 
-    A matrix would else have a line for each cell, blanks for the most part.
+    Otherwise a matrix would take a line for each cell, most of it indentation.
     """
     text = json.dumps(value, indent=1)
     return _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"
 
 
 def in_home(path: str | Path) -> Path:
-    """The path with `~` as the user's folder, which no shell puts in after `=` or in a YAML file.
+    """The path with `~` expanded, which shells do not do after `=` nor YAML at all.
 
-    A name that only begins so, `~backup`, stays what it is.
+    A name such as `~backup` is not changed.
     """
     try:
         return Path(path).expanduser()
@@ -139,19 +139,19 @@ def in_home(path: str | Path) -> Path:
 
 
 def with_name(path: str | Path) -> Path:
-    """The path; absolute where its last part names nothing, as in `.` and `..`."""
+    """The path; made absolute where its last part is not a name, as in `.` and `..`."""
     named = Path(path).name not in ("", "..")
     return Path(path) if named else Path(os.path.abspath(path))
 
 
 def sha256(path: Path) -> str:
-    """Of a file's bytes, in hexadecimal."""
+    """SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes `text` as UTF-8, atomically; file names of other encodings keep their bytes.
+    """Writes `text` as UTF-8, atomically; file names in other encodings keep their bytes.
 
     Raises:
         JobError: as `atomic` does.
@@ -162,16 +162,16 @@ def write_text(path: Path, text: str) -> None:
 
 
 def writable(target: Path, ending: str = "", inputs: Iterable[str | Path] = ()) -> Path:
-    """The path of a file that is to be written, or replaced.
+    """Checks that a file may be written or replaced, and returns its path.
 
     Args:
         target: of the file.
-        ending: such as `.json`: of what may be replaced.
-        inputs: files that are read and must stay.
+        ending: such as `.json`: only files with this ending may be replaced.
+        inputs: files that are read and must not be replaced.
 
     Raises:
-        UsageError: it is a folder, a device or an input, no folder is there to hold it, or a file
-            of another ending is there.
+        UsageError: it is a folder, a device or an input, its folder does not exist, or a file
+            with another ending is there.
     """
     if target.is_dir():
         raise UsageError(f"{target} is a folder; name a file in it")
@@ -188,16 +188,16 @@ def writable(target: Path, ending: str = "", inputs: Iterable[str | Path] = ()) 
 
 
 def refuse_input(target: Path, inputs: Iterable[str | Path]) -> None:
-    """Raises UsageError if what is to be written would take the place of something that is read."""
+    """Raises UsageError if an output would replace an input."""
     if target.exists() and any(os.path.exists(p) and target.samefile(p) for p in inputs):
         raise UsageError(f"{target} is read here and would be lost; name another file")
 
 
 def refuse_unmarked(path: Path, mark: bytes) -> Path:
-    """The path of a page or a picture that is to be written, or replaced.
+    """Checks that a page or a picture may be written or replaced, and returns its path.
 
     Raises:
-        UsageError: a file is there whose first 1,024 bytes do not hold the mark of ours.
+        UsageError: a file is there without `mark` in its first 1,024 bytes.
     """
     if path.exists() and path.stat().st_size:
         with path.open("rb") as file:
@@ -210,9 +210,9 @@ def refuse_unmarked(path: Path, mark: bytes) -> Path:
 
 
 def refuse_other_table(path: Path, columns: Sequence[str]) -> None:
-    """Raises UsageError where a file is there that is no CSV of just these columns.
+    """Raises UsageError if a file is there that is not a CSV with exactly these columns.
 
-    One that has more of them is a list of ours in which someone has made notes.
+    A list with further columns may contain a user's notes.
     """
     if not path.exists() or path.stat().st_size == 0:
         return
@@ -226,24 +226,24 @@ def refuse_other_table(path: Path, columns: Sequence[str]) -> None:
 
 
 def as_list(given: One | Sequence[One]) -> list[One]:
-    """What a user gave: one path or text, or several."""
+    """A single path or text as a list, several as they are."""
     return [given] if isinstance(given, str | Path) else list(given)
 
 
 def is_remote(name: str) -> bool:
-    """Whether a name is an address, such as s3://bucket/folder, and not a path."""
+    """Whether a name is an address, such as s3://bucket/folder, rather than a path."""
     return "://" in name
 
 
 def csv_text(rows: Iterable[Sequence[object]]) -> str:
-    """Rows as the text of a CSV, lines ending as RFC 4180 has it."""
+    """Rows as the text of a CSV, with line ends as in RFC 4180."""
     text = io.StringIO(newline="")
     csv.writer(text).writerows(rows)
     return text.getvalue()
 
 
 def is_utf8(text: str) -> bool:
-    """Whether it can be written as UTF-8: names of files hold odd bytes as surrogates."""
+    """Whether text can be encoded as UTF-8; file names hold other bytes as surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:

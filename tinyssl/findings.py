@@ -1,4 +1,4 @@
-"""What is in some pictures and what is odd about them, in lines to read and rows to keep."""
+"""What `tinyssl checks` finds in a set of pictures, as lines of text and as rows of a CSV."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Findings:
     """The report of `tinyssl checks`.
 
     Attributes:
-        lines: (topic, what was found); the topic is empty where a line belongs to the one above.
-        rows: (problem, group, path, detail): all of what the lines give examples of.
-        different: pictures without near copies counted again.
+        lines: (topic, text); the topic is empty where a line continues the one above.
+        rows: (problem, group, path, detail): all findings, of which the lines give examples.
+        different: number of pictures, each group of near copies counted once.
     """
 
     lines: list[tuple[str, str]] = field(default_factory=list)
@@ -48,7 +48,7 @@ class Findings:
             self.rows += [(topic, number, path, "") for path in group]
 
     def text(self) -> str:
-        """All lines, topics in a column of their own."""
+        """All lines, with the topics in a column."""
         return "\n".join(f"{topic:<10} {text}".rstrip() for topic, text in self.lines)
 
     def to_csv(self) -> str:
@@ -57,7 +57,7 @@ class Findings:
 
 
 def find(pictures: Pictures, found: Survey, table: LabeledPaths | None = None) -> Findings:
-    """Looks at decoded pictures, at their headers, and at labels if there are any."""
+    """Examines decoded pictures, their headers, and labels if given."""
     findings = Findings()
     _tell_kinds(findings, pictures, found)
     copies = _tell_copies(findings, pictures)
@@ -88,7 +88,7 @@ def _tell_kinds(findings: Findings, pictures: Pictures, found: Survey) -> None:
 
 
 def _tell_copies(findings: Findings, pictures: Pictures) -> list[list[str]]:
-    """Tells exact and near copies; returns the groups of both."""
+    """Reports exact and near copies; returns the groups of both."""
     exact = _paths(pictures, pictures.duplicates())
     count = f"{_more(exact):,} exact, in {len(exact):,} groups"
     findings.groups("copies", count, exact)

@@ -1,4 +1,4 @@
-"""A fine-tuning recipe's sections to the parts of a fit."""
+"""Builds the training of a network from a fine-tuning recipe."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def build_network(
     image_size: int,
     device: torch.device,
 ) -> Network:
-    """Training of the whole network as a recipe says, from a linear fit on the same pictures."""
+    """Training of the whole network by a recipe, starting at a linear fit on the same pictures."""
     section = recipe.network
     kept = section.model_dump(exclude={"views", "fold_views", "batch_norm"})
     frozen = section.batch_norm == "frozen"

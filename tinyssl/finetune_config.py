@@ -1,4 +1,4 @@
-"""The recipe of fine-tuning: its schema, read the same way as that of pretraining."""
+"""The schema of fine-tuning recipes, which are read like those of pretraining."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ FOR_AUTO = ("few-label-linear", "few-label-semi", "few-label")  # the cheapest f
 
 
 class Data(Section):
-    """Where the labeled pictures are written down; filled in when a run is made."""
+    """The list of labeled pictures; filled in when a run is made."""
 
     sources: list[str] = Field([], description="the run's own labels.csv")
     cache_dir: str | None = Field(None, description="null: the user's cache folder")
 
 
 class Classifier(Section):
-    """The linear classifier, and how it is judged."""
+    """The linear classifier, and how it is evaluated."""
 
     method: Literal["linear", "network", "semi"] = Field("linear", description="what is trained")
     strength: Literal["auto"] | Positive = Field(
@@ -85,7 +85,7 @@ class Unlabeled(Section):
 
 
 class Run(Section):
-    """Where, and what decides everything random."""
+    """Device, threads and seed."""
 
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
@@ -93,7 +93,7 @@ class Run(Section):
 
 
 class FinetuneRecipe(Section):
-    """A whole recipe for fine-tuning; every section stands alone and has a default."""
+    """A whole recipe for fine-tuning; every section has defaults."""
 
     task: Literal["finetune"] = "finetune"
     data: Data = Data()
@@ -125,7 +125,7 @@ def load_finetune_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> F
 
 
 def keys_named(name: str, *, finetune: bool) -> list[str]:
-    """The keys of this name, such as `run.views`, in the sections of either kind of recipe."""
+    """Keys with this name, such as `run.views`, in the sections of either kind of recipe."""
     fields = (FinetuneRecipe if finetune else Recipe).model_fields
     known = {
         section: getattr(field.annotation, "model_fields", ()) for section, field in fields.items()

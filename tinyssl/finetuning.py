@@ -1,4 +1,4 @@
-"""`tinyssl finetune`: few labels to a run folder with an encoder and a classifier."""
+"""`tinyssl finetune`: from few labels to a run folder with an encoder and a classifier."""
 
 from __future__ import annotations
 
@@ -52,15 +52,15 @@ def finetune(
     overwrite: bool = False,
     **settings: object,
 ) -> Path:
-    """Makes a classifier from a run's encoder and few labels, and leaves a run folder.
+    """Fits a classifier to a run's encoder from few labels, and writes a run folder.
 
     Args:
         run: a run folder.
         labels: a CSV with the columns path,label, or a folder of class folders.
         recipe: name of a bundled recipe, a YAML file, or `auto`: the bundled one that is best on
-            held-out folds of the labels, few-label only if it is clearly so (see `choose`).
+            held-out folds of the labels; few-label only if it is clearly best (see `choose`).
         out: the new run folder; the run's name with `-cls` when None.
-        unlabeled: more pictures of the domain, for `few-label-semi`; those that the run was
+        unlabeled: further pictures of the domain, for `few-label-semi`; those that the run was
             pretrained on when None.
         overrides: `section.key=value` settings on top of the recipe, one or several.
         overwrite: replace an earlier run in `out`.
@@ -116,7 +116,7 @@ def table(result: dict[str, Any]) -> Table:
 
 
 class _Job:
-    """One fine-tuning: everything read and checked, then fitted and written."""
+    """One fine-tuning: reads and checks all input, then fits and writes."""
 
     def __init__(
         self,
@@ -133,7 +133,7 @@ class _Job:
         self.device = training_device(first.run.device)
         self.seed = first.run.seed
         torch.manual_seed(self.seed)
-        # Or convolutions on a GPU would differ from run to run; the CPU's never do.
+        # Otherwise convolutions on a GPU differ from run to run; those on a CPU never do.
         torch.backends.cudnn.deterministic = True
         encoder, self.description = load_encoder(run)
         self.encoder: Encoder = encoder.to(self.device)
@@ -149,7 +149,7 @@ class _Job:
         self._tell()
 
     def finish(self, folder: Path, out: Path) -> None:
-        """Judges the approaches, fits the chosen one on all labels and writes it to `folder`."""
+        """Evaluates the approaches, fits the chosen one on all labels and writes it to `folder`."""
         approaches = self._approaches()
         judged = self._judge(approaches)
         name, reason = self._choice(approaches, judged)
@@ -171,7 +171,7 @@ class _Job:
     def _read_unlabeled(
         self, given: Sequence[str | Path] | None
     ) -> tuple[NDArray[np.float32] | None, str]:
-        """Features of the pictures without a label, or why there are none."""
+        """Features of the unlabeled pictures, or the reason for none."""
         self.unlabeled_from = [os.path.abspath(path) for path in given or []]
         semi = [r for r in self.recipes.values() if r.classifier.method == "semi"]
         if not semi or (len(self.recipes) > 1 and not self.folds):
@@ -221,7 +221,7 @@ class _Job:
         return stratified_folds(labels, min(section.folds, smallest), repeats, self.seed), ""
 
     def _approaches(self) -> dict[str, Approach]:
-        """The approaches of the recipes that can be fitted here, in the recipes' order."""
+        """The approaches of the recipes that can be fitted, in order."""
         auto = len(self.recipes) > 1
         found: dict[str, Approach] = {}
         for name, recipe in self.recipes.items():
@@ -269,7 +269,7 @@ class _Job:
         return choose_strength(self.features, self.labeled.labels, self.folds)
 
     def _judge(self, approaches: dict[str, Approach]) -> dict[str, Judged]:
-        """Held-out scores of every approach; none where nothing can be held out."""
+        """Held-out scores of every approach; empty where nothing can be held out."""
         fits = sum(len(parts) for parts in self.folds)
         if not fits:
             return {}
@@ -287,9 +287,9 @@ class _Job:
         others: Mapping[str, Judged],
         advance: Callable[[int], None],
     ) -> Judged:
-        """By all draws of the folds; the network by the first only, where it does not lead there.
+        """Uses all draws of the folds, but for a network that does not lead on the first only that.
 
-        The network takes almost all of the time, and has to lead clearly to be taken.
+        The network takes almost all of the time, and has to lead clearly to be chosen.
         """
         labels, classes = self.labeled.labels, len(self.labeled.classes)
         logits = held_out_logits(approach, self.folds[:1], classes, advance)
@@ -306,7 +306,7 @@ class _Job:
     def _choice(
         self, approaches: dict[str, Approach], judged: dict[str, Judged]
     ) -> tuple[str, str]:
-        """The recipe to take and the reason."""
+        """The chosen recipe and the reason."""
         if len(self.recipes) == 1:
             return next(iter(approaches)), "as asked for"
         if not judged:
@@ -358,7 +358,7 @@ class _Job:
         write_text(folder / RESULT, json_text(result))
 
     def _learned(self, name: str) -> set[str]:
-        """Digests of all pictures whose labels the encoder has learned from."""
+        """Digests of all pictures whose labels the encoder was trained on."""
         trained = self.recipes[name].classifier.method == "network"
         return self.shaped_by | (set(self.labeled.digests) if trained else set())
 
@@ -389,7 +389,7 @@ class _Job:
 
 @contextmanager
 def _workplace(out: Path) -> Iterator[Path]:
-    """A folder beside `out`, removed at the end, so that `out` is whole or not there."""
+    """A temporary folder beside `out`, so that `out` is complete or absent."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
@@ -402,9 +402,9 @@ def _workplace(out: Path) -> Iterator[Path]:
 
 
 def _move(folder: Path, out: Path) -> None:
-    """The encoder's description comes last: a folder without it is no run to any verb.
+    """Moves the encoder's description last: without it a folder is no run to any verb.
 
-    The recipe comes first: by that a folder is known as one that may be replaced.
+    The recipe comes first: it marks a folder that `--overwrite` may replace.
     """
     order = {"recipe.yaml": 0, "encoder.json": 2}
     for path in sorted(folder.iterdir(), key=lambda path: order.get(path.name, 1)):

@@ -1,4 +1,4 @@
-"""Stratified folds, drawn as often as few labels need."""
+"""Stratified folds, drawn repeatedly where labels are few."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ Fold = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
 def repeats_for(setting: int | str, labels: int) -> int:
-    """Times to draw the folds: `auto` is 2 below 100 labels, else 1."""
+    """Number of draws of the folds: `auto` is 2 below 100 labels, else 1."""
     if setting != "auto":
         return int(setting)
     return 2 if labels < 100 else 1
 
 
 def stratified_folds(labels: Ints, folds: int, repeats: int, seed: int) -> list[list[Fold]]:
-    """Cuts the rows into parts that hold equal shares of every class, several times.
+    """Splits the rows into folds with equal shares of every class, several times.
 
     Args:
         labels: (n,).
-        folds: parts; at most the pictures of the rarest class, so that each class is in each part.
-        repeats: times the parts are drawn anew.
+        folds: number of folds; at most the size of the rarest class, so that each has all classes.
+        repeats: number of draws.
         seed: of the draws.
 
     Returns:
-        For every repeat its folds: rows to fit on, and rows held out.
+        The folds of every draw: rows to fit on, and rows held out.
     """
     drawn = RepeatedStratifiedKFold(n_splits=folds, n_repeats=repeats, random_state=seed)
     every = list(drawn.split(np.zeros(len(labels)), labels))

@@ -1,7 +1,7 @@
 """The augmentation's crop and colour as Triton kernels, for GPUs: three passes instead of sixty.
 
-They compute what `augment.crop_by_matrices` and the operations of `colour` compute, which is what
-other devices, and GPUs without Triton, use. b = batch, c = channels, s = view size.
+They compute the same as `augment.crop_by_matrices` and the operations of `colour`, which other
+devices, and GPUs without Triton, use. b = batch, c = channels, s = view size.
 """
 
 from __future__ import annotations
@@ -78,13 +78,13 @@ def colour(
 
 
 def _taps(source: int, size: int) -> int:
-    """The most pixels of a line of `source` that one of `size` can draw from."""
+    """The most source pixels of a line that contribute to one resized pixel."""
     return int(2 * max(1.0, source / size)) + 1
 
 
 @triton.jit
 def _along(step, start, length, size):
-    """Centre, support and first pixel of what a pixel of a resized line draws from."""
+    """Centre, support and first of the source pixels that a resized pixel draws from."""
     scale = length / size
     support = tl.maximum(scale, 1.0)
     centre = start + (step.to(tl.float32) + 0.5) * scale
@@ -104,7 +104,7 @@ def _crop(
     pictures, boxes, views, unit, b, h, w, size, taps_y, taps_x,
     C: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Three channels are done at once, since they share their weights; others one by one."""
+    """Three channels are computed at once, since they share weights; others one by one."""
     picture, channel = tl.program_id(0), tl.program_id(2)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     top, left = tl.load(boxes + picture), tl.load(boxes + b + picture)

@@ -1,4 +1,4 @@
-"""A picture of pictures: originals and what augmentation made of them."""
+"""Sheets of pictures: originals beside their augmented views, and contact sheets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tinyssl.picture import resize, to_depth
 
 
 def picture_grid(originals: NDArray[Any], views: NDArray[Any], gap: int = 4) -> Image.Image:
-    """One row a picture: the original, a wider gap, then its views.
+    """One row per picture: the original, a wider gap, then its views.
 
     Args:
         originals: (n, h, w, c) uint8 or uint16, 1 to 4 channels: 2 show the first, 4 the first 3.

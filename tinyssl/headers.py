@@ -1,4 +1,4 @@
-"""What a picture file says of itself before it is decoded."""
+"""Headers of picture files, read without decoding pixels."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ class Header:
     """Kind and size of a picture.
 
     Attributes:
-        format: Pillow's name of it, such as JPEG.
-        mode: Pillow's name, such as RGB; of more bits or other channels in words.
-        width: pixels, before it is turned upright.
+        format: in Pillow's terms, such as JPEG.
+        mode: in Pillow's terms, such as RGB, or in words for more bits or other channels.
+        width: pixels, before the EXIF orientation is applied.
         height: pixels.
         deep: more than 8 bits a channel.
         gray: one channel.
-        channels: that the file has; transparency is not counted.
-        frames: more than one picture is in the file.
+        channels: in the file, without transparency.
+        frames: whether the file has more than one picture.
     """
 
     format: str
@@ -38,7 +38,7 @@ class Header:
 
 
 def read_header(path: Path) -> Header | None:
-    """The header of a file; None where it cannot be read, which decoding will tell about."""
+    """The header of a file; None where it cannot be read, which decoding will report."""
     try:
         with open_file(path) as file:
             layout = read_layout(file)

@@ -1,4 +1,4 @@
-"""Projection heads: from the encoder's features to the space of the memory bank."""
+"""Projection heads: map features of the encoder to embeddings for the memory bank."""
 
 from torch import nn
 

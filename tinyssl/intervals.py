@@ -1,4 +1,4 @@
-"""95 % intervals: of the mean of several draws, and of shares of a counted number of pictures."""
+"""95 % confidence intervals of means over draws and of shares of a number of pictures."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def interval(values: Sequence[float]) -> Interval:
 def half_of_shares(right: NDArray[Any], counts: NDArray[Any]) -> float:
     """Half of the 95 % interval of the mean of the shares `right / counts`, each (classes,).
 
-    Each class's share counts as if two more pictures were right and two wrong (Agresti and Coull,
-    1998), or a class without an error would claim to be known exactly.
+    Two right and two wrong pictures are added to each class (Agresti and Coull, 1998); otherwise a
+    class without errors would have an interval of width 0.
     """
     share = (right + 2) / (counts + 4)
     return 1.96 * math.sqrt(float((share * (1 - share) / (counts + 4)).sum())) / len(counts)
@@ -45,12 +45,12 @@ def half_of_draws(mean: float, half_width: float, counts: NDArray[Any]) -> float
 
     Args:
         mean: of the draws, in [0, 1].
-        half_width: of the draws, all judged on the same test pictures.
-        counts: (classes,) test pictures of each class; empty where that is not known.
+        half_width: of the draws, all evaluated on the same test pictures.
+        counts: (classes,) test pictures of each class; empty where unknown.
 
     Returns:
-        Both together, as if every class's share were the mean: wider than by their own shares
-        where classes have as many pictures; with few of a hard class it may be a tenth narrower.
+        Both combined, as if every class's share were the mean: wider than with the classes' own
+        shares where classes are balanced; up to a tenth narrower where a hard class is rare.
     """
     tested = half_of_shares(mean * counts, counts) if len(counts) else 0.0
     return math.hypot(half_width, tested)

@@ -1,4 +1,4 @@
-"""The encoders that `tinyssl eval` judges: how to get each, and which labels taught it."""
+"""The encoders that `tinyssl eval` compares, and the labels that each was trained on."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class Contender:
 
     Attributes:
         name: of its row.
-        build: makes it, with the description of what it takes.
-        taught: digests of the pictures whose labels changed its weights.
+        build: returns it, with its description.
+        taught: digests of the pictures whose labels it was trained on.
     """
 
     name: str
@@ -54,14 +54,14 @@ def contenders(
     *,
     unchanged: bool,
 ) -> list[Contender]:
-    """Random weights, the run's start, the baselines and the run's own encoder, which is last.
+    """Random weights, the run's start, the baselines and, last, the run's own encoder.
 
     Args:
         run: a run folder.
         description: of its encoder.
         baselines: run folders, or weights of the same network.
         seed: of the random weights if the run has none.
-        unchanged: the run's weights are those of its start, which then has no row of its own.
+        unchanged: the run has the weights of its start, which then gets no row of its own.
     """
     init = description["init"]
     given = description | {"seed": description.get("seed", seed)}
@@ -86,7 +86,7 @@ def _random(description: dict[str, Any]) -> tuple[Encoder, dict[str, Any]]:
 
 
 def has_weights_of(run: str | Path, init: str) -> bool:
-    """Whether a run has its start's own weights, as fine-tuning of a classifier alone leaves it."""
+    """Whether a run has the weights of its start, as where only a classifier was fitted."""
     files = [Path(folder) / WEIGHTS for folder in (run, init)]
     return all(file.is_file() for file in files) and len({sha256(file) for file in files}) == 1
 
@@ -101,7 +101,7 @@ def _start_of(description: dict[str, Any], init: str) -> list[Contender]:
 
 
 def _start(description: dict[str, Any], init: str) -> tuple[Encoder, dict[str, Any]]:
-    """An earlier run's encoder with the features that it had, or weights for this architecture."""
+    """An earlier run's encoder with its own features, or weights for this architecture."""
     if init != "pretrained" and (Path(init) / WEIGHTS).exists():
         return load_encoder(init)
     pretrained = init == "pretrained"
@@ -123,7 +123,7 @@ def embedders(
     description: dict[str, Any],
     device: str,
 ) -> Iterator[tuple[str, Embed, NDArray[Any]]]:
-    """Name, how to get features, and the split's pictures as wanted, of pixels and each encoder."""
+    """Yields name, embedding function and suitable pictures of every row of the table."""
     chosen = pick_device(device)
     keep_freed_memory()
     yield FLOORS[0], pixel_features, pictures.array
@@ -140,12 +140,12 @@ def embedders(
             continue
         array = split_pictures(split, own).array
         if not encoder.standardized:
-            # A network made for this table has one level and nothing else: it gets as many.
+            # A network built for this table has one level only; it gets the same features.
             encoder = widen_like(encoder, own, some(array, ~split.test, LOOKED_AT))
         yield contender.name, partial(embed_pictures, encoder, device=chosen), array
 
 
 def some(pictures: NDArray[Any], wanted: NDArray[np.bool_], most: int) -> NDArray[Any]:
-    """Evenly spaced ones of those wanted: all of them would be read from the cache and copied."""
+    """At most `most`, evenly spaced, of the wanted pictures, which are read and copied."""
     rows = np.flatnonzero(wanted)
     return pictures[rows[spaced_rows(len(rows), most)]]

@@ -1,4 +1,4 @@
-"""Labels that cannot all be right, and test pictures that were seen in training."""
+"""Contradictory labels, and copies across training and test pictures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tinyssl.labels import LabeledPaths
 
 @dataclass(frozen=True)
 class LabelFindings:
-    """What is odd about labels; every group holds paths.
+    """Problems of labels, as groups of paths.
 
     Attributes:
         contradictions: copies, exact or near, with different labels.
@@ -23,7 +23,7 @@ class LabelFindings:
 
 
 def check_labels(table: LabeledPaths, groups: Sequence[Sequence[str]]) -> LabelFindings:
-    """Looks at groups of copies, as paths, with their labels and splits."""
+    """Compares labels and splits within groups of copies, given as paths."""
     label = {str(p): name for p, name in zip(table.paths, table.labels, strict=True)}
     split = {}
     if table.splits is not None:
@@ -39,7 +39,7 @@ def check_labels(table: LabeledPaths, groups: Sequence[Sequence[str]]) -> LabelF
 
 
 def class_lines(table: LabeledPaths) -> list[str]:
-    """Classes and how many pictures each has, the rarest first; refuses nothing."""
+    """Lines on the classes and their sizes, the rarest first; never raises."""
     counts = sorted(Counter(table.labels).items(), key=lambda item: (item[1], item[0]))
     lines = [f"{len(table.labels):,} pictures of {len(counts):,} classes"]
     if len(counts) < 2:

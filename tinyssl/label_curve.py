@@ -1,4 +1,4 @@
-"""Accuracy over the number of labels: what more labels, choosing them and pretraining are worth.
+"""Accuracy over the number of labels, by fitting method and by selection of pictures.
 
 n = training pictures, m = test pictures, d = feature width.
 """
@@ -41,14 +41,14 @@ Rows = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class CurveWishes:
-    """What a curve is drawn of.
+    """Settings of a label curve.
 
     Attributes:
         shots: labels a class on average: `shots * classes` pictures are chosen, of any class.
         methods: of `tinyssl.curve_lines.METHODS`: a linear classifier on the frozen encoder,
             recipe few-label, or few-label from random weights. One named twice counts once.
-        select: of `tinyssl.choosing.METHODS`: who says which pictures are labeled; as `methods`.
-        draws: of every point, at least 2; each with another seed.
+        select: of `tinyssl.choosing.METHODS`: how pictures to label are chosen; as `methods`.
+        draws: for every point, at least 2; each with another seed.
         settings: `section.key=value` on top of recipe few-label.
     """
 
@@ -59,7 +59,7 @@ class CurveWishes:
     settings: Sequence[str] = ()
 
     def check(self) -> None:
-        """Raises UsageError for what cannot be drawn."""
+        """Raises UsageError for unknown or impossible settings."""
         _refuse_unknown("methods", self.methods, tuple(METHODS))
         _refuse_unknown("select", self.select, tuple(SELECTIONS))
         if not self.shots or min(self.shots) < 1:
@@ -78,13 +78,13 @@ def label_curve(
 ) -> list[dict[str, Any]]:
     """Balanced accuracy on the test pictures for every selection, number of labels and method.
 
-    As one who labels does, no selection knows a class beforehand; a class that got no label is
-    never predicted, and its test pictures count as wrong.
+    As in practice, no selection knows the classes; a class without a label is never predicted,
+    and its test pictures count as wrong.
 
     Args:
         run: a run folder.
-        split: labels are taken from its training pictures; the test pictures only give figures.
-        wishes: see there; shots that want more labels than there are pictures are left out.
+        split: pictures are labeled from its training part, and scored on its test part.
+        wishes: settings; shots that need more labels than there are pictures are left out.
         seed: of the choices, fits and random weights; draw i uses seed + i.
         device: auto, cpu, cuda or cuda:N.
 
@@ -132,13 +132,13 @@ class _Bench:
         self.network = self._recipe("finetune", seed).network
 
     def cost(self, method: str) -> int:
-        """Steps of progress of a fit."""
+        """Progress steps of a fit."""
         if method == "linear":
             return 1
         return max(1, round(self.network.views / self.network.batch_size))
 
     def draws(self, select: str, labels: int, draws: int) -> Iterator[tuple[int, Rows]]:
-        """Seeds, and the rows of the pictures that are labeled."""
+        """Yields seeds, and the rows of the labeled pictures."""
         for seed in range(self.seed, self.seed + draws):
             chosen = choose(self.features[self.train], labels, method=select, seed=seed)
             yield seed, np.sort(self.train[chosen])

@@ -1,6 +1,6 @@
-"""Labeled pictures to learn from: read, decoded, and checked against each other.
+"""Labeled pictures to train on: read, decoded, and checked against each other.
 
-n = pictures after copies were taken out, s = image size, c = channels.
+n = pictures without copies, s = image size, c = channels.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ RESULT = "finetune.json"  # of a fine-tuned run
 
 @dataclass(frozen=True)
 class Labeled:
-    """What a classifier learns from.
+    """The training data of a classifier.
 
     Attributes:
         array: (n, s, s, c) uint8 or uint16.
@@ -50,7 +50,7 @@ class Labeled:
         return {name: int(count) for name, count in zip(self.classes, numbers, strict=True)}
 
     def to_csv(self) -> str:
-        """What was learned from, as `path,label,digest` rows."""
+        """The pictures as `path,label,digest` rows."""
         names = [self.classes[number] for number in self.labels]
         rows = zip(self.paths, names, self.digests, strict=True)
         return csv_text([LABELS_HEADER, *rows])
@@ -65,8 +65,8 @@ def read_labeled(
 ) -> Labeled:
     """Reads labels from a folder of class folders or a CSV, and their pictures.
 
-    Of a CSV with a column `split` only the rows that say train are used. What is odd but
-    harmless is told in one line each: empty labels and class folders, a label given twice.
+    Of a CSV with a column `split` only the rows that say train are used. Harmless oddities are
+    logged: empty labels, empty class folders, a label given twice.
 
     Args:
         source: the folder, or the CSV with the columns path,label.
@@ -130,7 +130,7 @@ def _training_rows(table: LabeledPaths, source: str | Path) -> LabeledPaths:
 
 
 def refuse_unreadable(pictures: Pictures) -> None:
-    """Raises UsageError if a labeled picture cannot be read: each of them was chosen by hand."""
+    """Raises UsageError if a picture, which somebody labeled by hand, cannot be read."""
     if pictures.skipped:
         path, reason = pictures.skipped[0]
         raise UsageError(
@@ -140,7 +140,7 @@ def refuse_unreadable(pictures: Pictures) -> None:
 
 
 def _first_of_each(pictures: Pictures, names: list[str]) -> list[int]:
-    """The first row of every content; refuses equal pictures with different labels."""
+    """The first row of each set of equal files; refuses equal files with different labels."""
     first: dict[str, int] = {}
     for row, digest in enumerate(pictures.hashes):
         other = first.setdefault(digest, row)
@@ -153,29 +153,29 @@ def _first_of_each(pictures: Pictures, names: list[str]) -> list[int]:
 
 
 def smallest_class(labels: NDArray[np.int64]) -> int:
-    """Pictures of the rarest class that occurs."""
+    """Size of the smallest class that occurs."""
     return min(Counter(labels.tolist()).values())
 
 
 def used_digests(run: str | Path) -> set[str]:
-    """Digests of the pictures whose labels taught a fine-tuned run, its encoder's past included.
+    """Digests of the pictures whose labels a fine-tuned run or its earlier runs were trained on.
 
     Raises:
-        UsageError: its list of labels, or what it wrote of itself, is damaged.
+        UsageError: a file of one of these runs is damaged.
     """
     return _own_digests(run) | shaped_by(run)
 
 
 def shaped_by(run: str | Path) -> set[str]:
-    """Digests of the pictures whose labels changed the weights of a run's encoder.
+    """Digests of the pictures whose labels a run's encoder was trained on.
 
-    Those of the runs that it started from belong to it, as far as they are still there.
+    Includes the runs that it started from, as far as they still exist.
 
     Args:
         run: the folder, or weights in it.
 
     Raises:
-        UsageError: what one of them wrote of itself is damaged.
+        UsageError: a file of one of these runs is damaged.
     """
     found: set[str] = set()
     folder, known = _folder(run), set[Path]()
@@ -187,7 +187,7 @@ def shaped_by(run: str | Path) -> set[str]:
 
 
 def _folder(run: str | Path) -> Path | None:
-    """Of a run or of weights in it; None for starts that are no run."""
+    """The folder of a run or of weights in it; None for a start that is no run."""
     if str(run) in ("random", "pretrained"):
         return None
     path = Path(run)
@@ -202,7 +202,7 @@ def _start_of(description: Path) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Of a JSON file; empty where there is none."""
+    """The content of a JSON file; empty if there is none."""
     if not path.is_file():
         return {}
     try:

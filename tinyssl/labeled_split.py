@@ -1,4 +1,4 @@
-"""Labeled pictures in a training and a test part: what encoders are judged on."""
+"""Labeled pictures in a training and a test part, to evaluate encoders on."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class LabeledSplit:
         labels: (n,) numbers of classes.
         classes: names in alphabetical order, each with a training picture.
         test: (n,) True for test pictures.
-        drawn: whether the test pictures were drawn here, and not given.
+        drawn: whether the split was drawn here rather than given.
     """
 
     paths: list[Path]
@@ -38,7 +38,7 @@ class LabeledSplit:
     drawn: bool = False
 
     def write(self, path: Path) -> None:
-        """As a CSV path,label,split, which gives the same split again."""
+        """Writes a CSV path,label,split that gives the same split again."""
         names = [self.classes[number] for number in self.labels]
         write_csv(path, self.paths, names, ["test" if t else "train" for t in self.test])
 
@@ -57,10 +57,10 @@ def read_split(
         test: a folder of class folders to measure on.
         labels: instead of the two: a CSV with path,label and optionally split.
         seed: of a split that is drawn.
-        kept: the file that a drawn split will be written to, for the words.
+        kept: name of the file that a drawn split will be written to, for the description.
 
     Returns:
-        The split, and where it is from in words.
+        The split, and its origin in words.
 
     Raises:
         UsageError: labels that do not fit, a test class without a training picture, fewer than 2
@@ -105,11 +105,11 @@ def _make_split(paths: list[Path], names: list[str], test: NDArray[np.bool_]) ->
 
 
 def warn_of(split: LabeledSplit, digests: Sequence[str]) -> None:
-    """Tells what makes figures on a split worth less than they look.
+    """Warns of test pictures among the training pictures, and of classes without test pictures.
 
     Args:
         split: of n pictures.
-        digests: n, of their files.
+        digests: n digests of their files.
     """
     trained = {d for d, test in zip(digests, split.test, strict=True) if not test}
     both = sum(test and d in trained for d, test in zip(digests, split.test, strict=True))
@@ -129,7 +129,7 @@ def warn_of(split: LabeledSplit, digests: Sequence[str]) -> None:
 
 
 def split_pictures(split: LabeledSplit, description: Mapping[str, Any]) -> Pictures:
-    """The pictures of a split, in its order, as an encoder of this description wants them.
+    """The pictures of a split, in its order, as the encoder of a description takes them.
 
     Raises:
         UsageError: a picture cannot be read.

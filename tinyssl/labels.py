@@ -1,4 +1,4 @@
-"""Labels from class folders or a CSV, and splits."""
+"""Labels from class folders or a CSV, and stratified splits."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _NOT_UTF8 = "cannot read labels from {}: not UTF-8; save it as such"
 
 @dataclass(frozen=True)
 class LabeledPaths:
-    """Pictures with one class name each, and the split each is in where that is given.
+    """Pictures with their class names, and with their splits if given.
 
-    `unlabeled` counts rows of a CSV whose label was left empty, `repeated` rows that say again
-    what an earlier one said; `empty` names class folders without a picture.
+    `unlabeled` counts rows of a CSV with an empty label, `repeated` rows that repeat an earlier
+    one; `empty` names class folders without pictures.
     """
 
     paths: list[Path]
@@ -45,7 +45,7 @@ def read_labels(source: str | Path) -> LabeledPaths:
     """Labels of a CSV, of class folders, or of class folders in `train/` and `test/`.
 
     Raises:
-        UsageError: as `from_csv` and `from_class_folders` do, or parts of a set under other names.
+        UsageError: as `from_csv` and `from_class_folders`, or folders that seem to be other splits.
     """
     root = Path(source)
     if not root.is_dir():
@@ -74,7 +74,7 @@ def _from_parts(parts: Mapping[str, LabeledPaths]) -> LabeledPaths:
 
 
 def _refuse_parts(root: Path, names: Sequence[str]) -> None:
-    """Class folders that are all called as parts of a set, and hold folders, are no classes."""
+    """Refuses folders that are all named like splits and contain folders, as classes."""
     if names and _PARTS.issuperset(names) and all(_folders(root / name) for name in names):
         raise UsageError(
             f"{root} holds {', '.join(names)}: parts of a set by their names, and no classes; "
@@ -83,15 +83,15 @@ def _refuse_parts(root: Path, names: Sequence[str]) -> None:
 
 
 def from_class_folders(folder: str | Path) -> LabeledPaths:
-    """Every picture below `folder/<class>/` that `scan` finds there, labeled by that class.
+    """Every picture below `folder/<class>/`, as `scan` finds them, labeled by its class.
 
     Args:
-        folder: holds one folder per class.
+        folder: has one folder per class.
 
     Raises:
         UsageError: no such folder, or fewer than two classes with pictures in it.
     """
-    root = Path(os.path.abspath(folder))  # without "..", as all other paths
+    root = Path(os.path.abspath(folder))  # without "..", like all other paths
     if not root.is_dir():
         raise UsageError(f"no folder {folder}; give one with a sub-folder of pictures per class")
     paths: list[Path] = []
@@ -115,12 +115,12 @@ def from_class_folders(folder: str | Path) -> LabeledPaths:
 def from_csv(path: str | Path) -> LabeledPaths:
     """Reads a CSV with the columns `path,label` and optionally `split` (train or test).
 
-    Relative paths count from the CSV's folder, or else from the current one: whichever has the
-    file. Rows with an empty label are counted and left out.
+    Relative paths are resolved from the CSV's folder or the current one, whichever has the file.
+    Rows with an empty label are counted and left out.
 
     Raises:
         UsageError: unreadable, columns missing, an unknown split, a missing picture, or one
-            picture with two labels; names the line.
+            picture with two labels; the text names the line.
     """
     rows = _rows(Path(path))
     bases = [Path(path).absolute().parent, Path.cwd()]
@@ -157,9 +157,9 @@ def from_csv(path: str | Path) -> LabeledPaths:
 def stratified_split(
     labels: Sequence[str], *, test_fraction: float = 0.25, seed: int = 0
 ) -> NDArray[np.bool_]:
-    """Draws the test rows class by class; the same rows for the same labels and seed.
+    """Draws test rows class by class, deterministically for given labels and seed.
 
-    Every class keeps at least one training row; a class of one row has no test row.
+    Every class keeps at least one training row; a class with one row gets no test row.
 
     Returns:
         (n,) True for test rows.
@@ -180,7 +180,7 @@ def write_csv(
     labels: Sequence[str],
     splits: Sequence[str] | None = None,
 ) -> None:
-    """Writes `path,label[,split]` so that `from_csv` reads it back; atomic."""
+    """Writes `path,label[,split]` for `from_csv`, atomically."""
     columns: list[Sequence[object]] = [pictures, labels]
     header = ["path", "label"]
     if splits is not None:
@@ -190,7 +190,7 @@ def write_csv(
 
 
 def _warn_of_alike(labels: Iterable[str]) -> None:
-    """Tells of classes whose names differ by capitals or by how accents are written only."""
+    """Warns of class names that differ only in case or in how accents are encoded."""
     first: dict[str, str] = {}
     for name in sorted(set(labels)):
         other = first.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
@@ -200,7 +200,7 @@ def _warn_of_alike(labels: Iterable[str]) -> None:
 
 def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     try:
-        # Names of files may be of any bytes, as `write_csv` keeps them; the rest may not.
+        # File names may be of any bytes, which `write_csv` keeps; labels may not.
         text = read_limited(path, _LARGEST).decode("utf-8-sig", "surrogateescape")
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read labels from {path}: {error}") from None
@@ -230,7 +230,7 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
 
 
 def _refuse_open_quote(path: Path, text: str, rows: Sequence[tuple[int, dict[str, str]]]) -> None:
-    """A quote that nothing closes takes all that follows for one cell."""
+    """Refuses an unclosed quote, which would make one cell of the rest of the file."""
     last: list[Any] = list(rows[-1][1].values()) if rows else []
     if text.count('"') % 2 and any("\n" in cell for cell in last if isinstance(cell, str)):
         line = rows[-2][0] if len(rows) > 1 else 1

@@ -1,4 +1,4 @@
-"""Which pictures look alike or show nothing, from small thumbnails, without an encoder.
+"""Near copies and blank pictures, found from small thumbnails without an encoder.
 
 n = pictures, s = side, c = channels.
 """
@@ -13,33 +13,33 @@ from numpy.typing import NDArray
 
 from tinyssl.neighbours import Rows, alike, unit_rows
 
-NEAR = 0.99  # copies saved again or scaled have more; a shift by 2 % of the side has less
-MOST_COMPARED = 50_000  # pictures; the time grows with the square
+NEAR = 0.99  # cosine; recompressed or scaled copies have more, a shift by 2 % of the side less
+MOST_COMPARED = 50_000  # pictures; time is quadratic in their number
 _SIDE, _ENOUGH = 16, 50
 
 
 def near_copies(array: NDArray[Any], hashes: Sequence[str]) -> list[list[int]]:
-    """Groups of pictures that differ by how they were saved or scaled, exact copies included.
+    """Groups of pictures that differ only in compression or scale, including exact copies.
 
-    What is compared is the cosine of gray thumbnails of 16 x 16, less their own mean and, where
-    there are enough, less the mean picture: solar cells share a grid of lines, for instance.
+    Compares cosines of gray 16 x 16 thumbnails, minus their own mean and, where there are enough,
+    minus the mean picture: solar cells, for instance, share a grid of lines.
 
     Args:
         array: (n, s, s, c).
-        hashes: n digests of the files; equal ones are copies whatever they show.
+        hashes: n digests of the files; those with equal digests are always copies.
     """
     thumbnails = _thumbnails(array)
     units = unit_rows(thumbnails - thumbnails.mean(axis=1, keepdims=True))
     if len(units) >= _ENOUGH:
-        shown = units.any(axis=1, keepdims=True)  # pictures of one value are alike to none
+        shown = units.any(axis=1, keepdims=True)  # constant pictures have no near copies
         units = unit_rows((units - units.mean(axis=0)) * shown)
     return alike(units, NEAR, hashes)[0]
 
 
 def blank(array: NDArray[Any]) -> tuple[list[int], list[int]]:
-    """Pictures of a single value, and others whose deviation is below 1 % of the range.
+    """Numbers of constant pictures, and of those with a deviation below 1 % of the range.
 
-    That of 16 bits ends at the largest value there is: many sensors use 10 or 12 of them.
+    With 16 bits the range ends at the largest value found, since many sensors use 10 or 12 bits.
     """
     scale = 255.0 if array.dtype == np.uint8 else float(array.max())
     constant, faint = [], []
@@ -52,7 +52,7 @@ def blank(array: NDArray[Any]) -> tuple[list[int], list[int]]:
 
 
 def _thumbnails(array: NDArray[Any]) -> Rows:
-    """(n, 256): means of the cells of a grid, over channels too."""
+    """(n, 256): means over the cells of a grid and over channels."""
     cuts = np.linspace(0, array.shape[1], min(_SIDE, array.shape[1]) + 1).astype(int)[:-1]
     sizes = np.diff([*cuts, array.shape[1]])
     areas = np.outer(sizes, sizes)

@@ -1,4 +1,4 @@
-"""Cached pictures to batches of augmented views, in a fixed order for a given seed."""
+"""Batches of cached pictures, in an order that is fixed by the seed."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ R = TypeVar("R")
 def epoch_order(pictures: int, batch_size: int, seed: int, epoch: int) -> Tensor:
     """The batches of one epoch: equal sizes, no picture twice.
 
-    The batch size is lowered until the batches come out equal, so an epoch leaves out fewer
-    pictures than it has steps, others each time.
+    The batch size is lowered to make batches equal, so that an epoch omits fewer pictures than it
+    has steps, and others each time.
 
     Returns:
         (steps, b) picture numbers, b <= batch_size.
@@ -34,23 +34,23 @@ def epoch_order(pictures: int, batch_size: int, seed: int, epoch: int) -> Tensor
 
 
 def steps_in_epoch(pictures: int, batch_size: int) -> int:
-    """Batches in an epoch; none has fewer than two pictures, which batch norm could not take."""
+    """Batches in an epoch, each of at least two pictures, as batch norm needs."""
     return min(-(-pictures // batch_size), pictures // 2)
 
 
 def generator_for(seed: int, position: int, stream: int) -> torch.Generator:
-    """A generator that depends on nothing but these numbers, so a resumed run draws the same."""
+    """A generator seeded by these numbers alone, so that a resumed run draws the same."""
     mixed = np.random.SeedSequence([seed, stream, position]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(mixed >> np.uint64(1)))
 
 
 class ResidentPictures:
-    """Raw batches from the cache; on a GPU from its own memory where the cache fits there.
+    """Raw batches from the cache, or from GPU memory where all pictures fit.
 
     Args:
-        array: (n, h, w, c) uint8 or uint16, a memory map as a rule.
-        device: where batches go.
-        gpu_share: how much of the GPU's free memory the pictures may fill.
+        array: (n, h, w, c) uint8 or uint16, usually a memory map.
+        device: of the batches.
+        gpu_share: share of the GPU's free memory that pictures may fill.
 
     Attributes:
         told: where batches come from and why, in words.
@@ -70,11 +70,11 @@ class ResidentPictures:
     def batches(
         self, order: Iterable[Tensor], part: Callable[[int], slice] | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields the batches of some order, on the device.
+        """Yields the batches of an order, on the device.
 
         Args:
-            order: the numbers of the pictures of each batch, (b,).
-            part: which of b pictures to get; all when None.
+            order: picture numbers (b,) of each batch.
+            part: slice of b pictures to return; all when None.
 
         Yields:
             (index (b,), pictures (own, h, w, c) of the cache's dtype).
@@ -98,7 +98,7 @@ class ResidentPictures:
 
 
 def send_all(array: np.ndarray[Any, Any], device: torch.device, rows: int = 1024) -> Tensor:
-    """All of an array on a device, `rows` at a time: neither copied whole nor written to."""
+    """Copies an array to a device, `rows` at a time, so that no whole copy is on the host."""
     kind = torch.from_numpy(array[:0].copy()).dtype
     there = torch.empty(array.shape, dtype=kind, device=device)
     for first in range(0, len(array), rows):
@@ -107,11 +107,11 @@ def send_all(array: np.ndarray[Any, Any], device: torch.device, rows: int = 1024
 
 
 def fits_budget(needed: int, free: int, share: float) -> tuple[bool, str]:
-    """Whether pictures may lie in a GPU's memory, and the reason in words.
+    """Whether to keep pictures in GPU memory, and the reason in words.
 
     Args:
         needed: bytes of the pictures.
-        free: bytes that are free on the GPU.
+        free: bytes of free GPU memory.
         share: of the free bytes that pictures may fill, `run.gpu_share`.
     """
     sizes = f"{needed / 2**20:,.0f} MiB, run.gpu_share {share:g} of {free / 2**20:,.0f} MiB free"
@@ -121,7 +121,7 @@ def fits_budget(needed: int, free: int, share: float) -> tuple[bool, str]:
 
 
 def ahead(items: Iterable[T], work: Callable[[T], R]) -> Iterator[R]:
-    """Results in order; a thread makes the next one while the last is in use."""
+    """Results in order; a thread computes the next one while the last is in use."""
     with ThreadPoolExecutor(1) as pool:
         waiting: Future[R] | None = None
         for item in items:
@@ -133,7 +133,7 @@ def ahead(items: Iterable[T], work: Callable[[T], R]) -> Iterator[R]:
 
 
 class _SideStream:
-    """Sends batches to a GPU beside its work: two pinned buffers, and a stream of their own."""
+    """Sends batches to a GPU while it works, by two pinned buffers and a separate stream."""
 
     def __init__(self, array: np.ndarray[Any, Any], device: torch.device) -> None:
         self.array, self.device = array, device
@@ -143,13 +143,13 @@ class _SideStream:
         self.turn = 0
 
     def send(self, own: Tensor) -> tuple[Tensor, torch.cuda.Event]:
-        """Starts to send pictures; waits until the buffer's last ones are over there."""
+        """Starts to send pictures, once the buffer's previous transfer is finished."""
         self.turn = 1 - self.turn
         last = self.events[self.turn]
         if last is not None:
             last.synchronize()
         pinned = self._buffer(len(own))
-        # "clip" writes into `out` at once; numbers are known to be in range.
+        # "clip" writes straight to `out`; indices are known to be in range.
         np.take(self.array, own.numpy(), axis=0, out=pinned.numpy(), mode="clip")
         with torch.cuda.stream(self.stream):
             sent = pinned.to(self.device, non_blocking=True)
@@ -158,7 +158,7 @@ class _SideStream:
         return sent, event
 
     def receive(self, sent: tuple[Tensor, torch.cuda.Event]) -> Tensor:
-        """The pictures, for use on the current stream; the host does not wait for them."""
+        """The pictures, for use on the current stream, without blocking the host."""
         pictures, event = sent
         current = torch.cuda.current_stream(self.device)
         current.wait_event(event)
@@ -175,9 +175,9 @@ class _SideStream:
 
 
 class _PipelineBatches(Dataset[tuple[Tensor, Tensor] | TinysslError]):
-    """One item is one whole batch, so that workers hand over few, large tensors.
+    """One item is one whole batch, so that workers transfer few, large tensors.
 
-    What a picture is refused for is handed over too: raised in a worker it would come with a trace.
+    A TinysslError is returned too: raised in a worker, its text would include a traceback.
     """
 
     def __init__(self, array: Any, order: Tensor, apply: Any, seeds: Tensor) -> None:
@@ -202,7 +202,7 @@ def pipeline_batches(
     seeds: Tensor,
     workers: int,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches whose views an albumentations pipeline makes picture by picture, in processes.
+    """Batches of views that an albumentations pipeline makes, picture by picture, in processes.
 
     Args:
         array: (n, h, w, c) cached pictures.
@@ -225,10 +225,10 @@ def pipeline_batches(
 
 
 def _leave_signals(_worker: int) -> None:
-    """A terminal or a scheduler signals the whole group: the run stops by itself, and its workers.
+    """Ignores signals to the process group, since the run stops its workers itself.
 
-    A worker that died of it would take the run along before anything is saved. Of the second
-    SIGTERM it does: that is how a worker that hangs is ended.
+    A worker that died of a signal would end the run before it is saved. A second SIGTERM still
+    kills a worker, so that a hanging one can be ended.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))

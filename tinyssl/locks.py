@@ -1,4 +1,4 @@
-"""One process at a time in a folder."""
+"""Locks of folders between processes."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ class InUse(Exception):
 
 @contextmanager
 def locked(folder: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
-    """Holds a folder for this process; the system lets go of it however the process ends.
+    """Locks a folder for this process; the system releases it however the process ends.
 
-    The folder itself is locked, so that no file is left behind. On Windows, which cannot do
-    this, nothing is held.
+    The folder itself is locked, so that no lock file is left behind. On Windows, which does not
+    support this, nothing is locked.
 
     Args:
         folder: exists.
-        waiting: called once before this waits for another process; without it, it does not wait.
+        waiting: called once before waiting for another process; without it, there is no waiting.
 
     Raises:
         InUse: another process holds it, and `waiting` is None.
-        JobError: the file system knows no locks.
-        FileNotFoundError: the folder is gone, or went while this waited.
+        JobError: the file system does not support locks.
+        FileNotFoundError: the folder is gone, or was removed while this waited.
     """
     if sys.platform == "win32":
         yield
@@ -59,7 +59,7 @@ def locked(folder: Path, waiting: Callable[[], None] | None = None) -> Iterator[
 
 
 def is_held(folder: Path) -> bool:
-    """Whether another process holds the folder; False where that cannot be told."""
+    """Whether another process holds the folder; False where that is unknown."""
     try:
         with locked(folder):
             return False

@@ -1,6 +1,6 @@
-"""Where a run's figures go beside `metrics.jsonl`: TensorBoard, MLflow, Weights & Biases.
+"""Loggers beside `metrics.jsonl`: TensorBoard, MLflow, Weights & Biases.
 
-A logger is opened with the run's folder and recipe, is told a step's figures, and is closed.
+A logger is opened with the run's folder and recipe, receives the figures of steps, and is closed.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ _POSITION = ("step", "epoch")
 
 
 class Logger(Protocol):
-    """What every logger can do."""
+    """The interface of loggers."""
 
     def __init__(self, folder: Path, recipe: str, step: int) -> None: ...
 
     def log(self, step: int, figures: Figures) -> None:
-        """Takes the figures of a step."""
+        """Logs the figures of a step."""
 
     def close(self) -> None:
-        """Writes what is still held."""
+        """Writes what is still buffered."""
 
 
 class TensorBoard:
@@ -54,7 +54,7 @@ class TensorBoard:
 
 
 class MLflow:
-    """A run of MLflow, where its own settings (`MLFLOW_TRACKING_URI`, ...) say."""
+    """A run of MLflow, at the place of its own settings (`MLFLOW_TRACKING_URI`, ...)."""
 
     def __init__(self, folder: Path, recipe: str, step: int) -> None:
         import mlflow
@@ -100,7 +100,7 @@ LOGGERS: Mapping[str, type[Logger]] = {
 
 
 def check_loggers(names: Sequence[str]) -> None:
-    """Raises UsageError, naming what to install, for a logger whose library is not there."""
+    """Raises UsageError, saying what to install, for a logger whose library is missing."""
     for name in names:
         if find_spec(name) is None:
             install = "'tinyssl[tensorboard]'" if name == "tensorboard" else name
@@ -109,16 +109,16 @@ def check_loggers(names: Sequence[str]) -> None:
 
 @contextmanager
 def open_loggers(names: Sequence[str], folder: Path, recipe: str, step: int) -> Iterator[Log]:
-    """Opens loggers by name and closes them whatever happens.
+    """Opens loggers by name, and closes them in any case.
 
     Args:
         names: of `LOGGERS`.
         folder: of the run.
         recipe: its YAML.
-        step: finished steps; above 0 when a run goes on.
+        step: number of finished steps; above 0 for a resumed run.
 
     Yields:
-        A function that passes on a line of `metrics.jsonl`.
+        A function that logs a line of `metrics.jsonl`.
 
     Raises:
         JobError: a logger cannot start.
@@ -132,7 +132,7 @@ def open_loggers(names: Sequence[str], folder: Path, recipe: str, step: int) -> 
 
 
 def _close(name: str, logger: Logger) -> None:
-    """A run that is done is not undone by a server that is gone."""
+    """Only warns of errors, since the run is finished."""
     try:
         logger.close()
     except Exception as error:
@@ -142,7 +142,7 @@ def _close(name: str, logger: Logger) -> None:
 def _open(name: str, folder: Path, recipe: str, step: int) -> Logger:
     try:
         return LOGGERS[name](folder, recipe, step)
-    except Exception as error:  # of whatever kind the library has: a server, a login, a disk
+    except Exception as error:  # libraries raise many types
         reason = " ".join(str(error).split())
         raise JobError(
             f"run.loggers: {name} cannot start: {reason}; mend it, or leave it out"
@@ -150,7 +150,7 @@ def _open(name: str, folder: Path, recipe: str, step: int) -> Logger:
 
 
 def _pass_on(loggers: dict[str, Logger], line: Mapping[str, Any]) -> None:
-    """A logger that fails is told of once and left out: the run must not end with it."""
+    """Warns once of a logger that fails and drops it, so that the run continues."""
     figures = {key: float(value) for key, value in line.items() if key not in _POSITION}
     for name, logger in list(loggers.items()):
         try:

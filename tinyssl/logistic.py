@@ -1,4 +1,4 @@
-"""Multinomial logistic regression, and the rotation that makes it cheap on wide features.
+"""Multinomial logistic regression, and a rotation that speeds it up on wide features.
 
 n = rows, d = columns.
 """
@@ -23,8 +23,7 @@ _STEPS = 300  # of L-BFGS; features of real pictures took up to 260 at C = 1
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear classifier: the names of its classes, and weights (d + 1, classes), the
-    intercepts last."""
+    """A linear classifier: class names, and weights (d + 1, classes) with intercepts last."""
 
     classes: Ints
     weights: NDArray[np.float32]
@@ -35,18 +34,18 @@ class Linear:
         return scores
 
     def predict(self, rows: Floats) -> Ints:
-        """(n, d) rows to (n,) names of the likeliest class."""
+        """(n, d) rows to (n,) names of the most likely class."""
         winners: Ints = self.classes[self.logits(rows).argmax(axis=1)]
         return winners
 
 
 def rotate(rows: Floats) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Turns rows (n, d) onto the principal axes of their span, at most min(n, d) columns.
+    """Rotates rows (n, d) onto the principal axes of their span, at most min(n, d) columns.
 
-    An L2-regularised fit is the same in these columns, fewer and without correlation.
+    An L2-regularised fit is the same in these columns, which are fewer and uncorrelated.
 
     Returns:
-        The turned rows, and the (d, min(n, d)) rotation for other rows.
+        The rotated rows, and the (d, min(n, d)) rotation for other rows.
     """
     if rows.shape[1] <= rows.shape[0]:
         _, axes = np.linalg.eigh((rows.T @ rows).astype(np.float64))
@@ -57,7 +56,7 @@ def rotate(rows: Floats) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
 
 
 def balanced_weights(labels: Ints) -> NDArray[np.float64]:
-    """(n,) weights that make every class weigh the same; their sum is n."""
+    """(n,) weights that give every class the same total; their sum is n."""
     _, numbers, counts = np.unique(labels, return_inverse=True, return_counts=True)
     weights: NDArray[np.float64] = len(labels) / (len(counts) * counts[numbers])
     return weights
@@ -69,10 +68,10 @@ def fit_logistic(
 ) -> Linear:
     """Minimises `sum_i v_i CE_i / sum_i v_i + |W|^2 / (2 C sum_i v_i)`; intercepts are free.
 
-    Without weights: scikit-learn's `LogisticRegression(C=strength, class_weight="balanced")`; of
-    two classes that of 2 C, since a softmax has two columns of half the size. Its L-BFGS takes
-    hundreds of steps where columns differ much in size, as rotated ones do. Here every weight is
-    scaled by the root of its curvature at W = 0: tens of steps, same minimum.
+    Without weights it equals scikit-learn's `LogisticRegression(C=strength,
+    class_weight="balanced")`; with two classes that of 2 C, since a softmax has two columns of half
+    the size. L-BFGS takes hundreds of steps where columns differ much in scale, as rotated ones do;
+    scaling every weight by the root of its curvature at W = 0 reduces that to tens.
 
     Args:
         rows: (n, d) from `rotate`.
@@ -84,7 +83,7 @@ def fit_logistic(
     given = balanced_weights(labels) if weights is None else np.asarray(weights, np.float64)
     inputs = torch.ones(rows.shape[1] + 1, len(rows))
     inputs[:-1] = torch.from_numpy(np.ascontiguousarray(rows.T, dtype=np.float32))
-    inputs = inputs.T  # by column: both products of a step run along memory, twice as fast
+    inputs = inputs.T  # column-major: both products of a step read memory in order, twice as fast
     targets = torch.from_numpy(numbers)
     shares = torch.from_numpy(given / given.sum()).float()
     decay = 1 / (strength * float(given.sum()))

@@ -1,6 +1,6 @@
-"""What features say of their pictures: the nearest of a query, near copies, those that fit least.
+"""Searches in features: nearest pictures of a query, near copies, and outliers.
 
-Every cosine here is of centred features (see `neighbours.centred`), and each list goes into a CSV
+Cosines are of centred features (see `neighbours.centred`), and each result is written as a CSV
 beside the features.
 """
 
@@ -33,7 +33,7 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Lookup:
-    """The CSV that was written, its rows, and one line that says what is in it."""
+    """A CSV that was written, its rows, and one line that describes it."""
 
     out: Path
     rows: Sequence[tuple[Any, ...]]
@@ -47,18 +47,18 @@ def check_wishes(
     k: int,
     threshold: float | None,
 ) -> None:
-    """Refuses what cannot be before any work is done; `find_...` check their list again.
+    """Checks settings before any work is done; `find_...` check their own list again.
 
     Args:
-        out: of the features.
-        lists: names of `COLUMNS`.
-        queries: for the nearest.
-        k: of each query.
-        threshold: of near copies; None for that of the features.
+        out: file of the features.
+        lists: wanted keys of `COLUMNS`.
+        queries: pictures to find the nearest of.
+        k: number of nearest pictures of each query.
+        threshold: cosine of near copies; measured on the features when None.
 
     Raises:
-        UsageError: a query, k or threshold that cannot be, or a file that is no such list, or one
-            with columns of the user's own, would be lost.
+        UsageError: an invalid query, k or threshold, or a file that is no such list, or has
+            further columns, would be replaced.
     """
     for name in lists:
         _place(out, name)
@@ -83,7 +83,7 @@ def find_nearest(
     A query that is one of the pictures does not find itself.
 
     Raises:
-        UsageError: a query that cannot be read, or another file is there.
+        UsageError: a query cannot be read, or another file is there.
     """
     asked = [Path(os.path.abspath(query)) for query in queries]
     mean = mean_row(features.features)
@@ -106,9 +106,9 @@ def find_nearest(
 def find_duplicates(features: Features, out: str | Path, threshold: float | None = None) -> Lookup:
     """Writes `<stem>.duplicates.csv`: group,path,cosine,exact of near copies.
 
-    The cosine is that with the most similar other picture; groups chain, so two of one group may
-    be less alike. `exact` is yes for files that are equal to the byte to another. Without a
-    threshold, near copies are three times nearer than nearest pictures usually are.
+    The cosine is that with the most similar other picture; groups are chained, so two pictures of
+    one may be less similar. `exact` is yes for files with the same bytes as another. By default
+    near copies are three times nearer than nearest pictures usually are.
 
     Raises:
         UsageError: another file is there.
@@ -132,7 +132,7 @@ def find_duplicates(features: Features, out: str | Path, threshold: float | None
 
 
 def find_outliers(features: Features, out: str | Path) -> Lookup:
-    """Writes `<stem>.outliers.csv`: rank,path,distance, the pictures that fit least first.
+    """Writes `<stem>.outliers.csv`: rank,path,distance, the most isolated pictures first.
 
     The distance is the mean of 1 - cosine to the ten nearest pictures.
 
@@ -151,7 +151,7 @@ def find_outliers(features: Features, out: str | Path) -> Lookup:
 
 
 def _place(out: str | Path, name: str) -> Path:
-    """Where a list goes, if nothing is lost there."""
+    """The path of a list, checked to replace nothing else."""
     path = Path(out).with_name(f"{Path(out).stem}.{name}.csv")
     refuse_other_table(path, COLUMNS[name])
     return path

@@ -1,4 +1,4 @@
-"""The loss terms as pure functions of the cosines between a batch and the memory bank.
+"""The loss terms, as pure functions of the cosines between a batch and the memory bank.
 
 b = batch, k = scored rows of the bank (all of them, or the batch's own and a sample).
 """
@@ -41,16 +41,16 @@ def instance_discrimination(
 
 
 def near_discrimination(instance: Tensor, nearer: Tensor, temperature: float) -> Tensor:
-    """Cross-entropy with near pictures as the class: `mean_i mean_m -log softmax(s_i / tau)[m]`.
+    """Cross-entropy with near pictures as targets: `mean_i mean_m -log softmax(s_i / tau)[m]`.
 
     Close rows of a memory bank as targets are those of local aggregation (Zhuang et al.,
-    arXiv:1903.12355); which are close is decided elsewhere here, see `near.py`. The softmax is that
-    of instance discrimination, so that what they differ by is the target's cosine: a denominator
-    over a large bank is not computed twice.
+    arXiv:1903.12355); how they are found differs here, see `near.py`. The softmax is the same as
+    that of instance discrimination, so only the target's cosine differs, and the denominator over
+    a large bank is not computed twice.
 
     Args:
         instance: scalar, `instance_discrimination` of the same embeddings.
-        nearer: (b,) mean cosine with the rows of near pictures less that with the own row.
+        nearer: (b,) mean cosine with the rows of near pictures, minus that with the own row.
         temperature: tau of `instance`.
 
     Returns:
@@ -67,8 +67,8 @@ def self_distillation(
 ) -> Tensor:
     """Square-root-KL self-distillation: `mean_i KL(p_i || u_i)`, `u = p^power / sum(p^power)`.
 
-    Cao & Wu, arXiv:2404.19289: the flattened distribution u is a target without gradient, so
-    pictures other than the own one are pulled closer too.
+    Cao & Wu, arXiv:2404.19289: the flattened distribution u is a target without gradient, which
+    also pulls similar pictures closer.
 
     Args:
         scores: (b, k) cosines.

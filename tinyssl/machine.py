@@ -1,4 +1,4 @@
-"""What a run was made on, and what it took."""
+"""The machine of a run, and the time and memory it took."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def machine_facts(device: torch.device, seconds: float) -> dict[str, Any]:
     """Versions, processor, device and peak memory of this process; JSON-ready.
 
     Args:
-        device: that was trained on.
+        device: of the training.
         seconds: of training.
     """
     gpu, peak = device.type == "cuda", peak_memory()
@@ -38,7 +38,7 @@ def machine_facts(device: torch.device, seconds: float) -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The processor's name, as far as the system tells it."""
+    """The processor's name, as far as the system provides it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -48,9 +48,9 @@ def processor() -> str:
 
 
 def peak_memory() -> int | None:
-    """The most memory that this process has held, in bytes; None where no system tells it."""
+    """Peak memory of this process in bytes; None where the system does not provide it."""
     try:
-        # getrusage's peak begins at that of the process which started this one.
+        # The peak of getrusage starts at that of the parent process.
         status = Path("/proc/self/status").read_text()
         lines = dict(line.split(":", 1) for line in status.splitlines())
         return int(lines["VmHWM"].split()[0]) * 1024

@@ -1,4 +1,4 @@
-"""The method of arXiv:2404.19289: one view, one forward, a memory bank, its loss terms.
+"""The method of arXiv:2404.19289: one view, one forward pass, a memory bank and loss terms.
 
 b = batch, n = pictures, c = channels, d = embedding width.
 """
@@ -16,7 +16,7 @@ from tinyssl.losses import instance_discrimination, near_discrimination, self_di
 
 
 class Mix(NamedTuple):
-    """What CutMix did: (b,) positions of the partners, (b,) share of the own picture."""
+    """A CutMix: (b,) positions of the partners, (b,) shares of the own picture."""
 
     partner: Tensor
     weight: Tensor
@@ -25,7 +25,7 @@ class Mix(NamedTuple):
 class Method(nn.Module):
     """Joins encoder, projection head, memory bank and losses.
 
-    `near`, (n, m) int64 numbers of the pictures near each, gets `near_weight` of the target.
+    Pictures `near` each, (n, m) int64 numbers, get `near_weight` of the target.
     """
 
     near: Tensor | None
@@ -62,10 +62,10 @@ class Method(nn.Module):
     def compute_by(
         self, network: nn.Module, losses: Callable[..., dict[str, Tensor]] | None = None
     ) -> None:
-        """Embeds by `network`, which holds this encoder and head: compiled, or data-parallel.
+        """Embeds with `network`, this encoder and head compiled or made data-parallel.
 
-        Only its call is kept: as a module of this one it would be in the state a second time.
-        `losses` replaces the method of that name.
+        Only its call is kept: as a submodule it would be in the state dict twice. `losses` replaces
+        the method of that name.
         """
         self.network = network.__call__
         if losses is not None:
@@ -95,8 +95,8 @@ class Method(nn.Module):
             mix: how the views were mixed by CutMix, if they were.
 
         Returns:
-            Scalars in nats, each times its weight: `instance`, `near` if near pictures are known,
-            and `distillation` unless its weight is 0.
+            Weighted scalars in nats: `instance`, `near` if near pictures are known, and
+            `distillation` unless its weight is 0.
         """
         rows = None if candidates is None else candidates.rows
         correction = None if candidates is None else candidates.log_correction
@@ -127,7 +127,7 @@ class Method(nn.Module):
     def _nearer(
         self, near: Tensor, scores: Tensor | None, z: Tensor, index: Tensor, mix: Mix | None
     ) -> Tensor:
-        """(b,) as `near_discrimination` takes them; `scores` are those of all rows."""
+        """(b,) input of `near_discrimination`; `scores` are those of all rows, if computed."""
 
         def nearer(pictures: Tensor) -> Tensor:
             rows = torch.cat([pictures.unsqueeze(1), near[pictures]], dim=1)
@@ -145,10 +145,10 @@ class Method(nn.Module):
         candidates: Candidates | None = None,
         weight: Tensor | None = None,
     ) -> None:
-        """Moves the bank by the features of a step; those of mixed pictures are left out.
+        """Updates the bank with the embeddings of a step, except those of mixed pictures.
 
-        A mixed view shows two pictures at once and would put either one's row in between. Near
-        pictures have no part in it: rows move by instance discrimination alone.
+        A mixed view shows two pictures and would move a row to between them. Near pictures do not
+        matter here: rows are updated for instance discrimination alone.
 
         Args:
             index: (b,) distinct picture numbers.

@@ -1,4 +1,4 @@
-"""A trained encoder with everything it needs to take pictures as they are."""
+"""A trained encoder together with the preprocessing of its input."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ Picture = str | os.PathLike[str] | Image.Image | NDArray[Any]
 
 
 class Model:
-    """An encoder, and how pictures become its input.
+    """An encoder and its preprocessing.
 
     Attributes:
         encoder: the torch module.
         description: as `weights.read_description` gives it.
-        image_size: pixels a side that pictures are brought to.
+        image_size: pixels a side that pictures are resized to.
         width: of the features.
     """
 
@@ -52,18 +52,18 @@ class Model:
         Args:
             pictures: paths, Pillow images or arrays (h, w), (h, w, c) of uint8 or uint16, of any
                 size; or one array (n, h, w, c) or (n, h, w).
-            batch_size: pictures at a time; decoded pictures of one batch are held in memory, and
-                all that a generator gives.
-            raw: leave features as the encoder gives them, which is what a classifier of
-                `tinyssl.finetune` takes; else each has length 1 (a row of zeros stays zero).
-            progress: told the number of newly finished pictures.
+            batch_size: pictures at a time; one batch of decoded pictures is held in memory, and
+                everything that a generator yields.
+            raw: return features unscaled, as a classifier of `tinyssl.finetune` takes them; else
+                each has length 1 (a row of zeros stays zero).
+            progress: called with the number of newly finished pictures.
 
         Returns:
             (n, width) float32.
 
         Raises:
-            UsageError: a picture cannot be read; says which and why. Or a single picture, or a
-                batch of none.
+            UsageError: a picture cannot be read, and the text says which and why; or a single
+                picture is given, or a batch size below 1.
         """
         if _is_single(pictures):
             raise UsageError("embed takes a list of pictures; put a single one into a list")
@@ -83,7 +83,7 @@ class Model:
         return features if raw else unit_rows(features)
 
     def _embed_mixed(self, batch: list[NDArray[Any]]) -> NDArray[np.float32]:
-        """Pictures of 8 and of 16 bits may be mixed: each kind is scaled by its own maximum."""
+        """Embeds pictures of 8 and 16 bits, each scaled by its own maximum."""
         features = np.empty((len(batch), self.width), np.float32)
         for dtype in {picture.dtype for picture in batch}:
             rows = [i for i, picture in enumerate(batch) if picture.dtype == dtype]
@@ -107,7 +107,7 @@ class Model:
 
 
 def _is_single(pictures: object) -> bool:
-    """An array of three axes is a colour picture if the last one fits, else several gray ones."""
+    """Whether a single picture is given: a 3-d array is one if its last axis has 1 to 4 entries."""
     if isinstance(pictures, np.ndarray) and pictures.dtype.kind in "biuf":
         return pictures.ndim == 2 or (pictures.ndim == 3 and 1 <= pictures.shape[2] <= 4)
     return isinstance(pictures, str | os.PathLike | Image.Image)

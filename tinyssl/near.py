@@ -1,8 +1,8 @@
-"""Which pictures are near each other before anything is trained.
+"""Near pictures of each picture, found before training.
 
-n = pictures, m = near pictures of each. Pictures are near by the cosine of principal components, in
-part whitened, of features that are there already. Of more than 65,536 pictures that many, evenly
-spaced, are there to be found.
+n = pictures, m = near pictures of each. Nearness is the cosine of partly whitened principal
+components of features that need no training here. Of more than 65,536 pictures only that many,
+evenly spaced, are candidates.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _AMONG = 1 << 16  # all pairs of a million would take hours of a CPU
 
 
 def near_by_descriptors(pictures: NDArray[Any], encoder: Encoder, count: int) -> Tensor:
-    """The pictures whose descriptors, which need no training, are nearest to each picture's.
+    """The pictures with the nearest descriptors, which need no training, for each picture.
 
     Args:
         pictures: (n, h, w, c) uint8 or uint16.
-        encoder: whose normalization and device are taken.
+        encoder: gives the normalization and the device.
         count: m, below n.
 
     Returns:
@@ -45,9 +45,9 @@ def near_by_descriptors(pictures: NDArray[Any], encoder: Encoder, count: int) ->
 def near_by_start(
     pictures: NDArray[Any], encoder: Encoder, count: int, levels: int | Literal["all"]
 ) -> Tensor:
-    """The pictures that the encoder, as it is, finds nearest to each; see `near_by_descriptors`.
+    """The nearest pictures of each by the encoder's current features; see `near_by_descriptors`.
 
-    `levels` of the encoder's features are taken.
+    Uses `levels` of the encoder's features.
     """
     wide = widen(encoder, levels, pictures, COMPONENTS, WHITENING)
     with progress("embedding", len(pictures)) as advance:

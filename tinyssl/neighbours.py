@@ -1,7 +1,7 @@
-"""Which pictures are alike, from their features, without an n x n matrix in memory.
+"""Nearest neighbours and near copies by features, without an n x n matrix in memory.
 
-n = pictures, q = queries, k = neighbours, d = width. Similarities are computed block by block; a
-block of rows against a block of columns is what is held at a time.
+n = pictures, q = queries, k = neighbours, d = width. Similarities are computed in blocks, of which
+one is held at a time.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ Rows = NDArray[np.float32]
 Numbers = NDArray[np.int64]
 
 _ROWS, _COLUMNS = 1024, 4096  # 16 MB of float32 a block
-_ASKED = 2000  # pictures whose nearest ones say how far those usually are
+_ASKED = 2000  # pictures that the usual distance of nearest ones is measured on
 _NEAR_COPY = 0.85  # least cosine of near copies, however far apart pictures are
 
 
 def unit_rows(features: NDArray[Any]) -> Rows:
-    """(n, d) scaled to length 1 in float32; a zero row stays zero."""
+    """Rows (n, d) scaled to length 1 in float32; a zero row stays zero."""
     features = np.asarray(features, np.float32)
     lengths = np.sqrt(np.einsum("nd,nd->n", features, features))
     units: Rows = features / np.maximum(lengths, 1e-12)[:, None]
@@ -31,16 +31,16 @@ def unit_rows(features: NDArray[Any]) -> Rows:
 
 
 def mean_row(features: NDArray[Any]) -> Rows:
-    """(d,) mean of the unit rows of (n, d)."""
+    """(d,) mean of the rows (n, d) scaled to unit length."""
     mean: Rows = unit_rows(features).mean(axis=0, dtype=np.float64).astype(np.float32)
     return mean
 
 
 def centred(features: NDArray[Any], mean: Rows) -> Rows:
-    """(n, d) unit rows, less the mean, at unit length again.
+    """Rows (n, d) at unit length, minus the mean, and scaled to unit length again.
 
-    Features of one domain share a large mean, which makes every plain cosine look high; the
-    products of centred rows say how alike two pictures are among these pictures.
+    Features of one domain share a large mean, which makes all cosines high; cosines of centred
+    rows measure similarity relative to the other pictures.
     """
     return unit_rows(unit_rows(features) - mean)
 
@@ -58,12 +58,12 @@ def nearest(
     Args:
         queries: (q, d).
         rows: (n, d).
-        k: cut to what is there for the query that has least.
-        without: (q,) the one row that is not to be found for a query, such as itself; -1 for none.
-        progress: told the number of newly finished queries.
+        k: at most the number of rows, or one less where a query excludes one.
+        without: (q,) a row to exclude for each query, such as itself; -1 for none.
+        progress: called with the number of newly finished queries.
 
     Returns:
-        (q, k) row numbers, best first and of equal ones the first row; (q, k) products.
+        (q, k) row numbers, best first and ties in order; (q, k) products.
     """
     k = min(k, len(rows) - (without is not None and bool((without >= 0).any())))
     numbers = np.empty((len(queries), k), np.int64)
@@ -79,12 +79,12 @@ def nearest(
 def isolation(
     rows: Rows, k: int = 10, progress: Callable[[int], None] | None = None
 ) -> NDArray[np.float32]:
-    """How little each picture fits: the mean of 1 - product with its k nearest others.
+    """Isolation of each picture: the mean of 1 - product with its k nearest others.
 
     Args:
         rows: (n, d) unit rows, n at least 2.
-        k: cut to n - 1.
-        progress: told the number of newly finished pictures.
+        k: at most n - 1.
+        progress: called with the number of newly finished pictures.
 
     Returns:
         (n,) from 0 (copies of others) to 2.
@@ -95,14 +95,14 @@ def isolation(
 
 
 def near_copy_cosine(rows: Rows, times: float, most: float = 1.0) -> float:
-    """The cosine from which pictures are near copies, as far as features can tell.
+    """The least cosine of near copies, as far as features can tell.
 
-    How alike any two pictures are depends on the encoder, so it is measured.
+    It is measured, since typical cosines depend on the encoder.
 
     Args:
         rows: (n, d) centred unit rows.
-        times: that near copies are nearer than nearest pictures usually are.
-        most: what is enough, however alike all pictures are.
+        times: factor by which near copies are nearer than nearest pictures usually are.
+        most: upper limit of the result, for sets of very similar pictures.
 
     Returns:
         Between 0.85 and `most`.
@@ -122,16 +122,16 @@ def alike(
 ) -> tuple[list[list[int]], NDArray[np.float32]]:
     """Groups of pictures that are linked by products of at least `threshold`.
 
-    Links chain: two pictures of a group may be less alike if others lie between them.
+    Links are chained: two pictures of a group may be less similar than the threshold.
 
     Args:
         rows: (n, d) unit rows.
         threshold: of the product.
-        same: n keys; pictures of one key are linked whatever their product, which counts as 1.
-        progress: told the number of newly finished pictures.
+        same: n keys; pictures with equal keys are linked, and their product counts as 1.
+        progress: called with the number of newly finished pictures.
 
     Returns:
-        Groups of two and more rows in order; (n,) each row's product with its nearest other.
+        Groups of two or more rows in order; (n,) each row's product with its nearest other.
     """
     sets = _Sets(len(rows))
     closest = np.full(len(rows), -1, np.float32)
@@ -143,7 +143,7 @@ def alike(
             closest[[other, number]] = 1
     for here in _blocks(len(rows), _ROWS):
         for there in _blocks(len(rows), _COLUMNS):
-            if there.stop > here.start:  # the products below the diagonal are those above it
+            if there.stop > here.start:  # the matrix is symmetric
                 _link(rows, here, there, threshold, sets, closest)
         if progress is not None:
             progress(here.stop - here.start)
@@ -151,7 +151,7 @@ def alike(
 
 
 class _Sets:
-    """Union-find: each number points to another of its set, the smallest to itself."""
+    """Union-find: each number points to one of its set, and the smallest to itself."""
 
     def __init__(self, n: int) -> None:
         self.parents = np.arange(n)
@@ -165,7 +165,7 @@ class _Sets:
         return found
 
     def join(self, numbers: Numbers) -> None:
-        """Makes one set of those that the numbers are in."""
+        """Merges the sets of the numbers."""
         roots = self.roots(numbers)
         self.parents[roots] = roots.min()
 
@@ -200,10 +200,10 @@ def _nearest(queries: Rows, rows: Rows, k: int, without: Numbers | None) -> tupl
 
 
 def _largest(products: Rows, k: int) -> Numbers:
-    """(q, k) columns of the k largest of each row, from left to right; of equal ones the first."""
+    """(q, k) columns of the k largest of each row, from left to right; first columns on ties."""
     kept: Numbers = np.sort(np.argpartition(-products, k - 1, axis=1)[:, :k], axis=1)
     least = np.take_along_axis(products, kept, axis=1).min(axis=1, keepdims=True)
-    torn = np.flatnonzero(np.count_nonzero(products >= least, axis=1) > k)  # some equal ones kept
+    torn = np.flatnonzero(np.count_nonzero(products >= least, axis=1) > k)  # ties cut arbitrarily
     if len(torn):
         above, equal = products[torn] > least[torn], products[torn] == least[torn]
         room = k - np.count_nonzero(above, axis=1, keepdims=True)
@@ -217,10 +217,10 @@ def _link(
 ) -> None:
     products = rows[here] @ rows[there].T
     across, down = np.arange(there.start, there.stop), np.arange(here.start, here.stop)
-    products[across[None, :] <= down[:, None]] = -np.inf  # itself, and pairs that had their turn
+    products[across[None, :] <= down[:, None]] = -np.inf  # itself, and pairs already compared
     closest[here] = np.maximum(closest[here], products.max(axis=1))
     closest[there] = np.maximum(closest[there], products.max(axis=0))
     close = products >= threshold
-    # By row: near copies by the thousand (frames of a still camera) make millions of pairs.
+    # By row: thousands of near copies (frames of a still camera) would make millions of pairs.
     for row in np.flatnonzero(close.any(axis=1)):
         sets.join(np.append(there.start + np.flatnonzero(close[row]), here.start + row))

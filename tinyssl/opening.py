@@ -1,4 +1,4 @@
-"""Picture files opened safely: nothing waits, no format starts a program, sizes have limits."""
+"""Safe opening of picture files: never blocks, starts no program, and limits sizes."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
-# Content decides what a file is, so what may be found there is chosen: EPS starts Ghostscript.
+# A file's content decides its format, so formats are restricted: EPS starts Ghostscript.
 FORMATS = _formats()
-# Phones' HEIC is not read, but not passed over without a word either.
+# HEIC of phones cannot be read, but must be reported rather than ignored.
 IMAGE_EXTENSIONS = frozenset(
     [".heic", ".heif", *(s for s, name in Image.EXTENSION.items() if name in FORMATS)]
 )
@@ -40,21 +40,20 @@ _HEIC = (b"ftypheic", b"ftypheix", b"ftypmif1")
 
 
 class Unreadable(TinysslError):
-    """A picture cannot be used; the text is the reason, short."""
+    """A picture cannot be used; the text is a short reason."""
 
 
 _lock = threading.RLock()
-_limits: list[int] = []  # of the calls at work
+_limits: list[int] = []  # of the active calls
 _undo = ExitStack()
 
 
 @contextmanager
 def reading(limit: int) -> Iterator[None]:
-    """Allows pictures of `limit` pixels, and silences the readers' warnings about odd files.
+    """Allows pictures of `limit` pixels, and silences warnings about odd files.
 
-    Both belong to the whole process, as Pillow and Python have it, so this is for the thread that
-    starts the work. Of several at once the largest limit holds, and the last one to end puts back
-    what was there before the first.
+    Both settings of Pillow and Python are global, so this is for the thread that starts the work.
+    Of several contexts the largest limit holds, and the last one to end restores the settings.
     """
     with _lock:
         if not _limits:
@@ -77,7 +76,7 @@ def reading(limit: int) -> Iterator[None]:
 
 
 def opencv() -> Any:
-    """The module cv2; it tells the terminal what it cannot read, but for `reading` it is silent."""
+    """The module cv2, whose messages on the terminal are off within `reading`."""
     with _lock:
         new = "cv2" not in sys.modules
         cv2 = import_module("cv2")
@@ -96,15 +95,15 @@ def _own_lock() -> None:
     _lock = threading.RLock()
 
 
-if hasattr(os, "register_at_fork"):  # another thread may hold it for ever in the child
+if hasattr(os, "register_at_fork"):  # in the child no thread would release it
     os.register_at_fork(after_in_child=_own_lock)
 
 
 def open_file(path: Path) -> IO[bytes]:
-    """Opens a picture file; never waits, and reads nothing that is larger than pictures may be.
+    """Opens a picture file without blocking; refuses files that are too large for a picture.
 
     Raises:
-        Unreadable: no regular file, or too large.
+        Unreadable: not a regular file, or too large.
         OSError: missing, or not permitted.
     """
     number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
@@ -132,7 +131,7 @@ def open_picture(data: bytes) -> Image.Image:
     """Opens encoded bytes lazily: mode and size are known, pixels are not decoded yet.
 
     Raises:
-        Unreadable: empty, no picture, or larger than Pillow's limit against bombs.
+        Unreadable: empty, not a picture, or above Pillow's limit against decompression bombs.
     """
     if not data:
         raise Unreadable("empty file")
@@ -152,7 +151,7 @@ def open_picture(data: bytes) -> Image.Image:
 
 
 def refuse_large(width: int, height: int) -> None:
-    """Raises Unreadable for more pixels than are allowed; names the limit."""
+    """Raises Unreadable, naming the limit, for more pixels than are allowed."""
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and width * height > limit:
         raise Unreadable(
@@ -161,7 +160,7 @@ def refuse_large(width: int, height: int) -> None:
 
 
 def _largest_file() -> int:
-    """Bytes: what the largest picture takes with 4 channels of 16 bits, and a little more."""
+    """Bytes of the largest picture with 4 channels of 16 bits, plus a margin."""
     return 8 * (Image.MAX_IMAGE_PIXELS or MAX_PIXELS) + (1 << 26)
 
 

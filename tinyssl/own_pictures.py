@@ -1,4 +1,4 @@
-"""The pictures that a run was made from."""
+"""The pictures of a run, and those held out from it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from tinyssl.scanning import scan
 
 
 def own_pictures(run: str | Path) -> list[Path]:
-    """Pictures at a run's sources, less those held out, whichever verb made it.
+    """Pictures at the sources of a run of any kind, without those held out.
 
     Raises:
-        UsageError: the run has no recipe that can be read, it names no pictures, or what it
-            names is gone.
+        UsageError: the run's recipe cannot be read or names no pictures, or they are gone.
     """
     data = recipe_values(run).get("data")
     sources = data.get("sources") if isinstance(data, dict) else None
@@ -27,17 +26,17 @@ def own_pictures(run: str | Path) -> list[Path]:
     found = scan([_moved_along(str(source), Path(run)) for source in sources])
     if data.get("holdout") is None:
         return found
-    return without(found, scan([Path(run) / HELD_OUT]))  # the labels may tell another split by now
+    return without(found, scan([Path(run) / HELD_OUT]))  # the labels may have changed since
 
 
 def without(found: Sequence[Path], left_out: Iterable[Path]) -> list[Path]:
-    """The files found that are none of those left out, by whichever links they were reached."""
+    """The files found that are not left out, with links resolved."""
     real = {os.path.realpath(path) for path in left_out}
     return [path for path in found if os.path.realpath(path) not in real]
 
 
 def _moved_along(source: str, run: Path) -> str:
-    """A fine-tuned run's list of labels lies in it, wherever the run was moved to."""
+    """Finds a fine-tuned run's list of labels in the run, if the run was moved."""
     own = run / LABELS
     gone = Path(source).name == own.name and not Path(source).exists()
     return str(own) if gone and own.is_file() else source

@@ -1,4 +1,4 @@
-"""One picture file to an array: decoding, channels, bit depth, resizing.
+"""From a picture file to an array: decoding, channels, bit depth, resizing.
 
 h, w, c = height, width, channels.
 """
@@ -35,20 +35,19 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 def decode(source: Path | bytes | Image.Image, channels: int | None = None) -> Array:
     """Decodes the first frame of a picture, turned upright by its EXIF orientation.
 
-    Transparent parts are shown on white, unless the channels asked for have room for alpha. Gray
-    pictures keep one channel; CMYK and other colour spaces become RGB. Sources of 16 bits a
-    channel keep them.
+    Transparent pictures are composed on white, unless `channels` includes alpha. Gray pictures keep
+    one channel; CMYK and other colour spaces become RGB; 16 bits a channel are kept.
 
     Args:
         source: a file, its bytes, or a Pillow image.
         channels: 4 keeps RGB with alpha, 2 gray with alpha.
 
     Returns:
-        (h, w, c) uint8 or uint16, c = 1 or 3, or what was asked for where the file has it.
+        (h, w, c) uint8 or uint16, c = 1 or 3, or `channels` where the file has them.
 
     Raises:
-        Unreadable: empty, truncated, corrupt, no picture, too large, or of a kind without a
-            fixed range (32-bit float).
+        Unreadable: empty, truncated, corrupt, not a picture, too large, or without a fixed range
+            (32-bit float).
     """
     try:
         if isinstance(source, Image.Image):
@@ -71,7 +70,7 @@ def decode(source: Path | bytes | Image.Image, channels: int | None = None) -> A
 
 
 def is_gray(image: Image.Image) -> bool:
-    """Whether an opened picture has one channel by its mode, or a palette of grays only."""
+    """Whether an opened picture is gray by its mode or its palette."""
     if image.mode == "P" and image.palette is not None:
         palette = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
         return bool((palette == palette[:, :1]).all())
@@ -84,7 +83,7 @@ def is_sixteen_bit(image: Image.Image) -> bool:
 
 
 def deep_colour(image: Image.Image) -> bool:
-    """Whether a colour picture has 16 bits a channel, which Pillow would squash to 8."""
+    """Whether a colour picture has 16 bits a channel, which Pillow would reduce to 8."""
     if isinstance(image, PngImageFile):
         return _raw_mode(image).endswith("16B") and image.mode not in _SIXTEEN_BIT_MODES
     if isinstance(image, PpmImageFile):
@@ -96,15 +95,15 @@ def deep_colour(image: Image.Image) -> bool:
 
 
 def _raw_mode(image: Image.Image) -> str:
-    """How a PNG's pixels are stored, in Pillow's words; empty for other kinds."""
+    """Pillow's raw mode of a PNG; empty for other formats."""
     if not isinstance(image, PngImageFile) or not image.tile:
         return ""
-    arguments = image.tile[0][3]  # by number: Pillow 10 has plain tuples
+    arguments = image.tile[0][3]  # by index: Pillow 10 has plain tuples
     return str(arguments[0] if isinstance(arguments, tuple) else arguments)
 
 
 def _largest_value(image: PpmImageFile) -> int:
-    """What the header of a binary one gives for white; 0 of other kinds, as plain text."""
+    """The header's value of white in a binary PPM; 0 for others, such as plain text."""
     tile = image.tile[0] if image.tile else None
     if tile is None or tile[0] != "ppm" or not isinstance(tile[3], tuple):
         return 0
@@ -115,7 +114,7 @@ def to_channels(picture: Array, channels: int) -> Array:
     """(h, w, c) to (h, w, channels): gray from RGB by luma, RGB from gray by repetition.
 
     Raises:
-        Unreadable: any other change, which would have to invent or drop channels.
+        Unreadable: any other conversion, which would invent or drop channels.
     """
     have = picture.shape[2]
     if have == channels:
@@ -123,7 +122,7 @@ def to_channels(picture: Array, channels: int) -> Array:
     if have == 1 and channels == 3:
         return np.repeat(picture, 3, axis=2)
     if have == 3 and channels == 1:
-        # Not a matrix product: BLAS rounds a pixel's sum by where it lies.
+        # Not a matrix product: BLAS rounds differently by a pixel's position.
         red, green, blue = (picture[..., i].astype(np.float32) * _LUMA[i] for i in range(3))
         gray: Array = np.rint(red + green + blue)[..., None]
         return gray.astype(picture.dtype)
@@ -131,7 +130,7 @@ def to_channels(picture: Array, channels: int) -> Array:
 
 
 def to_depth(picture: Array, dtype: Any) -> Array:
-    """Between uint8 and uint16, keeping black black and white white (times or by 257)."""
+    """Converts between uint8 and uint16, preserving black and white (factor 257)."""
     if picture.dtype == dtype:
         return picture
     if dtype == np.uint16:
@@ -142,8 +141,8 @@ def to_depth(picture: Array, dtype: Any) -> Array:
 def resize(picture: Array, size: int, rule: ResizeRule) -> Array:
     """(h, w, c) to (size, size, c) of the same dtype; bicubic with antialiasing.
 
-    `crop` brings the short side to size and keeps the centre, `pad` the long side and puts black
-    around, `squash` both.
+    `crop` scales the short side to `size` and keeps the centre, `pad` scales the long side and adds
+    black, `squash` scales both.
     """
     h, w, c = picture.shape
     if rule == "squash" or h == w:
@@ -200,9 +199,9 @@ def _from_pillow(image: Image.Image, channels: int | None) -> Array:
 
 
 def _white_value(image: Image.Image) -> int | None:
-    """The largest value of a TIFF whose white is 0, as radiographs have it; else None.
+    """The largest value of a TIFF in which 0 is white, as in radiographs; else None.
 
-    Pillow turns those of 8 bits over, and not those of more.
+    Pillow inverts those of 8 bits, but not deeper ones.
     """
     if not isinstance(image, TiffImageFile) or image.tag_v2.get(_PHOTOMETRIC) != 0:
         return None
@@ -247,7 +246,7 @@ def _is_premultiplied(image: Image.Image) -> bool:
 
 
 def _deep_alpha(array: Array, premultiplied: bool, keep: bool) -> Array:
-    """(h, w, c + 1) uint16 with alpha: not premultiplied, or on white unless alpha is kept."""
+    """(h, w, c + 1) uint16 with alpha, without premultiplication if kept, else on white."""
     if keep and not premultiplied:
         return array
     colours, alpha = array[..., :-1].astype(np.float64), array[..., -1:].astype(np.float64)
@@ -263,7 +262,7 @@ def _deep_alpha(array: Array, premultiplied: bool, keep: bool) -> Array:
 def _many_channels(data: bytes, layout: Layout) -> Array:
     if layout.strips:
         return _upright(read_samples(data, layout), layout.orientation)
-    array = _from_opencv(data)  # knows all compressions, but not all layouts
+    array = _from_opencv(data)  # supports all compressions, but not all layouts
     if array is None or layout.planes or array.shape[2] != layout.samples:
         raise Unreadable(
             f"TIFF of {layout.samples} channels in tiles or compressed; store it in strips, "
@@ -273,7 +272,7 @@ def _many_channels(data: bytes, layout: Layout) -> Array:
 
 
 def _from_opencv(data: bytes) -> Array | None:
-    """(h, w, c), red first, as the file has it; None where OpenCV cannot decode it."""
+    """(h, w, c) in RGB order and the file's depth; None where OpenCV cannot decode it."""
     cv2 = opencv()
     array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if array is None:

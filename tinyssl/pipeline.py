@@ -1,4 +1,4 @@
-"""Augmentation that a user writes for albumentations, picture by picture.
+"""Augmentation by a user's albumentations pipeline, picture by picture.
 
 b = batch, c = channels, H, W = height and width, s = view size.
 """
@@ -25,7 +25,7 @@ def load_pipeline(spec: Mapping[str, Any] | str | Path) -> Any:
     """Builds a pipeline from albumentations' own serialised form.
 
     Args:
-        spec: what `albumentations.to_dict` gives, or a .yaml or .json file that holds it.
+        spec: result of `albumentations.to_dict`, or a .yaml or .json file of it.
 
     Returns:
         An `albumentations.Compose` or single transform.
@@ -57,7 +57,7 @@ def load_pipeline(spec: Mapping[str, Any] | str | Path) -> Any:
 
 
 def read_pipeline(spec: Mapping[str, Any] | str | Path) -> Mapping[str, Any]:
-    """What `albumentations.to_dict` gave, as it is or from a .yaml or .json file.
+    """A serialised pipeline of `albumentations.to_dict`, possibly from a .yaml or .json file.
 
     Raises:
         UsageError: unreadable, or not of that form.
@@ -83,9 +83,9 @@ def apply_pipeline(
 
     Args:
         pipeline: from `load_pipeline`.
-        pictures: (b, H, W, c) uint8; most of albumentations does not take uint16.
+        pictures: (b, H, W, c) uint8; most transforms do not support uint16.
         seeds: b integers; the same seed gives the same view.
-        view_size: s, pixels a side that the pipeline must end at.
+        view_size: s, pixels a side that the pipeline must produce.
 
     Returns:
         (b, c, s, s) float32 in [0, 1].
@@ -108,7 +108,7 @@ def _apply_one(
     try:
         pipeline.set_random_seed(seed)
         with warnings.catch_warnings():
-            # Such as: colour transforms leave gray pictures as they are, told for every picture.
+            # For example that colour transforms do not change gray pictures, for every picture.
             warnings.simplefilter("ignore", UserWarning)
             view = pipeline(image=np.ascontiguousarray(picture))["image"]
     except Exception as error:  # a transform that does not suit the pictures, in many types

@@ -1,4 +1,4 @@
-"""YAML from strangers: plain values only, and no more of them than a person would write."""
+"""Safe reading of untrusted YAML: plain values only, with limits."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from tinyssl.files import read_limited
 
 _LARGEST = 1 << 24  # bytes
 _MOST = 100_000  # values
-_DEEPEST = 20  # levels; a pipeline of albumentations has half as many
+_DEEPEST = 20  # levels; an albumentations pipeline has half as many
 _FLOAT, _DATE = "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp"
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """Refuses a key that is given twice; 1e-3 is a number to it, and a date is text."""
+    """Refuses duplicate keys, reads 1e-3 as a number and dates as text."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         seen: set[str] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                continue  # which no dict takes: told by what is called below
+                continue  # not hashable, which the call below reports
             if key.value in seen:
                 raise ConstructorError(None, None, f"duplicate key {key.value}", key.start_mark)
             seen.add(key.value)
@@ -43,12 +43,12 @@ _Loader.add_implicit_resolver(
 
 
 def parse_yaml(text: str) -> Any:
-    """What YAML text holds: dicts, lists and plain values; None where it holds nothing.
+    """The content of YAML text as dicts, lists and plain values; None if there is none.
 
     Raises:
-        ValueError: it is not YAML, gives a key twice, or holds what no recipe needs and a
-            stranger's may: tags name types to build, an alias of an alias of ... grows without
-            end, and so do depths.
+        ValueError: it is not YAML, has a duplicate key, or has what recipes do not need and
+            untrusted files may abuse: tags, which build types, aliases, which can grow
+            exponentially, and deep nesting.
     """
     depth = 0
     try:
@@ -67,11 +67,11 @@ def parse_yaml(text: str) -> Any:
 
 
 def read_yaml(path: Path) -> Any:
-    """What a YAML file holds.
+    """The content of a YAML file.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is not YAML, too large, names types, or grows by aliases of aliases.
+        ValueError: it is not YAML, too large, names types, or grows too large by aliases.
     """
     try:
         found = yaml.safe_load(read_limited(path, _LARGEST).decode("utf-8"))
@@ -84,7 +84,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def refuse_growing(value: Any) -> None:
-    """Raises ValueError where aliases, counted as what they stand for, make too many values."""
+    """Raises ValueError for too many values, with aliases expanded."""
     sizes: dict[int, int] = {}
 
     def size(part: Any) -> int:

@@ -1,4 +1,4 @@
-"""`tinyssl predict`: the classes of pictures, a row of a CSV each."""
+"""`tinyssl predict`: writes the classes of pictures to a CSV."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _CHUNK = 256
 
 @dataclass(frozen=True)
 class Predicted:
-    """What `predict` did.
+    """The result of `predict`.
 
     Attributes:
         out: the CSV.
-        pictures: rows in it.
-        skipped: pictures that could not be read, with the reason.
+        pictures: number of its rows.
+        skipped: pictures that could not be read, with reasons.
     """
 
     out: Path
@@ -46,13 +46,13 @@ def predict(
 ) -> Predicted:
     """Writes `path,label,probability` and the probability of every class, `p(CLASS)`, as a CSV.
 
-    Pictures are read in chunks, so that their number is not limited by memory. Those that cannot
-    be read are told and left out.
+    Pictures are read in chunks, so that their number is not limited by memory. Unreadable ones are
+    logged and skipped.
 
     Args:
         run: a fine-tuned run folder.
         pictures: a folder, a picture, a .txt/.csv list, or several of these.
-        out: the CSV; written once all rows are there.
+        out: the CSV; it appears once it is complete.
         device: auto, cpu, cuda or cuda:N.
         overwrite: replace a file at `out`.
 

@@ -1,4 +1,4 @@
-"""From a recipe and pictures to a run folder."""
+"""`tinyssl pretrain`: from a recipe and pictures to a run folder."""
 
 from __future__ import annotations
 
@@ -83,14 +83,14 @@ def pretrain(
     overwrite: bool = False,
     **settings: object,
 ) -> Path:
-    """Pretrains an encoder on unlabeled pictures and leaves a run folder.
+    """Pretrains an encoder on unlabeled pictures and writes a run folder.
 
     Args:
         data: a folder, a picture, a .txt/.csv list, or several of these.
         recipe: name of a bundled recipe, or a YAML file; ignored with `resume`.
         out: the run folder; `runs/<recipe name>` when None.
         overrides: `section.key=value` settings on top of the recipe, one or several.
-        resume: go on with the run in `out`; nothing else is needed then.
+        resume: continue the run in `out`; no other argument is needed.
         overwrite: replace an earlier run in `out`.
         settings: holdout, epochs, batch_size, image_size, device, workers, seed: short for the
             overrides `data.holdout=...`, `run.epochs=...` and so on.
@@ -100,7 +100,7 @@ def pretrain(
 
     Raises:
         UsageError: wrong input; nothing was written.
-        JobError: the run cannot go on; says what was kept.
+        JobError: the run cannot continue; the text says what was kept.
         Interrupted: SIGINT or SIGTERM; the run was saved and can be resumed.
     """
     folder = RunFolder(out if out is not None else Path("runs") / Path(recipe).stem)
@@ -112,7 +112,7 @@ def pretrain(
         run = _prepare(data, recipe, folder, all_overrides, resume, overwrite, held)
         done = run.progress.step >= run.plan.steps
         path = run.go()
-        # Of a run that was done before, the report may be a whole one by now.
+        # A run that was finished before may have a full report by now.
         if distributed.is_main() and not (done and (path / REPORT).exists()):
             leave_report(path, run.pictures)
         return path
@@ -127,9 +127,9 @@ def _prepare(
     overwrite: bool,
     held: ExitStack,
 ) -> Run:
-    """Checks everything and reads the pictures; only then is anything written to the folder.
+    """Checks everything and reads the pictures before anything is written to the folder.
 
-    The folder is held for this process until `held` ends.
+    The folder is locked for this process until `held` is closed.
     """
     state = None
     if resume:
@@ -194,7 +194,7 @@ def _pictures_again(recipe: Recipe) -> Pictures:
 
 
 def _read_saved(folder: RunFolder, held: ExitStack) -> tuple[dict[str, Any] | None, Recipe]:
-    """The checkpoint and its recipe; of a run that was stopped before its first, the recipe."""
+    """The checkpoint and its recipe; without a checkpoint yet, None and the run's recipe."""
     if folder.checkpoint.exists() or not folder.recipe.is_file():
         if folder.path.is_dir():
             distributed.on_main(lambda: held.enter_context(folder.hold()))
@@ -224,12 +224,12 @@ def _read_saved(folder: RunFolder, held: ExitStack) -> tuple[dict[str, Any] | No
 def _still_says(path: Path, recipe: Recipe) -> bool:
     try:
         return load_recipe(path) == recipe
-    except UsageError:  # changed to what is no recipe
+    except UsageError:  # no longer a recipe
         return False
 
 
 class Run:
-    """One pretraining run: its parts, built from a settled recipe, and its files."""
+    """One pretraining run: its parts, built from a resolved recipe, and its files."""
 
     def __init__(
         self,
@@ -240,7 +240,7 @@ class Run:
     ) -> None:
         keep_freed_memory()
         torch.manual_seed(recipe.run.seed)
-        # Or convolutions on a GPU would differ from run to run; the CPU's never do.
+        # Otherwise convolutions on a GPU differ from run to run; those on a CPU never do.
         torch.backends.cudnn.deterministic = True
         self.recipe = recipe
         self.pictures = pictures
@@ -252,7 +252,7 @@ class Run:
         self.batches = self._batches()
         self.labels = _watch_labels(recipe.run.watch_labels, pictures, resumed=state is not None)
         encoder = build_encoder(recipe, pictures, filled=state is None)
-        levels_of(encoder.backbone, encoder.name, recipe.encoder.levels)  # before hours of work
+        levels_of(encoder.backbone, encoder.name, recipe.encoder.levels)  # fail before training
         check_sizes(encoder, {recipe.augment.view_size, recipe.data.image_size})
         self.start = {key: value.clone() for key, value in encoder.state_dict().items()}
         self.method = build_method(recipe, encoder, len(pictures.paths), self.device)
@@ -271,7 +271,7 @@ class Run:
         )
 
     def create_folder(self, held: ExitStack, overwrite: bool) -> None:
-        """Holds the folder and writes what is known before training."""
+        """Locks the folder and writes what is known before training."""
         self.folder.create(held, overwrite)
         write_text(self.folder.recipe, self.recipe.to_yaml())
         write_skipped(self.folder.skipped, self.pictures.skipped)
@@ -293,7 +293,7 @@ class Run:
         total, size = plan.steps, plan.step_size
         if done >= total:
             if distributed.is_main():
-                self._save_encoder()  # the last checkpoint may have been all that was written
+                self._save_encoder()  # it may be missing after the last checkpoint
             if not (self.folder.path / MACHINE).exists():
                 self._save_facts()
             log.info(f"{self.folder.path}: all {plan.epochs} epochs are done; nothing to resume")
@@ -329,7 +329,7 @@ class Run:
             write_text(self.folder.path / MACHINE, json.dumps(facts, indent=1) + "\n")
 
     def _compile(self) -> None:
-        """After the start of the bank, whose last batches may be of other sizes."""
+        """To be called once the bank is filled, whose last batches may have other sizes."""
         setting = self.recipe.run.compile
         wanted, reason = self.compiling
         log.info(f"{'compiling network and loss' if wanted else 'not compiling'} ({reason})")
@@ -390,7 +390,7 @@ class Run:
         section = self.recipe.augment
         if section.pipeline is not None:
             return self._pipeline_batches()
-        # As the network computes, or a GPU would hold the views twice.
+        # In the network's dtype, or a GPU would hold the views twice.
         dtype = torch.bfloat16 if self.plan.bf16 else torch.float32
         augment = self.augment = augment_from(self.recipe, dtype)
 
@@ -406,9 +406,9 @@ class Run:
     def _pipeline_batches(self) -> Batches:
         section, seed = self.recipe.augment, self.recipe.run.seed
         pipeline = load_pipeline(section.pipeline or {})
-        # Not a closure: where processes are spawned, not forked, it must be picklable.
+        # Not a closure, since spawned processes need to unpickle it.
         apply = partial(apply_pipeline, pipeline, view_size=section.view_size)
-        apply(self.pictures.array[:1], [0])  # or what does not fit would be told by a worker
+        apply(self.pictures.array[:1], [0])  # so that errors are not raised in a worker
         workers = worker_count(self.recipe.run.workers)
 
         def batches(order: Tensor, step: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -473,7 +473,7 @@ class Run:
         self._save_encoder()
 
     def _save_encoder(self) -> None:
-        """Saves what there is; only at the end with all its levels, whose statistics take time."""
+        """Saves the current encoder; all levels, whose statistics take time, only at the end."""
         encoder, wanted = self._blended(), self.recipe.encoder
         finished = self.progress.step >= self.plan.steps
         if finished:
@@ -503,12 +503,12 @@ class Run:
         )
 
     def _weights(self) -> str | None:
-        """What a run that started from timm's weights has to say of them."""
+        """Description of timm's weights, if the run started from them."""
         section = self.recipe.encoder
         return timm_weights(section.name) if section.init == "pretrained" else None
 
     def _blended(self) -> Encoder:
-        """The encoder, or the blend of its start and its end that the recipe asks for."""
+        """The encoder, or its blend with the starting weights if the recipe asks for one."""
         encoder, share = self.method.encoder, self.recipe.encoder.blend
         if share == 1:
             return encoder
@@ -585,7 +585,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _pictures_of(state: Mapping[str, Any]) -> int:
-    """How many a checkpoint's run was started with: the rows of its bank; 0 in a damaged one."""
+    """Number of pictures of a checkpoint's run, the rows of its bank; 0 if damaged."""
     method = state.get("method")
     rows = method.get("bank.rows") if isinstance(method, dict) else None
     return len(rows) if isinstance(rows, Tensor) and rows.ndim else 0
@@ -598,7 +598,7 @@ def _cause(error: NonFinite) -> str:
 
 
 def _nothing(value: object) -> None:
-    """What processes other than the main one write."""
+    """In place of what only the main process writes."""
 
 
 def to_unit(pictures: Tensor) -> Tensor:
@@ -613,7 +613,7 @@ def _watch_labels(
     """Class numbers in the order of the pictures; -1 where the file has no label."""
     if path is None:
         return None
-    if resumed and not Path(path).exists():  # they are looked at, never learned from
+    if resumed and not Path(path).exists():  # they are not trained on
         log.warning(f"run.watch_labels {path} is gone: going on without k-NN accuracy")
         return None
     table = labels.from_csv(path)

@@ -1,4 +1,4 @@
-"""The linear classifier that fine-tuning fits on features, in units of the features.
+"""The linear classifier that fine-tuning fits on scaled features.
 
 n = pictures, d = feature width, k = classes.
 """
@@ -38,7 +38,7 @@ class Scaling:
 
 @dataclass(frozen=True)
 class Plane:
-    """`weight` (k, d) and `bias` (k,) on features as the encoder gives them."""
+    """A linear classifier, `weight` (k, d) and `bias` (k,), on unscaled features."""
 
     weight: NDArray[np.float32]
     bias: NDArray[np.float32]
@@ -49,10 +49,10 @@ class Plane:
 
 
 def scaling_of(features: Floats) -> Scaling:
-    """Mean, and each column's own spread as far as the rows tell it.
+    """Mean and shrunk standard deviation of each column.
 
-    The spread of a column over a handful of pictures is mostly chance, so each variance is drawn
-    towards the mean of all as if a hundred further pictures had that one.
+    The deviation over a handful of pictures is mostly noise, so each variance is shrunk towards the
+    mean variance, as if a hundred further pictures had that one.
     """
     n, variance = len(features), features.var(axis=0, dtype=np.float64)
     shrunk = (n * variance + _PRIOR_ROWS * variance.mean()) / (n + _PRIOR_ROWS)
@@ -61,7 +61,7 @@ def scaling_of(features: Floats) -> Scaling:
 
 
 def unscaled(weights: Floats, scaling: Scaling) -> Plane:
-    """Takes the scaling into a classifier (d + 1, k) of scaled features, the intercepts last."""
+    """Folds the scaling into a classifier (d + 1, k) of scaled features, intercepts last."""
     weight = (weights[:-1] / scaling.spread[:, None]).T
     bias = weights[-1] - weight @ scaling.mean
     return Plane(np.ascontiguousarray(weight, np.float32), bias.astype(np.float32))
@@ -78,8 +78,8 @@ def fit_plane(features: Floats, labels: Ints, strength: float) -> Plane:
 def choose_strength(features: Floats, labels: Ints, folds: Sequence[Sequence[Fold]]) -> float:
     """The C of `STRENGTHS` whose held-out logits have the lowest log loss.
 
-    Each at the temperature that suits it best, since the temperature is fitted afterwards.
-    Balanced accuracy moves in steps of one picture, too coarse to choose by on 50 labels.
+    Each at its best temperature, since the temperature is fitted afterwards. Balanced accuracy
+    changes in steps of one picture, which is too coarse to choose by with 50 labels.
     """
     held_out: dict[float, list[NDArray[np.float32]]] = {c: [] for c in STRENGTHS}
     truth = []

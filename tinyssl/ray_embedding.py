@@ -1,8 +1,8 @@
-"""`tinyssl embed --engine ray`: features by many machines, into a folder of Parquet files.
+"""`tinyssl embed --engine ray`: features by a cluster, as a folder of Parquet files.
 
-Ray Data hands chunks of pictures to workers. Each has the bundle's ONNX model, no torch, and
-writes a chunk's Parquet file itself, whole or not at all. A chunk whose worker dies is given to
-another one, and a stopped job goes on with the chunks that have no file yet.
+Ray Data distributes chunks of pictures to workers. Each worker runs the bundle's ONNX model without
+torch, and writes the Parquet file of a chunk atomically. A chunk whose worker dies is given to
+another one, and a stopped job continues with the chunks that have no file yet.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from tinyssl.neighbours import unit_rows
 from tinyssl.opening import IMAGE_EXTENSIONS, reading
 from tinyssl.scanning import scan
 
-CHUNK = 512  # pictures of one file, and what a worker's death costs at most
+CHUNK = 512  # pictures in a file, the most that are lost with a worker
 _FORMAT, _MANIFEST, _MODEL, _JOB = 1, "manifest.json", "encoder.onnx", "_job.txt"
 _ERROR = re.compile(r"[\w.]*(Error|Exception)\b[^:]*: .")
-_SKIPPED = "_skipped.csv"  # readers of Parquet folders pass over names that begin so
+_SKIPPED = "_skipped.csv"  # readers of Parquet folders ignore a leading underscore
 _PART = re.compile(r"part-\d{6,}\.parquet")
 
 
 @dataclass(frozen=True)
 class EmbeddedFolder:
-    """What was written: the folder, how many pictures are in it, how many were skipped."""
+    """The folder that was written, with its number of pictures and of skipped ones."""
 
     out: str
     pictures: int
@@ -60,29 +60,28 @@ def embed_with_ray(
 ) -> EmbeddedFolder:
     """Writes features of pictures as `part-*.parquet`, the same as `embed` writes from a bundle.
 
-    The folder also gets `_skipped.csv` where pictures could not be read. The Ray cluster that
-    RAY_ADDRESS names is used; else this machine is one. On several machines, names that are no
-    addresses must mean the same files everywhere.
+    Unreadable pictures are listed in `_skipped.csv` in that folder. Uses the Ray cluster of
+    RAY_ADDRESS, or else this machine. On several machines, paths that are not addresses must mean
+    the same files everywhere.
 
     Args:
         bundle: a folder made by `tinyssl export`.
         data: folders, pictures, lists, or addresses such as s3://bucket/folder.
-        out: a folder or an address; an earlier job's files of the same encoder and pictures are
-            kept, and it goes on.
+        out: a folder or an address; a job with the same encoder and pictures is continued.
         dtype: float32 or float16.
         batch_size: pictures at a time.
-        workers: processes; 0 is one a CPU of the cluster.
+        workers: processes; 0 is one per CPU of the cluster.
         device: cpu, or cuda for one GPU a worker.
         overwrite: replace another job's files in `out`.
 
     Raises:
         UsageError: no bundle, no pictures, `out` is in use, or ray is not installed.
-        JobError: no picture can be read, or a file cannot be written or found again.
+        JobError: no picture can be read, or a file cannot be written or read back.
     """
     _refuse(Path(bundle), dtype, batch_size, device)
     model = {name: (Path(bundle) / name).read_bytes() for name in (_MANIFEST, _MODEL)}
     found = _find(as_list(data))
-    # Workers of a cluster that was there before may be in another folder.
+    # Workers of a running cluster may have another working directory.
     folder = str(out) if is_remote(str(out)) else os.path.abspath(out)
     key = _key(found, model, dtype)
     there = _start(folder, key, overwrite)
@@ -99,14 +98,14 @@ def embed_with_ray(
 
 
 class Worker:
-    """A process of the cluster: addresses of pictures in, a Parquet file out.
+    """A process of the cluster: takes addresses of pictures, writes a Parquet file.
 
     Args:
         model: the bundle's manifest and model, by name.
         out: the folder.
         dtype: of the features.
         batch_size: pictures at a time.
-        device: as the bundle's runtime takes it.
+        device: cpu or cuda.
     """
 
     def __init__(
@@ -127,7 +126,7 @@ class Worker:
         self.out, self.dtype, self.batch_size = out, dtype, batch_size
 
     def __call__(self, chunk: dict[str, NDArray[Any]]) -> dict[str, list[Any]]:
-        """Ray Data's batch of one chunk to what became of it."""
+        """Processes a batch of Ray Data that holds one chunk."""
         name, urls = str(chunk["name"][0]), [str(url) for url in chunk["urls"][0]]
         rows: list[tuple[str, str, NDArray[Any]]] = []
         skipped: list[tuple[str, str]] = []
@@ -177,7 +176,7 @@ def _refuse(bundle: Path, dtype: str, batch_size: int, device: str) -> None:
     from tinyssl.export import runtime
 
     try:
-        runtime.Extractor(bundle, _MODEL, "cpu")  # or each worker would tell it in a long trace
+        runtime.Extractor(bundle, _MODEL, "cpu")  # or every worker would fail with a traceback
     except runtime.BundleError as error:
         raise UsageError(str(error)) from None
     check_dtype_and_batch(dtype, batch_size)
@@ -186,7 +185,7 @@ def _refuse(bundle: Path, dtype: str, batch_size: int, device: str) -> None:
 
 
 def _find(sources: Sequence[str | Path]) -> list[remote_files.Found]:
-    """Pictures of all sources, sorted by name, none twice; of a storage also when they changed."""
+    """Distinct pictures of all sources, sorted by name; remote ones with their versions."""
     near = [source for source in sources if not is_remote(str(source))]
     found = {str(path): "" for path in scan(near)} if near else {}
     for source in map(str, sources):
@@ -211,7 +210,7 @@ def _key(found: Sequence[remote_files.Found], model: Mapping[str, bytes], dtype:
 
 
 def _start(out: str, key: str, overwrite: bool) -> set[str]:
-    """Names of the parts of this job that are there; what is there of another one is refused."""
+    """Names of this job's existing parts; refuses or overwrites those of another one."""
     names = remote_files.names_in(out)
     job = remote_files.join(out, _JOB)
     own = [name for name in names if _PART.fullmatch(name) or name == _SKIPPED]
@@ -227,7 +226,7 @@ def _start(out: str, key: str, overwrite: bool) -> set[str]:
         )
     for name in own:
         remote_files.remove(remote_files.join(out, name))
-    remote_files.write(job, key.encode())  # last: by it a stopped job can be overwritten again
+    remote_files.write(job, key.encode())  # last, as it marks a folder that may be overwritten
     return set()
 
 
@@ -236,7 +235,7 @@ def _run(chunks: Mapping[str, list[str]], worker: Mapping[str, Any], workers: in
     import ray.data
 
     if not ray.is_initialized():
-        # A cluster has the CPUs that it has, and refuses to be told.
+        # The number of CPUs of a running cluster must not be given.
         cpus = None if os.environ.get("RAY_ADDRESS") else workers or None
         ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False)
     context = ray.data.DataContext.get_current()
@@ -262,14 +261,14 @@ def _run(chunks: Mapping[str, list[str]], worker: Mapping[str, Any], workers: in
 
 
 def _cause(error: BaseException) -> str:
-    """The line of a trace that names our error; Ray's own words come after it."""
+    """The line of a traceback that names the original error rather than Ray's."""
     lines = str(error).strip().splitlines()
     named = [line for line in lines if _ERROR.match(line) and not line.startswith("ray.")]
     return named[-1] if named else lines[-1]
 
 
 def _places(ray: Any, device: str) -> int:
-    """How many workers the cluster has room for."""
+    """Number of workers that the cluster has room for."""
     kind = "GPU" if device == "cuda" else "CPU"
     count = int(ray.cluster_resources().get(kind, 0))
     if not count:
@@ -278,7 +277,7 @@ def _places(ray: Any, device: str) -> int:
 
 
 def _end(out: str, names: Sequence[str]) -> EmbeddedFolder:
-    """Counts what the files say, and lists what was skipped."""
+    """Counts the pictures of all parts, and lists the skipped ones."""
     pictures, skipped = 0, []
     for name in names:
         rows, told = _facts(remote_files.join(out, name))
@@ -294,7 +293,7 @@ def _end(out: str, names: Sequence[str]) -> EmbeddedFolder:
 
 
 def _facts(part: str) -> tuple[int, list[list[str]]]:
-    """How many pictures are in a part, and those that were skipped."""
+    """Number of pictures in a part, and its skipped ones with reasons."""
     try:
         with remote_files.open_file(part) as file:
             rows, told = parquet_facts(file)

@@ -1,4 +1,4 @@
-"""The bundled recipes as files: names, texts and what each is for."""
+"""Files of recipes: names, texts and purposes of the bundled ones."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _LARGEST = 1 << 24  # bytes; a list of many sources may be long
 
 
 def recipe_names(task: str | None = None) -> list[str]:
-    """Names of the bundled recipes, sorted; with `task` (pretrain or finetune) those for it.
+    """Sorted names of the bundled recipes, all or those for a task (pretrain or finetune).
 
-    A recipe for fine-tuning says `task: finetune` before its sections.
+    A recipe for fine-tuning has `task: finetune` before its sections.
     """
     entries = [e for e in files("tinyssl.recipes").iterdir() if e.name.endswith(".yaml")]
     names = sorted(e.name.removesuffix(".yaml") for e in entries)
@@ -47,7 +47,7 @@ def recipe_text(recipe: str | Path) -> str:
 
 
 def purposes() -> dict[str, str]:
-    """What each bundled recipe is for: the first line of its file."""
+    """The purpose of each bundled recipe, which is the first line of its file."""
     return {n: recipe_text(n).partition("\n")[0].removeprefix("# ") for n in recipe_names()}
 
 

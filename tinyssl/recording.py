@@ -1,7 +1,7 @@
-"""Work on a GPU as CUDA graphs: one launch where there were hundreds.
+"""CUDA graphs: one launch in place of hundreds.
 
-A small network's step is some 700 kernels of microseconds each, and launching them takes longer
-than running them. Recorded once, they are replayed by one call (NVIDIA, "CUDA Graphs").
+A step of a small network is some 700 kernels of microseconds each, which take longer to launch than
+to run. Recorded once, they are replayed by a single call (NVIDIA, "CUDA Graphs").
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from tinyssl.errors import first_line
 from tinyssl.method import Method, Mix
 from tinyssl.train import Plan, draw_for_step, optimize, set_rate
 
-# Before a recording, so that libraries have chosen their kernels and the optimizer has its state.
+# Calls before recording, in which libraries choose kernels and the optimizer makes its state.
 WARM_UP = 3
 Compute = Callable[..., tuple[Tensor, ...]]
 
 
 class Recorded:
-    """A function of tensors on one GPU, computed as it is at first and then replayed.
+    """A function of tensors on one GPU, run normally at first and then replayed.
 
-    Results of a replay are overwritten by the next one. Inputs of another shape than those
-    recorded, and work that cannot be recorded, are computed as they are.
+    Results are overwritten by the next replay. The function runs normally for inputs of other
+    shapes than the recorded ones, and if it cannot be recorded.
 
     Args:
-        compute: takes tensors and returns a tuple of them; never waits for the GPU.
+        compute: takes tensors and returns a tuple of them; never synchronizes with the GPU.
     """
 
     def __init__(self, compute: Compute) -> None:
@@ -56,7 +56,7 @@ class Recorded:
         return self.made
 
     def _warm_up(self, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Computes on the stream that the recording will use: gradients remember theirs."""
+        """Runs on the stream of the later recording, since gradients are tied to a stream."""
         current = torch.cuda.current_stream()
         self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):
@@ -65,9 +65,9 @@ class Recorded:
         return made
 
     def _record(self, given: tuple[Tensor, ...]) -> None:
-        """Records where that can be done; nothing is computed by it."""
+        """Records if possible; recording computes nothing."""
         torch.cuda.synchronize()
-        torch.cuda.empty_cache()  # a graph has memory of its own
+        torch.cuda.empty_cache()  # a graph has its own memory pool
         kept = tuple(tensor.clone() for tensor in given)
         graph = torch.cuda.CUDAGraph()
         generator = torch.cuda.default_generators[torch.cuda.current_device()]
@@ -78,7 +78,7 @@ class Recorded:
                 self.made = self.compute(*kept)
         except RuntimeError as error:
             log.warning(f"not recorded as a CUDA graph, so slower: {first_line(error)}")
-            generator.graphsafe_set_state(draws)  # its own still waits for the recording's end
+            generator.graphsafe_set_state(draws)  # it would wait for the end of the recording
             return
         self.graph, self.given = graph, kept
 
@@ -90,7 +90,7 @@ class Recorded:
 
 
 def recorded_views(compute: Views) -> Views:
-    """An augmentation's work on a GPU as a CUDA graph."""
+    """The function that makes views on a GPU, as a CUDA graph."""
     recorded = Recorded(lambda *given: (compute(*given),))
     return lambda pictures, packed: recorded(pictures, packed)[0]
 
@@ -123,7 +123,7 @@ class RecordedStep:
         mix = Mix(*drawn[:2]) if self.plan.cutmix > 0 else None
         candidates = None if self.plan.negatives is None else Candidates(*drawn[-2:])
         set_rate(self.optimizer, self.rate)
-        self.optimizer.zero_grad(set_to_none=True)  # a recording that failed may have left some
+        self.optimizer.zero_grad(set_to_none=True)  # a failed recording may have left some
         terms = optimize(self.method, self.optimizer, index, views, self.plan, mix, candidates)
         self.names = list(terms)
         return (torch.stack(list(terms.values())),)

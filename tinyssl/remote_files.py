@@ -13,21 +13,21 @@ from fsspec.implementations.local import LocalFileSystem
 from tinyssl.errors import JobError, UsageError, first_line
 from tinyssl.files import atomic, is_remote
 
-_CHANGED = ("ETag", "mtime", "LastModified", "created")  # as the storages call it
+_CHANGED = ("ETag", "mtime", "LastModified", "created")  # names in different storages
 
 
 class Found(NamedTuple):
-    """A file and what changes when it does: its size, and its time or tag."""
+    """A file and its version: size, and time or tag."""
 
     url: str
     stamp: str
 
 
 def find_below(url: str, endings: frozenset[str]) -> list[Found]:
-    """Files below a folder, or the one file, with one of the endings; hidden ones are passed over.
+    """Files below a folder, or a single file, with one of the endings; without hidden ones.
 
     Raises:
-        UsageError: nothing can be read there.
+        UsageError: the address cannot be listed.
     """
     try:
         system, root = _system(url)
@@ -45,7 +45,7 @@ def find_below(url: str, endings: frozenset[str]) -> list[Found]:
 
 
 def read(url: str) -> bytes:
-    """The whole content; raises OSError, whatever the storage raises."""
+    """The whole content; errors of any storage become OSError."""
     try:
         system, path = _system(url)
         data: bytes = system.cat_file(path)
@@ -57,14 +57,14 @@ def read(url: str) -> bytes:
 
 
 def open_file(url: str) -> IO[bytes]:
-    """A file to read parts of."""
+    """Opens a file to read parts of it."""
     system, path = _system(url)
     file: IO[bytes] = system.open(path, "rb")
     return file
 
 
 def write(url: str, data: bytes) -> None:
-    """Writes a whole file, and its folder on this machine; who looks sees the old one or none.
+    """Writes a file atomically, and makes its folder if it is local.
 
     Raises:
         JobError: it cannot be written.
@@ -76,7 +76,7 @@ def write(url: str, data: bytes) -> None:
             with atomic(Path(path)) as file:
                 file.write(data)
         else:
-            system.pipe_file(path, data)  # object stores show a file when it is whole
+            system.pipe_file(path, data)  # object stores show complete files only
     except JobError:
         raise
     except Exception as error:
@@ -90,10 +90,10 @@ def remove(url: str) -> None:
 
 
 def names_in(url: str) -> list[str]:
-    """Names of what is right in a folder; none where there is no folder.
+    """Names of the entries of a folder; none if it does not exist.
 
     Raises:
-        UsageError: nothing can be read there.
+        UsageError: the folder cannot be listed.
     """
     try:
         system, path = _system(url)
@@ -110,7 +110,7 @@ def join(folder: str, name: str) -> str:
 
 
 def _system(url: str) -> tuple[Any, str]:
-    if not is_remote(url):  # where "::" has no meaning
+    if not is_remote(url):  # "::" has no meaning in paths
         return fsspec.filesystem("file"), os.path.abspath(url)
     system, path = fsspec.core.url_to_fs(url)
     return system, path

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, checked before a run goes on with it: it may come from a stranger."""
+"""Restores a run from a checkpoint, which is untrusted and validated first."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class _State(_Part):
 def restore(
     state: Mapping[str, Any], method: Method, optimizer: torch.optim.Optimizer, steps: int
 ) -> Progress:
-    """Puts a run's parts back to where its checkpoint left them.
+    """Restores the parts of a run from its checkpoint.
 
     Args:
         state: content of the checkpoint.
@@ -53,7 +53,7 @@ def restore(
         steps: of the whole run.
 
     Returns:
-        Where the run stood.
+        The progress of the run.
 
     Raises:
         ValueError: the checkpoint is damaged or of another run; the text says what is wrong.
@@ -99,7 +99,7 @@ def _refuse_unknown_near(method: Method) -> None:
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Takes the momenta; the settings are the recipe's, as they were."""
+    """Restores the momenta, but keeps the settings of the recipe."""
     own = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     momenta = {
@@ -112,7 +112,7 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any
 
 
 def _like(parameter: Tensor, key: str, value: Tensor) -> Tensor:
-    """The value laid out in memory as its weights, which torch's fused optimizers rely on."""
+    """The value in the memory layout of its weights, which fused optimizers rely on."""
     if key == "step":
         return value.reshape(())
     if value.shape != parameter.shape or value.dtype != parameter.dtype:

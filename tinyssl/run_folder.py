@@ -1,4 +1,4 @@
-"""The folder that a run leaves: which file is where, and how the logs are written."""
+"""The folder of a run: its files, locking, and logs."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _OURS = (
     "metrics.jsonl", "results.csv", "skipped.csv", "duplicates.csv", HELD_OUT, "encoder.json",
     "eval.json", "eval_split.csv", "label_curve.png", "checkpoints", "finetune.json",
     "machine.json", "report.html", "report_features.npz", "tensorboard", "wandb",
-    *_TRACES, "recipe.yaml",  # the last to go: by these a folder is known as a run's
+    *_TRACES, "recipe.yaml",  # removed last, since they mark the folder of a run
 )  # fmt: skip
-# Before any trace.
+# Files that exist before any trace.
 _FIRST = {"recipe.yaml", "checkpoints", "skipped.csv", "duplicates.csv", HELD_OUT}
 _SECTIONS = (
     {"data", "augment", "encoder", "head", "bank", "loss", "optim", "run"},
@@ -38,12 +38,12 @@ _SECTIONS = (
 
 LABELS, LABELS_HEADER = "labels.csv", ("path", "label", "digest")  # of a fine-tuned run
 
-_LINE = 400  # bytes of a line of a log, about
+_LINE = 400  # bytes of a log line, approximately
 Value = float | int | str | None
 
 
 def resume_command(folder: Path) -> str:
-    """What goes on with a run that was stopped, as a shell takes it."""
+    """The shell command that resumes a run."""
     return f"tinyssl pretrain --resume --out {shlex.quote(str(folder))}"
 
 
@@ -61,7 +61,7 @@ class RunFolder:
         self._log = _LateFile(self.path / "train.log")
 
     def refuse_if_used(self, *, resumable: bool = True) -> None:
-        """Raises UsageError when the path exists and is anything but an empty folder."""
+        """Raises UsageError if the path exists and is not an empty folder."""
         resume = "go on with --resume, " if resumable else ""
         if self.path.is_file():
             raise UsageError(f"--out {self.path} is a file; name a new folder")
@@ -72,10 +72,10 @@ class RunFolder:
             )
 
     def refuse_to_replace(self) -> None:
-        """Raises UsageError where `clear` would remove what no run left: others use such names.
+        """Raises UsageError where `clear` would remove files of the same names that no run wrote.
 
-        A run's recipe is as a run writes it, and it stands alone only until the run begins: a
-        recipe by hand, or one that was copied, makes no run of other files.
+        A recipe counts as a run's only in the form in which runs write it, and without traces of a
+        run only beside files that exist before it starts.
         """
         there = [name for name in reversed(_OURS) if (self.path / name).exists()]
         traced = not set(there).isdisjoint(_TRACES)
@@ -93,8 +93,8 @@ class RunFolder:
             )
 
     def refuse_to_lose(self, inputs: Iterable[str | Path]) -> None:
-        """Raises UsageError where `clear` would remove what is read."""
-        here = Path(os.path.realpath(self.path))  # a link in it goes without what it leads to
+        """Raises UsageError where `clear` would remove an input."""
+        here = Path(os.path.realpath(self.path))  # of links only the link itself is removed
         gone = {here / name for name in self._own()}
         for given in inputs:
             real = Path(os.path.realpath(given))
@@ -105,9 +105,9 @@ class RunFolder:
                 )
 
     def clear(self) -> None:
-        """Removes an earlier run's files and nothing else that may lie in the folder.
+        """Removes the files of an earlier run, and no others.
 
-        A list of labels may be a user's own: it is one of ours by its header.
+        A list of labels is removed only if its header is that of a run.
         """
         for name in self._own():
             path = self.path / name
@@ -120,7 +120,7 @@ class RunFolder:
         return (*_OURS, LABELS) if self.holds_own_labels() else _OURS
 
     def holds_own_labels(self) -> bool:
-        """Whether there is a list of labels, and a run wrote it."""
+        """Whether there is a list of labels that a run wrote."""
         try:
             with (self.path / LABELS).open(encoding="utf-8") as file:
                 return file.readline().strip() == ",".join(LABELS_HEADER)
@@ -134,10 +134,10 @@ class RunFolder:
             raise UsageError(f"{labels} is none of tinyssl's; move it, or name another --out")
 
     def create(self, held: ExitStack, overwrite: bool, *, resumable: bool = True) -> None:
-        """Makes the folder, empty but for strangers' files, and holds it for this process.
+        """Makes the folder, or clears it of an earlier run, and locks it for this process.
 
         Raises:
-            UsageError: that is not allowed there, or another run came first.
+            UsageError: the folder may not be used, or is in use by another run.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -154,7 +154,7 @@ class RunFolder:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Keeps other processes from writing a run here; raises UsageError if one does."""
+        """Locks the folder; raises UsageError if another process has it locked."""
         with ExitStack() as stack:
             try:
                 stack.enter_context(locked(self.path))
@@ -175,7 +175,7 @@ class RunFolder:
             file.write(json.dumps(values) + "\n")
 
     def log_epoch(self, row: Mapping[str, Value], columns: Sequence[str]) -> None:
-        """Appends one row to `results.csv`; values that were not measured stay empty."""
+        """Appends one row to `results.csv`; missing values stay empty."""
         new = not self.results.exists() or self.results.stat().st_size == 0
         with _told(self.results), self.results.open("a", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, columns, lineterminator="\n")
@@ -184,12 +184,12 @@ class RunFolder:
             writer.writerow({key: _short(value) for key, value in row.items()})
 
     def forget_after(self, step: int, epoch: int, columns: Sequence[str]) -> None:
-        """Drops log lines written after the checkpoint that a run goes on from.
+        """Drops log lines that were written after the checkpoint that a run resumes from.
 
         Args:
             step: finished steps in the checkpoint.
             epoch: finished epochs in the checkpoint.
-            columns: of `results.csv`, which begins anew where a crash cut them off.
+            columns: of `results.csv`, which is removed if its header is not these.
         """
         if self.metrics.exists():
             lines = self.metrics.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -207,7 +207,7 @@ class RunFolder:
 
     @contextmanager
     def log_to_file(self) -> Iterator[None]:
-        """Appends what is logged to `train.log`; lines from before `begin_log` are kept for it."""
+        """Appends log lines to `train.log`; those before `begin_log` are buffered until then."""
         log.addHandler(self._log)
         try:
             yield
@@ -215,12 +215,12 @@ class RunFolder:
             log.removeHandler(self._log)
 
     def begin_log(self) -> None:
-        """The run is accepted and its folder there: from now on lines are written."""
+        """Writes the buffered lines, and later ones at once; the folder must exist."""
         self._log.begin()
 
 
 class _LateFile(logging.Handler):
-    """Keeps lines until it is told to begin, so that a refused run leaves no file."""
+    """Buffers lines until it is told to begin, so that a refused run leaves no file."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -236,7 +236,7 @@ class _LateFile(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         line = one_line(self.format(record)) + "\n"
         if self.waiting is None:
-            with suppress(OSError):  # a full disk is told by the files that matter
+            with suppress(OSError):  # a full disk is reported for files that matter
                 self._append([line])
         else:
             self.waiting.append(line)
@@ -247,11 +247,11 @@ class _LateFile(logging.Handler):
 
 
 def _is_saved(recipe: Path, *, changed: bool) -> bool:
-    """Whether a run wrote the recipe: with every section, and just as YAML is written by it.
+    """Whether a run wrote the recipe: with all sections, and in the exact form that runs write.
 
     Args:
         recipe: the file.
-        changed: it may have been edited since.
+        changed: allow another form, as of an edited file.
     """
     try:
         text = read_limited(recipe, 1 << 24).decode()
@@ -271,7 +271,7 @@ def _told(path: Path) -> Iterator[None]:
 
 
 def _epoch(line: str, header: str) -> float:
-    """The epoch of a row of results; infinite where a crash cut it off."""
+    """The epoch of a row of results; infinite for a truncated row."""
     whole = line.endswith("\n") and line.count(",") == header.count(",")
     first = line.split(",")[0]
     return int(first) if whole and first.isdecimal() else float("inf")
@@ -282,7 +282,7 @@ def _short(value: Value) -> Value:
 
 
 def _step(line: str) -> float:
-    """The step of a line of metrics; infinite where a crash cut it off: that is not JSON."""
+    """The step of a line of metrics; infinite for a truncated line, which is not JSON."""
     try:
         step = json.loads(line)["step"]
     except (ValueError, TypeError, KeyError, RecursionError):

@@ -1,4 +1,4 @@
-"""Which files are pictures: folders, lists and single files to sorted paths."""
+"""Finds pictures in folders, lists and single files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tinyssl.errors import UsageError
 from tinyssl.files import is_utf8, read_limited
 from tinyssl.opening import IMAGE_EXTENSIONS
 
-# No TIFF and no BMP: cameras' raw files begin like the one, and any two letters like the other.
+# Without TIFF, like which raw files of cameras begin, and BMP, which is two letters only.
 _BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a")
 _LARGEST_LIST = 1 << 28  # bytes; a list of pictures, not pictures
 
@@ -21,14 +21,14 @@ _LARGEST_LIST = 1 << 28  # bytes; a list of pictures, not pictures
 def scan(sources: Sequence[str | Path]) -> list[Path]:
     """Finds the pictures of folders (at any depth), picture files and .txt or .csv lists.
 
-    In folders a file counts by its extension, or by its content where that is JPEG, PNG, GIF or
-    WebP under another name. Hidden files are passed over; linked folders are entered once;
-    folders that may not be entered are listed, so that reading them tells why. A list has one
-    path a line, or the column `path` (else its first); its relative paths count from its folder,
-    or else from the current one. Listed files may be missing: reading them says so later.
+    In folders a file is taken by its extension, or by its content if that is JPEG, PNG, GIF or
+    WebP. Hidden files are ignored; linked folders are entered once; folders without permission are
+    returned, so that reading them reports the reason. A list has one path a line, or the column
+    `path` (else its first column); relative paths are resolved from the list's folder, or else from
+    the current one. Listed files may be missing, which reading them reports later.
 
     Returns:
-        Absolute paths, sorted, none twice.
+        Absolute paths, sorted and distinct.
 
     Raises:
         UsageError: no source is given, one is missing, or one has no picture.
@@ -48,9 +48,9 @@ def scan(sources: Sequence[str | Path]) -> list[Path]:
 
 
 def begins_like_picture(path: str | Path) -> bool:
-    """Whether a file's first bytes are those of JPEG, PNG, GIF or WebP, whatever its name."""
+    """Whether a file begins like JPEG, PNG, GIF or WebP, whatever its name."""
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would block
             return False
         with Path(path).open("rb") as file:
             head = file.read(12)
@@ -69,12 +69,12 @@ def _names(source: str | Path) -> Iterable[str]:
 
 
 def pictures_below(folder: Path) -> Iterator[str]:
-    """Paths of the pictures of a folder, as `scan` finds them, in no order."""
+    """Paths of the pictures in a folder, as `scan` finds them, unsorted."""
     seen: set[tuple[int, int]] = set()
     closed: list[str] = []
 
     def note(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError):  # gone since its parent was listed
+        if not isinstance(error, FileNotFoundError):  # removed since its parent was listed
             closed.append(str(error.filename))
 
     for base, folders, names in os.walk(folder, followlinks=True, onerror=note):
@@ -90,7 +90,7 @@ def pictures_below(folder: Path) -> Iterator[str]:
 
 
 def _seen_before(folder: str, seen: set[tuple[int, int]]) -> bool:
-    """A link that leads back is met here a second time; a folder that has vanished is passed."""
+    """Whether a folder was visited, as by a link that leads back, or has vanished."""
     try:
         status = os.stat(folder)
     except OSError:
@@ -121,13 +121,13 @@ def _listed(path: Path) -> Iterator[str]:
 
 
 def _listed_file(path: Path, name: str) -> str | None:
-    """A file of a list: beside the list, or else from here; None where there is none."""
+    """A listed file, relative to the list or to the current folder; None if there is none."""
     places = (os.path.abspath(folder / name) for folder in (path.parent, Path.cwd()))
     return next((place for place in places if os.path.exists(place)), None)
 
 
 def _lines(path: Path, text: str) -> list[str]:
-    """Names: those of a .txt file end with the line, those of a .csv file may hold line ends."""
+    """Names in a .txt file, one a line, or in a .csv file, which may contain line breaks."""
     if path.suffix.lower() != ".csv":
         lines = (line.strip() for line in text.replace("\r", "\n").split("\n"))
         return [line for line in lines if line and not line.startswith("#")]
@@ -139,4 +139,4 @@ def _lines(path: Path, text: str) -> list[str]:
         return [row[0] for row in rows if row[0]]
     column = header.index("path")
     names = [row[column] for row in rows[first + 1 :] if len(row) > column]
-    return [name for name in names if name and name.lower() != "path"]  # lists joined keep headers
+    return [name for name in names if name and name.lower() != "path"]  # of concatenated lists

@@ -1,4 +1,4 @@
-"""Learning-rate schedules as arrays, one value a step, to plot and to test."""
+"""Learning-rate schedules as arrays with one value per step."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +9,7 @@ def warmup_cosine(steps: int, warmup: int, peak: float) -> NDArray[np.float64]:
 
     Args:
         steps: length of the schedule.
-        warmup: steps of the warm-up; the first step after them has the peak.
+        warmup: steps of the warm-up; the step after it has the peak.
         peak: highest learning rate.
 
     Returns:

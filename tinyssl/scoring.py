@@ -1,4 +1,4 @@
-"""How good features are: k-NN, linear probe, few-shot, RankMe, on (features, labels) arrays.
+"""Scores of features: k-NN, linear probe, few-shot, RankMe, on arrays of features and labels.
 
 n, m = pictures, d = feature width. Labels are integers from 0.
 """
@@ -37,7 +37,7 @@ _PICTURES_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class Probe:
-    """Predictions of a linear probe, and the regularisation that its training folds chose."""
+    """Predictions of a linear probe, and the regularisation chosen on training folds."""
 
     predictions: Ints
     C: float
@@ -65,7 +65,7 @@ def knn_predict(
 
 
 def knn_loo_score(features: Floats, labels: Ints, *, k: int) -> float:
-    """Balanced accuracy of k-NN on one set, every row judged by all the others.
+    """Leave-one-out balanced accuracy of k-NN.
 
     Args:
         features: (n, d).
@@ -84,7 +84,7 @@ def knn_loo_score(features: Floats, labels: Ints, *, k: int) -> float:
 def choose_k(features: Floats, labels: Ints) -> int:
     """The k of `KNN_CHOICES` with the best leave-one-out score on the training rows.
 
-    The smallest of equals, and 1 where a single row leaves nothing to choose on.
+    The smallest one on ties, and 1 for a single row.
     """
     choices = [k for k in KNN_CHOICES if k < len(labels)]
     if not choices:
@@ -100,8 +100,8 @@ def choose_k(features: Floats, labels: Ints) -> int:
 def linear_probe(train: Floats, train_labels: Ints, test: Floats, *, seed: int = 0) -> Probe:
     """Logistic regression on standardised features, classes weighted equally.
 
-    The regularisation is chosen on stratified folds of the training rows by balanced accuracy.
-    A class with a single row leaves nothing to choose on: then a fixed strength is used.
+    The regularisation is chosen on stratified folds of the training rows by balanced accuracy, or
+    fixed where a class has a single row.
 
     Args:
         train: (n, d) features.
@@ -131,9 +131,9 @@ def few_shot(
 ) -> Interval:
     """Balanced accuracy of a classifier trained on `shots` random rows of each class.
 
-    A class with fewer rows gives all it has. Features are scaled to unit length, then by the
-    training rows' own mean and overall spread, and a logistic regression of fixed strength is
-    fitted: with so few labels there is nothing to choose on.
+    Of a class with fewer rows all are used. Features are scaled to unit length, then by the mean
+    and overall deviation of the training rows; the regularisation of the logistic regression is
+    fixed, as such few labels cannot choose it.
     """
     generator = np.random.default_rng([seed, shots])
     unit_train, unit_test = unit_rows(train), unit_rows(test)
@@ -155,7 +155,7 @@ def rankme(features: Floats) -> float:
     Garrido et al., arXiv:2210.02885, eqs. 1 and 2.
 
     Args:
-        features: (n, d); use more rows than columns where you can.
+        features: (n, d), preferably with more rows than columns.
 
     Returns:
         From 1 (collapsed) to min(n, d); nan if a feature is not finite.
@@ -168,9 +168,9 @@ def rankme(features: Floats) -> float:
 
 
 def retrieval(first: Floats, second: Floats) -> float:
-    """How often a view's nearest among other views, by cosine, is of its own picture.
+    """Share of views whose nearest other view, by cosine, is of the same picture.
 
-    Both are centred by their own mean, since features of a network all share a large part.
+    Both sets are centred by their own mean, since features of a network share a large component.
 
     Args:
         first: (n, d) features of one view of each picture.
@@ -220,7 +220,7 @@ def scores(labels: Ints, predictions: Ints, classes: int) -> dict[str, Any]:
 
 
 def pixel_features(pictures: NDArray[Any], side: int = 24) -> NDArray[np.float32]:
-    """Pictures (n, s, s, c) averaged down to `side` pixels, as rows in [0, 1]: a floor to beat."""
+    """Pictures (n, s, s, c) averaged to `side` pixels, as rows in [0, 1]: a baseline."""
     scale = float(np.iinfo(pictures.dtype).max)
     rows = []
     for start in range(0, len(pictures), _PICTURES_AT_ONCE):
@@ -244,7 +244,7 @@ def evaluate_features(
     """Every score of one encoder, JSON-ready.
 
     Returns:
-        `knn` and `linear` (scores, and the k or C that the training rows chose), `few_shot` by
+        `knn` and `linear` (scores, and the k or C chosen on training rows), `few_shot` by
         number of shots (mean, half_width, draws), `rankme` of the test features, `width`,
         `seconds`.
     """
@@ -269,12 +269,12 @@ def evaluate_features(
 
 
 def _mean_recall(labels: Ints, predictions: Ints) -> float:
-    """Balanced accuracy over the classes that occur; scikit-learn's warns about the others."""
+    """Balanced accuracy over the classes that occur; scikit-learn warns about the others."""
     return float(np.mean([np.mean(predictions[labels == c] == c) for c in np.unique(labels)]))
 
 
 def _nearest_others(features: Floats, k: int) -> tuple[Ints, NDArray[np.float32]]:
-    """Numbers and cosines, (n, k), of each row's nearest among all the others."""
+    """Numbers and cosines, (n, k), of the nearest other rows of each row."""
     unit = unit_rows(features)
     return nearest(unit, unit, k, without=np.arange(len(unit)))
 
@@ -290,7 +290,7 @@ def _vote(
 
 
 def _choose_strength(rows: Floats, labels: Ints, seed: int) -> float:
-    """Climbs `PROBE_CHOICES` until two strengths in a row are no better than the best so far."""
+    """Tries `PROBE_CHOICES` in order until two in a row are no better than the best so far."""
     smallest = int(np.bincount(labels)[np.unique(labels)].min())
     if smallest < 2:
         return _FALLBACK_C

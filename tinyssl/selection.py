@@ -1,4 +1,4 @@
-"""`tinyssl select`: which pictures to label first."""
+"""`tinyssl select`: chooses the pictures to label first."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _THUMBNAIL = 112
 
 @dataclass(frozen=True)
 class Selected:
-    """What `select` wrote: the list to label, its contact sheet, the pictures in order."""
+    """The result of `select`: the list to label, its contact sheet, the pictures in order."""
 
     out: Path
     sheet: Path
@@ -52,32 +52,32 @@ def select(
     device: str = "auto",
     overwrite: bool = False,
 ) -> Selected:
-    """Chooses the pictures whose labels will teach most, and writes a list to fill in.
+    """Chooses the most informative pictures to label, and writes a list to fill in.
 
-    Of exact copies one is chosen at most. The list has the columns path,label,order with empty
+    Of exact copies at most one is chosen. The list has the columns path,label,order with empty
     labels, in the order in which to label; a PNG of the same name shows the choice. Labels of
-    earlier rounds come along, without an order, so that the list is whole once it is filled in.
+    earlier rounds are included, without an order, so that the filled-in list is complete.
 
     Args:
         run: a run folder or a bundle.
         data: folders, picture files, .txt or .csv lists.
-        budget: how many pictures.
+        budget: number of pictures.
         out: the CSV.
         method: kmeans, typiclust, kcenter or random; see `tinyssl.choosing`.
         labeled: a CSV path,label of earlier rounds; rows without a label may be chosen again.
         features: a file that keeps the features for the next round (.parquet or .npz); used if it
             is there and fits.
         copy_to: a new or empty folder for copies, named after their order: `07-name.png`.
-        seed: of everything random; the same choice for the same seed.
+        seed: of all random choices.
         workers: threads that decode; 0 is one a CPU core.
         device: auto, cpu, cuda or cuda:N.
-        overwrite: replace what is in `out`, and features that do not fit.
+        overwrite: replace `out`, and features that do not fit.
 
     Raises:
         UsageError: fewer pictures than the budget or none without a label, an unknown method, no
             encoder, no pictures, another kind of `features`, or `out` or `copy_to` is in use.
         JobError: pictures cannot be copied; the list is written.
-        Interrupted: SIGINT or SIGTERM; the same call goes on.
+        Interrupted: SIGINT or SIGTERM; the same call continues.
     """
     target = Path(out)
     sheet = _sheet_of(target)
@@ -102,7 +102,7 @@ def select(
 
 
 def _found(sources: Sequence[str | Path], target: Path, sheet: Path) -> set[str]:
-    """The pictures there, if none of them and no list of them would be lost."""
+    """The pictures found; refuses to replace any of them or a list of them."""
     found = {str(path) for path in scan(sources)}
     if target.exists():
         found.discard(str(sheet.absolute()))  # of an earlier choice among these pictures
@@ -183,7 +183,7 @@ def _features(
 def _candidates(
     features: Features, known: Iterable[str]
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """One row of each content, and whether it is covered: a copy of it is labeled."""
+    """One row of each set of equal files, and whether one of them is labeled."""
     labeled = set(known)
     first: dict[str, int] = {}
     covered: set[str] = set()
@@ -211,7 +211,7 @@ def _csv(names: Sequence[str], earlier: LabeledPaths | None) -> str:
     header, rows = ["path", "label", "order"], [[n, "", i] for i, n in enumerate(names, 1)]
     if earlier is not None:
         rows += [[str(p), n, ""] for p, n in zip(earlier.paths, earlier.labels, strict=True)]
-        if earlier.splits is not None:  # test pictures must not become training pictures
+        if earlier.splits is not None:  # or test pictures would become training pictures
             header.append("split")
             splits = ["train"] * len(names) + earlier.splits
             rows = [[*row, split] for row, split in zip(rows, splits, strict=True)]
@@ -219,7 +219,7 @@ def _csv(names: Sequence[str], earlier: LabeledPaths | None) -> str:
 
 
 def _copy(names: Sequence[str], folder: Path) -> None:
-    """All of the pictures, or none."""
+    """Copies all of the pictures, or none."""
     digits = len(str(len(names)))
     copies = [folder / f"{n:0{digits}}-{Path(name).name}" for n, name in enumerate(names, 1)]
     made: list[Path] = []

@@ -1,4 +1,4 @@
-"""Signals as wishes that a loop can look at."""
+"""Signals as requests to stop that a loop can poll."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def stop_signal() -> Iterator[Callable[[], int | None]]:
-    """Turns the first SIGINT or SIGTERM into a wish to stop; a second one acts at once.
+    """Turns the first SIGINT or SIGTERM into a request to stop; a second one acts at once.
 
-    A signal that is ignored stays so, as a shell's SIGINT for what it starts in the background.
+    Ignored signals stay ignored, as SIGINT is for background jobs of a shell.
     """
     caught: list[int] = []
 
@@ -28,7 +28,7 @@ def stop_signal() -> Iterator[Callable[[], int | None]]:
     try:
         heard = [s for s in _SIGNALS if signal.getsignal(s) is not signal.SIG_IGN]
         previous = {int(s): signal.signal(s, remember) for s in heard}
-    except ValueError:  # not the main thread: signals are somebody else's
+    except ValueError:  # not the main thread, which alone handles signals
         previous = {}
     try:
         yield lambda: caught[0] if caught else None

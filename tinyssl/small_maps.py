@@ -1,9 +1,9 @@
-"""Convolutions on maps no larger than their kernels, as CPUs train them fastest.
+"""Faster training on CPUs of convolutions on maps no larger than their kernels.
 
 Views of 64 pixels leave maps of 2 and 4 pixels a side in a network's last stages. oneDNN computes
-the gradient of depthwise weights fast for kernels of 3 on maps at least as large. Others go
-through its kernel for whole convolutions: a tenth of a small network's training step with
-AVX-512, nearly half of it with AVX2.
+the gradient of depthwise weights fast only for kernels of 3 on maps at least as large. Others use
+its kernel for full convolutions, which takes a tenth of a small network's training step with
+AVX-512, and nearly half of it with AVX2.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from torch.nn import functional as F
 
 
 def quicken_small_maps(network: nn.Module) -> None:
-    """Lets a network's convolutions train faster on a CPU where their maps are small.
+    """Makes convolutions on small maps train faster on a CPU, in place.
 
-    Weights, their names and, but for rounding, outputs and gradients stay as they are. Does
+    Weights and their names do not change, nor do outputs and gradients except for rounding. Does
     nothing on a GPU or where torch has no oneDNN.
     """
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
@@ -30,7 +30,7 @@ def quicken_small_maps(network: nn.Module) -> None:
 
 
 class SmallMapConv2d(nn.Conv2d):
-    """torch's convolution, which takes a faster way to the same where there is one."""
+    """A convolution with faster equivalents for small maps."""
 
     def _conv_forward(self, maps: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         trained = torch.is_grad_enabled()
@@ -44,7 +44,7 @@ class SmallMapConv2d(nn.Conv2d):
         return made
 
     def _is_linear(self, maps: Tensor) -> bool:
-        """Pictures of one pixel: a matrix product, without oneDNN's copies of the weights."""
+        """Whether maps have one pixel, so that a matrix product avoids copies of the weights."""
         one_pixel = self.kernel_size == (1, 1) and maps.shape[2:] == (1, 1)
         return one_pixel and self.groups == 1 and self.padding == (0, 0)
 
@@ -82,9 +82,9 @@ class _SmallDepthwise(torch.autograd.Function):
 
 
 def _weight_gradient(grad: Tensor, maps: Tensor, weight: Tensor, stride: tuple[int, int]) -> Tensor:
-    """The gradient of kernels, put together from 3 x 3 taps at a time, on padded maps.
+    """The gradient of kernels, assembled from blocks of 3 x 3 taps on padded maps.
 
-    Taps that lie farther out than the maps are large meet padding only: their gradient is 0.
+    Taps that lie outside of small maps see padding only, so their gradient is 0.
     """
     kernel = weight.shape[2]
     padded = F.pad(maps, [kernel // 2] * 4)
@@ -106,7 +106,7 @@ def _weight_gradient(grad: Tensor, maps: Tensor, weight: Tensor, stride: tuple[i
 def _gradients(
     grad: Tensor, maps: Tensor, weight: Tensor, stride: Any, padding: list[int], wanted: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Those that are wanted of the maps', the weights' and the bias's."""
+    """Gradients of maps, weights and bias, as far as wanted."""
     return torch.ops.aten.convolution_backward(  # type: ignore[no-any-return]
         grad, maps, weight, None, stride, padding, [1, 1], False, [0, 0], len(weight), wanted
     )

@@ -1,4 +1,4 @@
-"""The pictures that a recipe names: found, decoded, and told about."""
+"""Finds, decodes and reports on the pictures of a recipe."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from tinyssl.scanning import scan
 def with_sources(recipe: Recipe, data: str | Path | Sequence[str | Path]) -> Recipe:
     """The recipe with its sources replaced by `data`, if any is given.
 
-    All its paths become absolute, so that what a run saves means the same files from any folder,
-    and an augmentation pipeline in a file is read, so that it stays what it was.
+    Paths become absolute, so that a saved recipe is valid in any folder, and an augmentation
+    pipeline in a file is read in, so that later changes of the file do not matter.
 
     Raises:
         UsageError: that file cannot be read.
@@ -50,10 +50,10 @@ def _absolute(path: str | Path) -> str:
 
 
 def read_pictures(recipe: Recipe) -> Pictures:
-    """Scans the sources and decodes them into the cache, or finds them there.
+    """Scans the sources and decodes the pictures into the cache, or opens the cache.
 
     Raises:
-        UsageError: no pictures at the sources, or too few to tell apart.
+        UsageError: no pictures at the sources, fewer than two, or all the same.
         JobError: none of the pictures can be read.
     """
     pictures = decode_files(find_files(recipe), recipe)
@@ -63,10 +63,10 @@ def read_pictures(recipe: Recipe) -> Pictures:
 
 
 def find_files(recipe: Recipe) -> list[Path]:
-    """The files at a recipe's sources, less those held out.
+    """The files at a recipe's sources, without those held out.
 
     Raises:
-        UsageError: there are none, or nothing can be held out by the labels that are to say what.
+        UsageError: there are none, or the labels for `data.holdout` have no test pictures.
     """
     found, holdout = scan(recipe.data.sources), recipe.data.holdout
     return found if holdout is None else _leave_out(found, held_out(holdout), holdout)
@@ -83,7 +83,7 @@ def _leave_out(found: Sequence[Path], tested: Sequence[Path], labels: str) -> li
 
 
 def decode_files(files: Sequence[Path], recipe: Recipe) -> Pictures:
-    """Decodes files into the cache as a recipe says, or finds them there.
+    """Decodes files into the cache by the settings of a recipe, or opens the cache.
 
     Raises:
         JobError: none of the pictures can be read.
@@ -123,7 +123,7 @@ def duplicates_csv(pictures: Pictures) -> str:
 
 
 def held_out_csv(labels: str) -> str:
-    """The test pictures of labels, as they are now, in the column `path`."""
+    """The current test pictures of labels, as a CSV with the column `path`."""
     return csv_text([("path",), *((path,) for path in held_out(labels))])
 
 

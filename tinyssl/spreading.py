@@ -1,4 +1,4 @@
-"""Labels spread over the graph of nearest neighbours to pictures that have none.
+"""Label spreading over a nearest-neighbour graph to unlabeled pictures.
 
 Zhou et al., "Learning with Local and Global Consistency", NIPS 2003, on the graph and with the
 weights of Iscen et al., arXiv:1904.04717. n = pictures, d = feature width, k = classes.
@@ -24,10 +24,10 @@ _POWER = 3  # gamma of Iscen et al., sec. 4.2
 
 @dataclass(frozen=True)
 class Spread:
-    """What spreading says of every picture.
+    """The result of label spreading for every picture.
 
     Attributes:
-        labels: (n,) the likeliest class.
+        labels: (n,) the most likely class.
         weights: (n,) confidence in [0, 1]: 1 - entropy / log k; 1 where the label was given.
     """
 
@@ -38,12 +38,12 @@ class Spread:
 def neighbour_graph(features: Floats, neighbours: int) -> csr_array:
     """Symmetric affinities: `max(cosine, 0) ** 3` to each row's nearest others, both ways.
 
-    Cosines are taken after the mean is subtracted, since features of small networks share a
-    large one.
+    The mean is subtracted before cosines are taken, since features of small networks share a large
+    one.
 
     Args:
         features: (n, d).
-        neighbours: of each row; capped at n - 1.
+        neighbours: number for each row; capped at n - 1.
 
     Returns:
         (n, n) sparse, zero diagonal.
@@ -65,7 +65,7 @@ def spread_labels(graph: csr_array, labels: Ints, *, alpha: float, classes: int)
     Args:
         graph: (n, n) A, from `neighbour_graph`.
         labels: (n,) from 0; -1 where none is given.
-        alpha: below 1; the larger, the further labels travel.
+        alpha: below 1; the larger, the further labels spread.
         classes: k.
     """
     n = len(labels)

@@ -1,4 +1,4 @@
-"""What the headers of many picture files say, counted."""
+"""Counts over the headers of many picture files."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Survey:
     """Counts over files whose header can be read.
 
     Attributes:
-        formats: by Pillow's names.
-        modes: by Pillow's names, or words where it has none.
-        channels: that the files have.
-        sides: (short, long) sides in pixels, and how often.
-        deep: files of more than 8 bits a channel.
+        formats: in Pillow's terms.
+        modes: in Pillow's terms, or in words where it has none.
+        channels: of the files.
+        sides: (short, long) sides in pixels.
+        deep: number of files with more than 8 bits a channel.
     """
 
     formats: Counter[str] = field(default_factory=Counter)
@@ -33,11 +33,11 @@ class Survey:
 
     @property
     def files(self) -> int:
-        """Files counted."""
+        """Number of files."""
         return sum(self.formats.values())
 
     def add(self, header: Header) -> None:
-        """Counts one more file."""
+        """Counts a file."""
         self.formats[header.format] += 1
         self.modes[header.mode] += 1
         self.channels[header.channels] += 1
@@ -54,7 +54,7 @@ class Survey:
 
 
 def survey(files: Sequence[Path], max_pixels: int, workers: int = 0) -> Survey:
-    """Reads the headers of files; those that cannot be read are left out."""
+    """Reads the headers of files, without those that cannot be read."""
     found = Survey()
     with reading(max_pixels), ThreadPoolExecutor(worker_count(workers)) as pool:
         for header in in_order(pool, read_header, files):

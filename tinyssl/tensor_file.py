@@ -1,4 +1,4 @@
-"""Files that torch wrote, read without ever running what they may hold."""
+"""Safe reading of files of `torch.save`, without running code that they may contain."""
 
 import pickle
 import struct
@@ -11,7 +11,7 @@ import torch
 
 from tinyssl.errors import UsageError
 
-# What torch's reader raises for broken bytes, and for sizes that are only claimed.
+# What torch's reader raises for damaged files and false sizes.
 _BROKEN = (
     RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AssertionError, MemoryError,
     OverflowError, TypeError, AttributeError, RecursionError, struct.error, zipfile.BadZipFile,
@@ -19,14 +19,14 @@ _BROKEN = (
 
 
 def read_tensors(path: Path) -> Any:
-    """What `torch.save` wrote of tensors, numbers, strings, lists and dicts, on the CPU.
+    """Tensors, numbers, strings, lists and dicts that `torch.save` wrote, on the CPU.
 
     Raises:
         UsageError: not such a file, damaged, or it holds objects that could run code.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # told of odd bytes; the error says it all
+            warnings.simplefilter("ignore", UserWarning)  # the error is enough
             _refuse_bomb(path)
             loaded = torch.load(path, map_location="cpu", weights_only=True)
             _refuse_odd_tensors(loaded)
@@ -42,7 +42,7 @@ def read_tensors(path: Path) -> Any:
 
 
 def _refuse_bomb(path: Path) -> None:
-    """torch stores what it saves; compressed, a small file could fill the memory."""
+    """Refuses compression, which torch never uses: a small file could fill the memory."""
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
@@ -53,7 +53,7 @@ def _refuse_bomb(path: Path) -> None:
 
 
 def _refuse_odd_tensors(value: Any) -> None:
-    """Sparse, quantized and expanded tensors: much larger than the file, or unsafe to write to."""
+    """Refuses sparse, quantized and expanded tensors, which are too large or unsafe to modify."""
     if isinstance(value, torch.Tensor):
         plain = value.layout == torch.strided and value.device.type == "cpu"
         if not plain or value.is_quantized or value.untyped_storage().nbytes() < value.nbytes:

@@ -1,7 +1,7 @@
-"""TIFFs whose channels are more than a picture's colours: 2 to 4 samples, as they lie in the file.
+"""Reads TIFFs whose samples are more than the colours of a picture.
 
-Pillow drops or refuses such samples and OpenCV mixes up separate planes; this reads them, stored
-in strips, uncompressed or deflated (TIFF 6.0, and technical note 2 of 2002 for deflate).
+Pillow drops or refuses such samples and OpenCV mixes up separate planes; this reads them from
+strips, uncompressed or deflated (TIFF 6.0, and technical note 2 of 2002 for deflate).
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ _BIG = b"II+\0"  # BigTIFF; Pillow takes none with the highest byte first
 
 @dataclass(frozen=True)
 class Layout:
-    """What a TIFF's first directory says.
+    """The layout in the first directory of a TIFF.
 
     Attributes:
         width: pixels.
         height: pixels.
-        samples: of a pixel.
-        bits: of a sample.
-        planes: the samples of a pixel do not lie together.
-        colours: samples that gray (1) or red, green and blue (3) take.
-        alpha: the last sample is said to be transparency.
+        samples: per pixel.
+        bits: per sample.
+        planes: whether samples are stored in separate planes.
+        colours: number of colour samples: 1 for gray, 3 for RGB.
+        alpha: whether the last sample is declared as transparency.
         orientation: as in EXIF, 1 to 8.
-        unsigned: samples are unsigned integers of gray, or of red, green and blue, and others.
-        big_endian: order of bytes.
-        tags: all of the directory.
+        unsigned: whether samples are unsigned integers, of gray or RGB and possibly others.
+        big_endian: byte order.
+        tags: the whole directory.
     """
 
     width: int
@@ -58,17 +58,17 @@ class Layout:
 
     @property
     def strips(self) -> bool:
-        """Whether `read_samples` can read it: in strips, uncompressed or deflated."""
+        """Whether `read_samples` can read it, from strips, uncompressed or deflated."""
         return _TILES not in self.tags and self.tags.get(_COMPRESSION, 1) in (1, *_DEFLATE)
 
     @property
     def plain(self) -> bool:
-        """Whether Pillow and OpenCV can be trusted with it."""
+        """Whether Pillow or OpenCV reads it correctly."""
         if not self.unsigned or self.samples == 1 or self.samples > 64 or self.bits not in (8, 16):
             return True
         if self.planes and (self.bits == 16 or self.colours == 1):
             return False
-        if self.tags.get(_PHOTOMETRIC) == 0:  # which Pillow knows of single samples only
+        if self.tags.get(_PHOTOMETRIC) == 0:  # which Pillow supports for single samples only
             return False
         cut_out = self.alpha and self.samples == self.colours + 1
         return self.samples == self.colours == 3 or (
@@ -77,7 +77,7 @@ class Layout:
 
 
 def read_layout(file: IO[bytes]) -> Layout | None:
-    """The layout of the TIFF that begins at the file's position; None if it is no such file."""
+    """The layout of a TIFF at the file's current position; None if there is no TIFF."""
     head = file.read(8)
     if head[:4] not in (b"II*\0", b"MM\0*", _BIG):
         return None
@@ -91,12 +91,12 @@ def read_layout(file: IO[bytes]) -> Layout | None:
 
 
 def read_samples(data: bytes, layout: Layout) -> NDArray[Any]:
-    """(h, w, samples) uint8 or uint16, not turned, of a layout with `strips`.
+    """(h, w, samples) uint8 or uint16, not rotated, of a layout with `strips`.
 
-    Gray is 0 where it is black, whatever the file says.
+    Gray is inverted where the file has white as 0.
 
     Raises:
-        ValueError: less data than the header says.
+        ValueError: less data than the header declares.
     """
     tags = layout.tags
     dtype = np.dtype(f"{'>' if layout.big_endian else '<'}u{layout.bits // 8}")
@@ -138,7 +138,7 @@ def _layout(tags: ImageFileDirectory_v2, big_endian: bool) -> Layout:
 def _strips(
     data: bytes, offsets: Sequence[int], counts: Sequence[int], total: int, deflated: bool
 ) -> bytes:
-    """The strips one after the other; a bomb is inflated no further than the header says."""
+    """The concatenated strips, inflated to no more than the declared size."""
     found = io.BytesIO()
     for offset, count in zip(offsets, counts, strict=True):
         strip = data[offset : offset + count]

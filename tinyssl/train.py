@@ -20,7 +20,7 @@ from tinyssl.errors import Interrupted, NonFinite
 from tinyssl.loader import epoch_order, generator_for, steps_in_epoch
 from tinyssl.method import Method, Mix
 
-GRADIENT_NORM = "gradient_norm"  # among the terms of a step, before clipping
+GRADIENT_NORM = "gradient_norm"  # key among the terms of a step; before clipping
 Batches = Callable[[Tensor, int], Iterator[tuple[Tensor, Tensor]]]
 Unread = list[tuple[Tensor, dict[str, Tensor]]]  # picture numbers and terms of steps
 Watch = Callable[[], dict[str, float]]
@@ -29,7 +29,7 @@ TakeStep = Callable[[Tensor, Tensor, int], dict[str, Tensor]]  # the last three 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything about a run's course that is known before its first step."""
+    """The settings of the training loop, known before its first step."""
 
     pictures: int
     batch_size: int
@@ -63,7 +63,7 @@ class Plan:
 
 @dataclass
 class Progress:
-    """Where a run stands; all of it goes into the checkpoint."""
+    """The progress of a run; saved in checkpoints."""
 
     step: int = 0
     seconds: float = 0.0
@@ -73,9 +73,9 @@ class Progress:
 
 @dataclass
 class Hooks:
-    """What the loop calls at its seams, so that it knows no files and no terminal.
+    """Callbacks of the loop, which itself handles no files and no terminal.
 
-    Of several processes only the main one's do anything, except `advance` and `stop_signal`.
+    In processes other than the main one only `advance` and `stop_signal` do anything.
     """
 
     log_step: Callable[[dict[str, Any]], None]
@@ -87,7 +87,7 @@ class Hooks:
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Splits parameters so that biases and the scales of norms are not decayed."""
+    """Parameter groups without weight decay for biases and scales of norms."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     return [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
@@ -97,13 +97,13 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
 
 @torch.no_grad()
 def clip_gradients(parameters: list[nn.Parameter], max_norm: float | None) -> Tensor:
-    """Scales all gradients to a common norm of `max_norm` where it is above that; None: never.
+    """Scales all gradients to a total norm of at most `max_norm`; None does not clip.
 
-    As `torch.nn.utils.clip_grad_norm_`, which writes every gradient anew even when nothing is to
-    be clipped. On a GPU so does this: to look at the norm would be to wait for the device.
+    Like `torch.nn.utils.clip_grad_norm_`, which rewrites every gradient even when nothing is
+    clipped. On a GPU this does so too, since comparing the norm would synchronize.
 
     Returns:
-        The norm before.
+        The norm before clipping.
     """
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if max_norm is not None and (norm.is_cuda or norm > max_norm):
@@ -115,8 +115,8 @@ def clip_gradients(parameters: list[nn.Parameter], max_norm: float | None) -> Te
 def start_bank(method: Method, batches: Iterator[tuple[Tensor, Tensor]], frozen: bool) -> None:
     """Fills the bank by one pass over the pictures ("feature calibrate", arXiv:2404.19289).
 
-    In training mode: with the running statistics of an untrained network all features would be
-    nearly the same. `batches` are as in `fit`.
+    In training mode, since with the running statistics of an untrained network all features would
+    be nearly equal. `batches` are as in `fit`.
     """
     _set_train(method, frozen)
     for index, pictures in batches:
@@ -138,8 +138,8 @@ def fit(
     this process's share. `take_step` is `train_step` of the method and the plan, or does the same.
 
     Raises:
-        NonFinite: a loss or a gradient; the last checkpoint is from before that step.
-        Interrupted: a signal came; the run was saved after the step.
+        NonFinite: a loss or a gradient is not finite; the last checkpoint is from an earlier step.
+        Interrupted: a signal arrived; the run was saved after the step.
     """
     steps = plan.steps_per_epoch
     first_epoch, offset = divmod(progress.step, steps)
@@ -174,7 +174,7 @@ def train_step(
     views: Tensor,
     step: int,
 ) -> dict[str, Tensor]:
-    """One optimizer step and one move of the bank.
+    """One optimizer step and one update of the bank.
 
     Args:
         method: encoder, head, bank and losses.
@@ -182,15 +182,15 @@ def train_step(
         plan: the run's course.
         index: (b,) picture numbers, of all processes.
         views: (own, c, s, s) augmented views in [0, 1] of this process's share of them.
-        step: number of this step; with the plan's seed it decides every random draw.
+        step: number of this step; with the plan's seed it determines all random draws.
 
     Returns:
         The detached loss terms, whose mean over processes is that of the batch, and
         `gradient_norm`, the norm of all gradients before clipping.
 
     Raises:
-        NonFinite: the loss or a gradient is not finite; nothing was changed by it. On a GPU, which
-            this would have to wait for, `fit` finds it when it reads the terms.
+        NonFinite: the loss or a gradient is not finite; nothing was updated. Not on a GPU, where
+            checking would synchronize; `fit` finds it when it reads the terms.
     """
     mix, views, candidates = draw_for_step(method, index, views, plan, step)
     set_rate(optimizer, float(plan.lrs[step]))
@@ -200,7 +200,7 @@ def train_step(
 def draw_for_step(
     method: Method, index: Tensor, views: Tensor, plan: Plan, step: int
 ) -> tuple[Mix | None, Tensor, Candidates | None]:
-    """What a step draws: how its views are mixed, the mixed views, the rows to score."""
+    """The random draws of a step: how views are mixed, the mixed views, the rows to score."""
     mix = candidates = None
     if plan.cutmix > 0:
         mix, views = _mix(views, plan, step)
@@ -226,7 +226,7 @@ def optimize(
     candidates: Candidates | None,
     step: int = 0,
 ) -> dict[str, Tensor]:
-    """A step whose draws are made and whose rate is set; see `train_step`. `step` names it."""
+    """A step after its draws, at the current rate; see `train_step`. `step` is for errors."""
     count, own = len(index), distributed.share(len(index))
     scored = None if candidates is None else candidates.starting_at(own.start, count)
     with torch.autocast(views.device.type, torch.bfloat16, enabled=plan.bf16):
@@ -250,7 +250,7 @@ def optimize(
 
 
 def _mix(views: Tensor, plan: Plan, step: int) -> tuple[Mix, Tensor]:
-    """Mixes views by CutMix; partners are of the same process's share."""
+    """Mixes views by CutMix, with partners within the share of the process."""
     generator = generator_for(plan.seed, step, stream=2 + 10 * distributed.rank())
     views, partner, weight = cutmix(
         views, generator, alpha=plan.cutmix_alpha, probability=plan.cutmix
@@ -259,10 +259,10 @@ def _mix(views: Tensor, plan: Plan, step: int) -> tuple[Mix, Tensor]:
 
 
 def _stop_wished(progress: Progress, plan: Plan, hooks: Hooks, index: Tensor) -> int | None:
-    """The signal to stop for; several processes agree on it.
+    """A signal to stop, which several processes agree on.
 
-    On GPUs not after every step, which is short. On CPUs ten take longer than the 30 seconds that
-    `torchrun` gives after Ctrl-C, and to agree takes less than a millisecond.
+    On GPUs, where steps are short, not checked after every step. On CPUs ten steps may exceed the
+    30 seconds that `torchrun` waits after Ctrl-C, and agreeing takes less than a millisecond.
     """
     if index.is_cuda and distributed.world_size() > 1 and progress.step % plan.log_every:
         return None
@@ -277,7 +277,7 @@ def _refuse_non_finite(values: Mapping[str, float], step: int, index: Tensor) ->
 
 def _save_and_stop(progress: Progress, hooks: Hooks, signum: int) -> NoReturn:
     hooks.save(progress)
-    distributed.agree(signum)  # of several processes none ends before the main one has saved
+    distributed.agree(signum)  # no process ends before the main one has saved
     raise Interrupted(f"stopped after step {progress.step:,}", signum)
 
 
@@ -288,7 +288,7 @@ def _set_train(method: Method, frozen_batch_norm: bool) -> None:
 
 
 def _read(unread: Unread, progress: Progress) -> None:
-    """Takes the terms of the last steps from the device, all at once: this waits for it."""
+    """Copies the terms of the last steps from the device at once, which synchronizes."""
     if not unread:
         return
     stacked = torch.stack([torch.stack(list(terms.values())) for _, terms in unread])

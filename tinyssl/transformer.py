@@ -18,14 +18,14 @@ from tinyssl.weights import read_description
 class EmbeddingTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """Pictures to features, by the encoder of a run folder.
 
-    It takes what `Model.embed` takes: paths, Pillow images, arrays, or one array (n, h, w, c).
-    Fitting learns nothing; it checks that the run is there.
+    It takes the same input as `Model.embed`: paths, Pillow images, arrays, or one array
+    (n, h, w, c). Fitting only checks that the run exists.
 
     Args:
         run: the run folder.
         device: auto, cpu, cuda or cuda:N.
         batch_size: pictures at a time.
-        raw: leave features as the encoder gives them; else each has length 1.
+        raw: return features unscaled; else each has length 1.
 
     Attributes:
         n_features_out_: width of the features, once fitted.
@@ -57,7 +57,7 @@ class EmbeddingTransformer(TransformerMixin, BaseEstimator):  # type: ignore[mis
         return model.embed(X, batch_size=self.batch_size, raw=self.raw)
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:
-        """`feature0`, `feature1`, ...: one name a column."""
+        """`feature0`, `feature1`, ...: one name per column."""
         check_is_fitted(self)
         return np.array([f"feature{i}" for i in range(self.n_features_out_)], dtype=object)
 

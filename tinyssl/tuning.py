@@ -1,4 +1,4 @@
-"""Training a whole network on few labels: slow early layers, averaged weights, fixed statistics.
+"""Fine-tuning of a whole network on few labels, with layer-wise rates and averaged weights.
 
 b = batch, k = classes, c = channels, s = view size.
 """
@@ -30,12 +30,12 @@ class Course:
     Attributes:
         batch_size: views a step.
         lr: peak learning rate of the encoder's last layer.
-        head_lr: of the head, as a share of the last layer's.
-        layer_decay: what each layer before has of the rate of the one after it.
+        head_lr: of the head, relative to the last layer's.
+        layer_decay: rate of each layer relative to that of the next one.
         weight_decay: AdamW's, of matrices and filters.
-        smoothing: share of every target that is spread over all classes.
+        smoothing: label smoothing, the share of each target that is spread over all classes.
         average: share of the steps that the running mean of the weights spans; 0 keeps the last.
-        frozen_batch_norm: keep the statistics that the encoder came with.
+        frozen_batch_norm: keep the encoder's batch-norm statistics.
         seed: of the order of the pictures.
     """
 
@@ -50,14 +50,14 @@ class Course:
     seed: int
 
     def steps(self, views: int) -> int:
-        """How many make that many views."""
+        """Number of steps for a number of views."""
         return max(1, round(views / self.batch_size))
 
 
 def layer_depths(backbone: nn.Module) -> dict[str, int]:
-    """How many layers before the end each parameter lies: 0 for the last one.
+    """Number of layers after that of each parameter: 0 for the last layer.
 
-    Layers are timm's stages; all are one layer where timm knows none for the model.
+    Layers are timm's groups; a model without groups counts as one layer.
     """
     matcher: Any = getattr(backbone, "group_matcher", None)
     names = [name for name, _ in backbone.named_parameters()]
@@ -69,11 +69,11 @@ def layer_depths(backbone: nn.Module) -> dict[str, int]:
 
 
 def parameter_rates(backbone: nn.Module, head: nn.Module, course: Course) -> list[dict[str, Any]]:
-    """One group for the optimizer per layer and kind; `share` scales the learning rate.
+    """Parameter groups per layer and kind for the optimizer; `share` scales the learning rate.
 
-    Biases and the scales of norms are not decayed, as nothing of the head is: it starts at the
-    minimum of a regularised fit. AdamW moves all weights at one speed, and a fit on some dozen
-    pictures has thousands of small ones: at the encoder's own rate they would drown in noise.
+    Biases and scales of norms are not decayed, nor is the head, which starts at the minimum of a
+    regularised fit. AdamW moves all weights at the same speed, and a fit on some dozen pictures has
+    thousands of small weights, which would drown in noise at the encoder's own rate.
     """
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     depths = layer_depths(backbone)
@@ -94,7 +94,7 @@ def parameter_rates(backbone: nn.Module, head: nn.Module, course: Course) -> lis
 
 
 def picture_order(pictures: int, batch_size: int, steps: int, seed: int) -> NDArray[np.int64]:
-    """Batches cut from permutations laid end to end, so that all pictures are seen as often.
+    """Batches from concatenated permutations, so that all pictures are used equally often.
 
     Returns:
         (steps, b) picture numbers.
@@ -106,7 +106,7 @@ def picture_order(pictures: int, batch_size: int, steps: int, seed: int) -> NDAr
 
 
 def mean_decay(share: float, steps: int) -> float:
-    """Decay of a running mean that spans a share of the steps; 0 where that is a step or less."""
+    """Decay of a running mean over a share of the steps; 0 where that is at most one step."""
     return max(0.0, 1 - 1 / max(share * steps, 1.0))
 
 
@@ -119,7 +119,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
-        """Moves the mean towards the module as it is now."""
+        """Moves the mean towards the module's current state."""
         for key, value in module.state_dict().items():
             if value.is_floating_point():
                 self.mean[key].lerp_(value, 1 - self.decay)
@@ -138,18 +138,18 @@ def tune(
     steps: int,
     advance: Callable[[int], None],
 ) -> None:
-    """Trains encoder and head in place and leaves the mean of their weights in evaluation mode.
+    """Trains encoder and head in place; they end with averaged weights, in evaluation mode.
 
     Args:
         encoder: views (b, c, s, s) to features.
-        backbone: the part of it that has parameters and layers.
+        backbone: the part of the encoder that has parameters and layers.
         head: features to logits (b, k).
         views: picture numbers (b,) and the step to augmented views on the encoder's device.
         labels: (n,) from 0.
         weights: (n,) of each picture in the loss; their mean is 1.
         course: of the training.
-        steps: how many; the first tenth warms up.
-        advance: told the number of views of each finished step.
+        steps: number of steps, the first tenth of which is warm-up.
+        advance: called with the number of views of each finished step.
 
     Raises:
         JobError: the loss is not finite.

@@ -1,4 +1,4 @@
-"""Two augmented views of pictures as pictures again, to look at what features make of them."""
+"""Two augmented views of pictures, as pictures, to compare their features."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tinyssl.loader import generator_for
 from tinyssl.rows import spaced_rows
 from tinyssl.watch import VIEWED
 
-_AT_ONCE = 32  # pictures; all 500 of 512 pixels would take 7 GB
+_AT_ONCE = 32  # pictures; all 500 at 512 pixels would take 7 GB
 
 
 def two_views(
     pictures: NDArray[Any], augment: Augment, seed: int
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Two views of each of some pictures, the same ones at every look.
+    """Two views of each of some pictures, always the same ones.
 
     Args:
         pictures: (n, h, w, c) uint8 or uint16; at most `VIEWED`, evenly spaced, are taken.

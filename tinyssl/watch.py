@@ -1,4 +1,4 @@
-"""What is watched while a run goes on: label-free scores, and the guard against collapse."""
+"""Monitoring during a run: label-free scores, and detection of collapse."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from tinyssl.rows import spaced_rows
 from tinyssl.scoring import knn_loo_score, mean_cosine, rankme, retrieval
 
-WATCHED = 2000  # pictures whose features are looked at
-VIEWED = 500  # pictures of which two views are made at every look
+WATCHED = 2000  # pictures that scores are computed on
+VIEWED = 500  # pictures that two views are made of
 _LOW_RANK = 3.0
-_LOW_RANKME = 1.5  # lower than that of the embeddings: features all share a large mean
+_LOW_RANKME = 1.5  # lower than for embeddings, since features share a large mean
 _HIGH_COSINE = 0.95
 
 
@@ -43,18 +43,18 @@ def watch(
     labels: NDArray[np.int64] | None,
     embed_views: Callable[[], tuple[NDArray[Any], NDArray[Any]]] | None = None,
 ) -> dict[str, float]:
-    """One look at the scores that there are, of at most `WATCHED` pictures.
+    """Current scores, on at most `WATCHED` pictures.
 
     Args:
-        embed: makes the features (m, width) of some pictures.
-        bank: gives the (m, d) rows of the memory bank of some pictures.
-        pictures: n, in all.
+        embed: returns the features (m, width) of rows of pictures.
+        bank: returns the rows (m, d) of the memory bank.
+        pictures: n, their number.
         labels: (n,) classes, below 0 where unknown.
-        embed_views: makes the features of two views of each of some pictures.
+        embed_views: returns features of two views of each of some pictures.
 
     Returns:
-        Those of `label_free`; `retrieval` with views; `knn` with labels, leave-one-out balanced
-        accuracy, of pictures that have one.
+        Scores of `label_free`; with views `retrieval`; with labels `knn`, the leave-one-out
+        balanced accuracy on labeled pictures.
     """
     looked_at, known = spaced_rows(pictures, WATCHED), np.array([], np.int64)
     if labels is not None:
@@ -72,10 +72,10 @@ def watch(
 
 
 def collapse_warning(values: dict[str, float]) -> str | None:
-    """Says in words that embeddings or features are collapsing, or None while they are not.
+    """A warning that embeddings or features are collapsing; None if they are not.
 
-    The bank can look healthy long after the features have become one: the head spreads whatever
-    small differences are left.
+    The bank can look healthy long after the features have collapsed, since the head amplifies the
+    small differences that are left.
     """
     rank, cosine = values["bank_rank"], values["bank_cosine"]
     if values["rankme"] < _LOW_RANKME:

@@ -1,4 +1,4 @@
-"""Encoders in files: taking weights from one, saving an encoder, rebuilding it."""
+"""Files of encoders: loading weights, saving an encoder, rebuilding it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _PREFIXES = ("module.", "backbone.", "encoder.", "model.")
 _NESTS = ("state_dict", "model", "model_state", "model_state_dict")
 _LEVELS = ("centre", "scale", "projection")  # an encoder's, not its backbone's
 _HEADS = ("classifier.", "fc.", "head.", "head_drop.")
-# What a description says that lacks these keys.
+# Values of keys that a description may lack.
 _DEFAULTS: Mapping[str, Any] = {
     "levels": 1, "pooling": "mean", "descriptors": False, "components": 0, "whitening": 0.0,
     "init": "random", "dtype": "uint8", "max_pixels": MAX_PIXELS, "finished": True,
@@ -39,22 +39,22 @@ _DEFAULTS: Mapping[str, Any] = {
 
 
 def load_weights(encoder: Encoder, path: str | Path) -> str:
-    """Takes weights for the backbone from a file or an earlier run; all fit or none is taken.
+    """Loads weights of the backbone from a file or an earlier run; all must fit.
 
     Args:
-        encoder: changed in place. From an earlier run it also takes the normalization.
+        encoder: changed in place; from an earlier run it also gets the normalization.
         path: safetensors, a torch state dict with timm's names (optionally under a prefix such
             as `module.`, or nested under `state_dict`), or a run folder. A classifier in the
-            file is left out; a first convolution for other channels is adapted as timm does, and
-            takes the means of the earlier run's normalization.
+            file is ignored; a first convolution for other channels is adapted as in timm, and the
+            earlier run's normalization is averaged over channels.
 
     Returns:
         One line that says what was loaded.
 
     Raises:
-        UsageError: the file is missing, damaged, holds more than tensors or numbers that are not
-            finite, is of another network or stem, or does not fit: then the first keys that
-            differ are named.
+        UsageError: the file is missing or damaged, contains more than tensors or numbers that are
+            not finite, is of another network or stem, or does not fit, in which case the first
+            keys that differ are named.
     """
     source = Path(path) / WEIGHTS if Path(path).is_dir() else Path(path)
     if source.name == WEIGHTS:
@@ -64,7 +64,7 @@ def load_weights(encoder: Encoder, path: str | Path) -> str:
     state = {key: value for key, value in state.items() if key not in _LEVELS}
     wanted = encoder.backbone.state_dict()
     kept = {k: v for k, v in state.items() if k in wanted or not k.startswith(_HEADS)}
-    # torch does without, and so do files that others convert.
+    # torch does not need these, and converted files may lack them.
     _refuse_not_finite(kept | {"mean": mean, "std": std}, source)
     kept = {k: v for k, v in wanted.items() if k.endswith(".num_batches_tracked")} | kept
     _adapt_first_conv(kept, wanted)
@@ -76,7 +76,7 @@ def load_weights(encoder: Encoder, path: str | Path) -> str:
     if mean.shape == encoder.mean.shape:
         encoder.mean.copy_(mean)
         encoder.std.copy_(std)
-    elif mean.shape == std.shape == (3,):  # the only one that can be adapted
+    elif mean.shape == std.shape == (3,):  # the only case that can be adapted
         encoder.mean.fill_(float(mean.mean()))
         encoder.std.fill_(float(std.mean()))
         told += ", of 3 channels: mean and std of the input are the means of theirs"
@@ -84,7 +84,7 @@ def load_weights(encoder: Encoder, path: str | Path) -> str:
 
 
 def _refuse_other_network(description: Path, encoder: Encoder, path: str | Path) -> None:
-    """Shapes may be equal where what is computed is not: paddings, activations, strides."""
+    """Refuses other networks, whose shapes may match but not paddings, activations, strides."""
     try:
         found = read_json(description)
     except (OSError, ValueError):
@@ -92,7 +92,7 @@ def _refuse_other_network(description: Path, encoder: Encoder, path: str | Path)
     if not isinstance(found, dict) or not {"format", "name", "stem"} <= found.keys():
         return  # other programs have an `encoder.json` too
     for key, wanted in (("name", encoder.name), ("stem", encoder.stem)):
-        # What follows a point says on what timm's weights were trained.
+        # The part after a point names the data of timm's weights.
         if str(found[key]).partition(".")[0] != wanted.partition(".")[0]:
             raise UsageError(
                 f"{path} has encoder.{key}={found[key]}, but encoder.{key}={wanted} is to "
@@ -111,16 +111,16 @@ def _refuse_not_finite(state: Mapping[str, Tensor | None], source: Path) -> None
 def rename_in_order(
     state: Mapping[str, Tensor], reference: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Gives tensors the names of a reference that lists the same tensors in the same order.
+    """Renames tensors by a reference that has the same tensors in the same order.
 
     For weights of the same architecture from another code base.
 
     Args:
-        state: tensors under foreign names.
+        state: tensors under other names.
         reference: a state dict with the names wanted, such as timm's.
 
     Raises:
-        UsageError: another number of tensors, or the first pair whose shapes differ.
+        UsageError: the number of tensors or the shapes of a pair differ.
     """
     if len(state) != len(reference):
         raise UsageError(f"{len(state)} tensors given, {len(reference)} wanted: not the same model")
@@ -141,14 +141,14 @@ def save_encoder(
     resize: str,
     extra: Mapping[str, object] | None = None,
 ) -> None:
-    """Writes `encoder.safetensors` and `encoder.json`, all that is needed to rebuild it.
+    """Writes `encoder.safetensors` and `encoder.json`, which suffice to rebuild the encoder.
 
     Args:
-        encoder: any device.
-        folder: exists.
+        encoder: on any device.
+        folder: must exist.
         image_size: pixels a side at inference.
         resize: rule that makes pictures square.
-        extra: more keys for the JSON.
+        extra: further keys for the JSON.
 
     Raises:
         JobError: a file cannot be written.
@@ -205,9 +205,9 @@ def load_encoder(folder: str | Path) -> tuple[Encoder, dict[str, Any]]:
 def random_like(
     description: Mapping[str, Any], seed: int, residuals: Literal["timm", "zero"] = "timm"
 ) -> Encoder:
-    """The network and normalization of an encoder's description, with random weights; one level.
+    """The one-level encoder of a description with its normalization, but random weights.
 
-    `residuals` as in `create_encoder`: `zero` for weights that will be trained.
+    `residuals` is as in `create_encoder`: `zero` for weights that will be trained.
     """
     return create_encoder(
         description["name"],
@@ -221,7 +221,7 @@ def random_like(
 
 
 def widen_like(encoder: Encoder, description: Mapping[str, Any], pictures: NDArray[Any]) -> Encoder:
-    """`widen` by the settings of an encoder's description: as many features, pooled alike."""
+    """`widen` with the settings of an encoder's description."""
     return widen(
         encoder,
         description["levels"],
@@ -256,7 +256,7 @@ def read_description(folder: str | Path) -> dict[str, Any]:
 
 
 def _refuse_nonsense(description: Mapping[str, Any], path: Path) -> None:
-    """The file may come from a stranger: sizes are believed only within limits."""
+    """Checks types and ranges, since the file is untrusted."""
     allowed: dict[str, Callable[[Any], bool]] = {
         "name": lambda value: isinstance(value, str),
         "channels": lambda value: _whole(value, 1, 4),

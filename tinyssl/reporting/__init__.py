@@ -1,1 +1,1 @@
-"""A finished run as one HTML page: read its files, say what they mean, show what it sees."""
+"""The HTML report of a run: its files, their interpretation, and what its features show."""

@@ -1,4 +1,4 @@
-"""Warnings in words that say what to do."""
+"""Warnings about a run, with what to do."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _MANY_COPIES = 0.01
 _MANY_NEAR_COPIES = 0.05
 _PEAK_LOST = 0.02  # of k-NN accuracy, after its peak
 _PEAK_EARLY = 0.8  # of the epochs
-_STILL = 0.01  # of the loss's whole way, in the last fifth of the epochs
+_STILL = 0.01  # of the loss's total range, in the last fifth of the epochs
 _LOOKS = 3
 
 
 @dataclass(frozen=True)
 class Advice:
-    """What is the matter, and what to do about it; `serious` ones may spoil the result."""
+    """A problem and what to do about it; `serious` ones may invalidate the result."""
 
     what: str
     todo: str
@@ -33,12 +33,12 @@ class Advice:
 
 
 def advise(facts: RunFacts, pictures: int | None, near_copies: float | None) -> list[Advice]:
-    """All that a reader should know before trusting the run, the serious first.
+    """All warnings about a run, the serious ones first.
 
     Args:
         facts: of the run.
-        pictures: trained on; None if unknown.
-        near_copies: share of pictures that nearly repeat another; None if nobody looked.
+        pictures: number trained on; None if unknown.
+        near_copies: share of pictures that nearly repeat another; None if not measured.
     """
     found = [
         *_unfinished(facts),
@@ -54,7 +54,7 @@ def advise(facts: RunFacts, pictures: int | None, near_copies: float | None) -> 
 
 
 def all_clear(facts: RunFacts) -> str:
-    """What was looked for and not found, where `advise` finds nothing."""
+    """Lists the checks that passed, for a run without warnings."""
     looked = [
         "no collapse" if facts.last_look() else "",
         "no skipped files",
@@ -65,7 +65,7 @@ def all_clear(facts: RunFacts) -> str:
 
 
 def collapse_of(facts: RunFacts) -> str | None:
-    """What the newest look says of collapse; None while there is none, or no look."""
+    """The collapse warning of the newest scores; None without collapse, or without scores."""
     look = facts.last_look()
     return collapse_warning(look) if "bank_rank" in look else None
 
@@ -89,7 +89,7 @@ def _unfinished(facts: RunFacts) -> Iterator[Advice]:
 
 
 def finished(facts: RunFacts) -> bool:
-    """Whether the encoder is the one that the run was to end with."""
+    """Whether the encoder is the final one of the run."""
     return bool(facts.encoder["finished"])
 
 

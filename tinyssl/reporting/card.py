@@ -1,4 +1,4 @@
-"""The model card: what only people know comes from a small YAML file, the rest from the run."""
+"""The model card, from a user's small YAML file and from the files of the run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NOT_STATED = "not stated"
 
 @dataclass(frozen=True)
 class Card:
-    """What is told of a model by the people behind it."""
+    """Fields of the model card that a user can fill in."""
 
     title: str = ""
     author: str = NOT_STATED
@@ -37,10 +37,10 @@ class Card:
 
 
 def read_card(path: str | Path | None) -> Card:
-    """Reads a card's fields; those that are left out keep their default.
+    """Reads the fields of a card; missing ones keep their defaults.
 
     Raises:
-        UsageError: no such file, not YAML, an unknown field, or one that is no text.
+        UsageError: no such file, not YAML, an unknown field, or one that is not text.
     """
     if path is None:
         return Card()
@@ -56,7 +56,7 @@ def read_card(path: str | Path | None) -> Card:
 
 
 def limits(facts: RunFacts, pictures: int | None) -> list[str]:
-    """What is known of a run's limits from its own files."""
+    """Limitations of a model that follow from the files of its run."""
     encoder, found = facts.encoder, []
     size, channels = encoder["image_size"], encoder["channels"]
     kind = {1: "gray", 3: "RGB"}.get(channels, f"{channels}-channel")
@@ -77,7 +77,7 @@ def limits(facts: RunFacts, pictures: int | None) -> list[str]:
 
 
 def repeat_command(facts: RunFacts) -> str:
-    """The one command that makes the run again."""
+    """The command that repeats the run."""
     recipe = typed(facts.path / "recipe.yaml")
     if not facts.finetuned:
         return f"tinyssl pretrain --recipe {recipe} --out runs/again"
@@ -89,7 +89,7 @@ def repeat_command(facts: RunFacts) -> str:
 
 
 def start_of(facts: RunFacts) -> str:
-    """Where the weights came from before this run."""
+    """The origin of the starting weights."""
     init = facts.encoder["init"]
     if init == "random":
         return "random weights: nothing of other people's pictures is in them"
@@ -100,7 +100,7 @@ def start_of(facts: RunFacts) -> str:
 
 
 def sources_told(facts: RunFacts) -> list[str]:
-    """The pictures' places as the recipe names them."""
+    """The sources of pictures in the recipe."""
     data: Mapping[str, Any] = facts.recipe.get("data") or {}
     return [shown(source) for source in data.get("sources") or []]
 

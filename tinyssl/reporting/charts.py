@@ -1,4 +1,4 @@
-"""Charts as plotly's own JSON; colours are numbers of a palette that the page sets by theme."""
+"""Charts as JSON for plotly; colours are indices of a palette that the page sets by theme."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Chart:
     Attributes:
         key: of its element in the page.
         title: a short heading.
-        told: what it shows, in words, for those who do not see it.
+        told: its content in words, for readers who cannot see it.
         figure: `data` and `layout` for plotly.
     """
 
@@ -41,7 +41,7 @@ class Chart:
 
 
 def score_chart(encoders: Sequence[Judged], colours: Sequence[int]) -> Chart:
-    """Every score of every encoder with its interval, in the palette's colours of these numbers."""
+    """Scores of all encoders with intervals; `colours` are indices of the palette."""
     measures = list(dict.fromkeys(m for encoder in encoders for m in encoder.scores))
     traces = [
         _dots(encoder, measures, place - (len(encoders) - 1) / 2, colour)
@@ -66,8 +66,8 @@ def score_chart(encoders: Sequence[Judged], colours: Sequence[int]) -> Chart:
 
 
 def run_charts(runs: Sequence[RunFacts], names: Sequence[str] = ()) -> list[Chart]:
-    """Curves over the epochs, of one run or of several under their names; those that nothing was
-    logged for are left out."""
+    """Curves over epochs of one run, or of several with their names; without those that have no
+    values."""
     curves = [
         ("knn", "k-NN accuracy on the watched labels", "balanced accuracy, %", 100),
         ("retrieval", "Views whose nearest view is of the same picture", "share, %", 100),
@@ -122,7 +122,7 @@ def _curves(
 
 def _chart(key: str, title: str, unit: str, lines: Mapping[str, Points]) -> Chart | None:
     if all(len(points) < 2 for points in lines.values()):
-        return None  # a point is no curve
+        return None  # single points make no curve
     traces = [_line(name, points, number) for number, (name, points) in enumerate(lines.items())]
     told = "; ".join(_course(name, points) for name, points in lines.items())
     layout = {

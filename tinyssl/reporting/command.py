@@ -44,7 +44,7 @@ from tinyssl.reporting.verdict import (
 from tinyssl.reporting.views import acting, draws_views, views_of
 
 REPORT = "report.html"
-MOST = 3000  # pictures on the map; more are neither seen nor waited for
+MOST = 3000  # pictures on the map; more would be slow and hard to see
 
 
 def report(
@@ -59,7 +59,7 @@ def report(
     workers: int = 0,
     device: str = "auto",
 ) -> Path:
-    """Writes what there is to know of a run as one HTML page that needs no network.
+    """Writes a report of a run as one HTML page that needs no network.
 
     Features are kept in the run folder for the next report.
 
@@ -68,9 +68,9 @@ def report(
         data: pictures to show: folders, files, .txt or .csv lists; the run's own when empty.
         labels: a CSV path,label[,split] or a folder of class folders; its pictures are shown too.
         out: the page; `report.html` in the run folder when None.
-        bundle: of the run, made by `export`; `RUN-bundle` if that is there.
+        bundle: of the run, made by `export`; `RUN-bundle`, if that exists, when None.
         card: a YAML file with fields of the model card, see `tinyssl.reporting.card.Card`.
-        pictures: shown at most.
+        pictures: the most that are shown.
         workers: threads that decode; 0 is one a CPU core.
         device: auto, cpu, cuda or cuda:N.
 
@@ -106,7 +106,7 @@ def report(
 
 
 def _tell_verdict(facts: RunFacts, to_do: tuple[str, list[str]] | None) -> None:
-    """On what the page's verdict rests: scores come from `eval`, never from the report's labels."""
+    """Logs the source of the verdict: scores of `eval`, never the labels of the report."""
     if to_do is None:
         log.info(f"its verdict is that of eval.json, with the split {facts.result.get('split')}")
     else:
@@ -114,7 +114,7 @@ def _tell_verdict(facts: RunFacts, to_do: tuple[str, list[str]] | None) -> None:
 
 
 def leave_report(run: Path, pictures: Pictures) -> None:
-    """Leaves a quick report without a map in a finished run; never fails it."""
+    """Writes a quick report without a map into a finished run; never raises."""
     absent = missing()
     if absent:
         log.info(f"no report: {' and '.join(absent)} missing; pip install 'tinyssl[report]'")
@@ -167,7 +167,7 @@ def _run_context(facts: RunFacts, pictures: int | None, card: model_card.Card) -
 
 
 def _own_first(encoders: Sequence[Judged]) -> list[int]:
-    """Numbers of colours: the first one is for the run's own encoder, the last."""
+    """Indices of colours, the first of which is for the run's own encoder, the last one."""
     return [*range(1, len(encoders)), 0]
 
 
@@ -194,7 +194,7 @@ def _verdict(facts: RunFacts, pictures: int | None) -> Verdict:
 
 
 def _instance_losses(facts: RunFacts) -> list[float]:
-    """Of the epochs; the log has them times the share of the target that near pictures left."""
+    """Per epoch; the log has them times the share of the target without near pictures."""
     given = (facts.recipe.get("loss") or {}).get("near_weight", 0.0)
     share = 1 - float(given) if facts.curve("near") and isinstance(given, int | float) else 1.0
     return [value / share for _, value in facts.curve("instance")] if share > 0 else []
@@ -229,14 +229,14 @@ def _seen_context(facts: RunFacts, gallery: Gallery) -> dict[str, Any]:
 
 
 def _untaught(gallery: Gallery, taught: set[str]) -> NDArray[np.int64]:
-    """The labels, but -1 for pictures to judge on whose labels trained the encoder itself."""
+    """The labels, with -1 for test pictures whose labels the encoder was trained on."""
     known = np.array([digest in taught for digest in gallery.pictures.hashes])
     judged = np.ones_like(known) if gallery.test is None else gallery.test
     return np.where(known & judged, -1, gallery.labels)
 
 
 def _mistakes(facts: RunFacts, gallery: Gallery) -> Mistakes | None:
-    """Of the run's own classifier where it has these classes, else of a linear fit."""
+    """Mistakes of the run's own classifier if it has these classes, else of a linear fit."""
     if not gallery.classes:
         return None
     own = load_classifier(facts.path)

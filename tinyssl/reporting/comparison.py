@@ -28,7 +28,7 @@ def compare(runs: Sequence[str | Path], out: str | Path = "compare.html") -> Pat
         out: the page.
 
     Raises:
-        UsageError: fewer than two runs, one that is none, or the extra `report` is missing.
+        UsageError: fewer than two runs, one that is not a run, or the extra `report` is missing.
         JobError: the page cannot be written.
     """
     check_installed()
@@ -44,25 +44,25 @@ def compare(runs: Sequence[str | Path], out: str | Path = "compare.html") -> Pat
 
 
 def run_names(facts: Sequence[RunFacts]) -> list[str]:
-    """The folders' own names, or whole paths where two are the same."""
+    """Names of the folders, or full paths where two names are the same."""
     names = [fact.name for fact in facts]
     whole = len(set(names)) < len(names)
     return [shown(fact.path if whole else fact.name) for fact in facts]
 
 
 def own_scores(name: str, facts: RunFacts) -> Judged:
-    """The scores of a run's own encoder under the run's name; none if it was never judged."""
+    """The scores of a run's own encoder under the run's name; empty if it was not evaluated."""
     encoders = judged(facts.result)
     return replace(encoders[-1], name=name) if encoders else Judged(name, {}, None)
 
 
 def comparable(facts: Sequence[RunFacts]) -> bool:
-    """Whether all that were judged saw as many training and test pictures of the same classes."""
+    """Whether all evaluated runs had the same classes and numbers of pictures."""
     return len({_judged_on(fact) for fact in facts if fact.result}) <= 1
 
 
 def different_settings(facts: Sequence[RunFacts]) -> list[tuple[str, list[str]]]:
-    """Settings that are not the same in all runs: key, and each run's value."""
+    """Settings that differ between runs: key, and the value in each run."""
     recipes = [flat(fact.recipe) for fact in facts]
     keys = [key for key in dict.fromkeys(k for r in recipes for k in r) if key not in PLACES]
     rows = [(key, [told(r[key]) if key in r else "-" for r in recipes]) for key in keys]
@@ -97,7 +97,7 @@ def _context(
 
 
 def _places(encoders: Sequence[Judged]) -> list[int]:
-    """Of the judged among all, so that a run has one colour in every chart."""
+    """Positions of evaluated runs, so that a run has the same colour in every chart."""
     return [place for place, encoder in enumerate(encoders) if encoder.scores]
 
 

@@ -1,4 +1,4 @@
-"""What the page shows of pictures: sheets, the map's data, the confusion matrix.
+"""Pictures in the report: sheets, data of the map, the confusion matrix.
 
 n = pictures shown, k = classes.
 """
@@ -21,13 +21,13 @@ _PER_CLUSTER = 12
 _PER_QUERY = 6
 _ODD = 18
 _GROUPS, _PER_GROUP = 12, 6
-_MATRIX = 20  # classes; of more only the commonest confusions are listed
+_MATRIX = 20  # classes; with more, only the most frequent confusions are listed
 _CONFUSIONS = 20
 
 
 @dataclass(frozen=True)
 class Shot:
-    """A picture with its name and a few words below."""
+    """A picture with its name and a short note."""
 
     uri: str
     name: str
@@ -45,8 +45,8 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Confusion:
-    """A matrix as rows of (class, cells), a cell being its count and share of the row; of many
-    classes only pairs: (true class, called, count, share)."""
+    """A matrix as rows of (class, cells), each cell a count and its share of the row; for many
+    classes only pairs: (true class, predicted class, count, share)."""
 
     classes: list[str]
     rows: list[tuple[str, list[tuple[int, float]]]]
@@ -54,7 +54,7 @@ class Confusion:
 
 
 class Shots:
-    """Makes pictures of rows of a gallery, each encoded once."""
+    """Makes shots of the rows of a gallery, each encoded once."""
 
     def __init__(self, gallery: Gallery) -> None:
         self.gallery = gallery
@@ -68,8 +68,8 @@ class Shots:
 
 
 def neighbour_sheets(gallery: Gallery, seen: Seen, shots: Shots) -> list[Sheet]:
-    """A dozen diverse pictures, each with its nearest others; classes are named that are not the
-    first picture's."""
+    """A dozen diverse pictures, each with its nearest others, and their classes where they differ
+    from the first one."""
     return [
         Sheet(gallery.names[row], label_of(gallery, row), _nearest_shots(gallery, seen, shots, row))
         for row in seen.diverse
@@ -112,7 +112,7 @@ def copy_sheets(gallery: Gallery, seen: Seen, shots: Shots) -> list[Sheet]:
 
 
 def odd_shots(gallery: Gallery, seen: Seen, shots: Shots) -> list[Shot]:
-    """The pictures that fit least, with their mean distance to the nearest ten."""
+    """The most isolated pictures, with their mean distance to the nearest ten."""
     return [
         shots(row, _joined(label_of(gallery, row), f"{seen.distance[row]:.2f}"))
         for row in seen.odd[:_ODD]
@@ -120,7 +120,7 @@ def odd_shots(gallery: Gallery, seen: Seen, shots: Shots) -> list[Shot]:
 
 
 def wrong_shots(gallery: Gallery, mistakes: Mistakes, shots: Shots) -> list[Shot]:
-    """The most confidently wrong pictures: what they are, and what they were called."""
+    """The most confident mistakes, with true and predicted classes."""
     return [
         shots(
             wrong.row,
@@ -132,7 +132,7 @@ def wrong_shots(gallery: Gallery, mistakes: Mistakes, shots: Shots) -> list[Shot
 
 
 def confusion_table(gallery: Gallery, mistakes: Mistakes) -> Confusion:
-    """The matrix, or its commonest confusions where it would be too large to read."""
+    """The matrix, or only the most frequent confusions where it would be too large."""
     matrix, classes = mistakes.confusion, gallery.classes
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     if len(classes) <= _MATRIX:
@@ -170,7 +170,7 @@ def view_sheets(
 
 
 def map_data(gallery: Gallery, seen: Seen, progress: Callable[[int], None]) -> dict[str, Any]:
-    """What the map's script needs, row by row; see `templates/map.js`."""
+    """Data of the map's script, with one entry per row; see `templates/map.js`."""
     rank = np.empty(len(seen.odd), np.int64)
     rank[seen.odd] = np.arange(1, len(seen.odd) + 1)
     return {
@@ -190,7 +190,7 @@ def map_data(gallery: Gallery, seen: Seen, progress: Callable[[int], None]) -> d
 
 
 def label_of(gallery: Gallery, row: int) -> str:
-    """The class of a picture; empty where it has none."""
+    """The class of a picture; empty if it has none."""
     number = int(gallery.labels[row])
     return "" if number < 0 else gallery.classes[number]
 

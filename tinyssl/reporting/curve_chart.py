@@ -1,4 +1,4 @@
-"""The label curve of `eval.json`: what more labels, choosing them and pretraining are worth."""
+"""The chart of the label curve in `eval.json`."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from tinyssl.curve_lines import Points, line_name, lines_of
 from tinyssl.reporting.charts import DASHES, LEGEND, SYMBOLS, Chart
 from tinyssl.reporting.names import for_plot
 
-_APART = 1.025  # factor between lines, so that no interval covers another
+_APART = 1.025  # factor between lines, so that intervals do not overlap
 _MARGIN = 0.06  # decades at both ends
 
 
 def label_curve_chart(points: Points) -> Chart:
     """Balanced accuracy over the number of labels, with 95 % intervals.
 
-    A method has a colour, and who chose the pictures has a dash and a symbol; of a single method
-    also a colour.
+    A method has a colour, and a selection a dash and a symbol; with a single method a selection has
+    a colour too.
 
     Args:
-        points: of `tinyssl.label_curve.label_curve`, at least one.
+        points: from `tinyssl.label_curve.label_curve`, at least one.
     """
     lines = lines_of(points)
     methods, selects = _places(m for m, _ in lines), _places(s for _, s in lines)
@@ -41,7 +41,7 @@ def label_curve_chart(points: Points) -> Chart:
 
 
 def label_curve_words(points: Points) -> str:
-    """Which line is best at the fewest and at the most labels."""
+    """The best lines with the fewest and with the most labels, in words."""
     counts = sorted({point["labels"] for point in points})
     ends = [counts[0], counts[-1]] if len(counts) > 1 else counts
     told = [_best([point for point in points if point["labels"] == count]) for count in ends]

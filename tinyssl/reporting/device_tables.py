@@ -1,4 +1,4 @@
-"""What a bundle says of its models: how far from torch, and how fast."""
+"""Tables of a bundle: deviations of its models from torch, and their speed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tinyssl.errors import UsageError
 from tinyssl.files import with_name
 from tinyssl.reporting.run_schema import Benchmark, Manifest, read_part
 
-# What a manifest has digests of, and the files of a run.
+# Digests in a manifest, and their files in a run.
 _OF = {"encoder_sha256": "encoder.safetensors", "classifier_sha256": "classifier.safetensors"}
 
 
@@ -22,8 +22,8 @@ class Bundle:
 
     Attributes:
         path: the folder.
-        parity: rows of model, MB, and how far its features are from torch's.
-        latency: rows of `benchmark.json`; empty until `tinyssl benchmark` was run.
+        parity: rows of model, MB, and deviations of features from torch.
+        latency: rows of `benchmark.json`; empty before `tinyssl benchmark` was run.
         machine: that they were timed on.
         digests: sha256 by file.
     """
@@ -36,15 +36,15 @@ class Bundle:
 
 
 def find_bundle(run: Path, digests: Mapping[str, str], given: str | Path | None) -> Bundle | None:
-    """The bundle that is named, or the one that `tinyssl export` puts beside a run by default.
+    """The given bundle, or the one that `tinyssl export` puts beside a run by default.
 
     Args:
         run: the run folder.
-        digests: sha256 of its encoder and of its classifier, if it has one, by file.
-        given: the bundle's folder, if named.
+        digests: sha256 of its encoder and of its classifier, if any, by file.
+        given: the bundle's folder, if given.
 
     Raises:
-        UsageError: a bundle is named and none is there, it is damaged, or of other weights.
+        UsageError: a given bundle does not exist, or a bundle is damaged or of other weights.
     """
     folder = Path(given) if given is not None else Path(f"{with_name(run)}-bundle")
     manifest = folder / "manifest.json"

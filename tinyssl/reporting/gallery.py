@@ -1,4 +1,4 @@
-"""The pictures that a report shows: found, labeled where that is known, and put into features.
+"""The pictures that a report shows, with their labels and features.
 
 n = pictures shown, d = feature width.
 """
@@ -33,16 +33,16 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class Gallery:
-    """n pictures with what is known of them.
+    """n pictures with labels and features.
 
     Attributes:
         pictures: decoded, as the encoder takes them.
-        names: short ones, to show.
-        labels: (n,) numbers of classes; -1 where there is none.
+        names: short names to show.
+        labels: (n,) numbers of classes; -1 for none.
         classes: names in alphabetical order, to show.
-        test: (n,) True where the labels say test; None if they tell no split.
-        features: (n, d) as the encoder gives them.
-        total: pictures that there are; more than n where a sample is shown.
+        test: (n,) True for test pictures; None if the labels have no split.
+        features: (n, d), unscaled.
+        total: number of pictures found; more than n where a sample is shown.
     """
 
     pictures: Pictures
@@ -63,13 +63,13 @@ def gather(
     device: str = "auto",
     workers: int = 0,
 ) -> Gallery:
-    """Reads pictures and labels, and computes features or finds those of an earlier report.
+    """Reads pictures and labels, and computes features or reuses those of an earlier report.
 
     Args:
         facts: of the run.
         data: folders, pictures, lists; those of the run when empty.
         labels: a CSV path,label[,split] or a folder of class folders; its pictures are shown too.
-        most: pictures at most; evenly spaced ones are taken from more, labeled ones first.
+        most: the most pictures; of more an even sample is taken, labeled ones first.
         device: auto, cpu, cuda or cuda:N.
         workers: threads that decode; 0 is one a CPU core.
 
@@ -100,7 +100,7 @@ def gather(
 
 
 def sample(paths: Sequence[str], first: set[str], most: int) -> list[str]:
-    """At most `most` of the paths, those in `first` before others, evenly spaced and in order."""
+    """An even sample of at most `most` paths, in order, preferring those in `first`."""
     if len(paths) <= most:
         return list(paths)
     preferred = [path for path in paths if path in first]
@@ -114,7 +114,7 @@ def _spaced(paths: list[str], count: int) -> list[str]:
 
 
 def _find(facts: RunFacts, data: Sequence[str | Path], known: Mapping[str, int]) -> list[str]:
-    """Paths of all pictures; where the run's own are gone, the labeled ones must do."""
+    """Paths of all pictures; only the labeled ones if the run's own are gone."""
     if data:
         return sorted({str(path) for path in scan(data)} | set(known))
     try:
@@ -144,7 +144,7 @@ def _labels_of(
 
 
 def _features(facts: RunFacts, pictures: Pictures, device: str) -> NDArray[np.float32]:
-    """Those that an earlier report kept, if encoder and pictures are still the same."""
+    """Features, reused from an earlier report if encoder and pictures are unchanged."""
     kept = facts.path / FEATURES
     key = fingerprint([], f"{_FORMAT} {sorted(facts.digests.items())} {pictures.digest}")
     if kept.is_file() and read_key(kept) == key:

@@ -1,6 +1,6 @@
-"""Which classes are taken for which, and the pictures that are most surely wrong.
+"""The confusion matrix of a classifier, and its most confident mistakes.
 
-n = labeled pictures, m = judged ones, k = classes, d = feature width.
+n = labeled pictures, m = evaluated ones, k = classes, d = feature width.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ Ints = NDArray[np.int64]
 
 _FOLDS = 4
 _LISTED = 24  # wrong pictures at most
-_STRENGTH = 1e-2  # where `tinyssl eval` has not chosen one
+_STRENGTH = 1e-2  # if `tinyssl eval` has not chosen one
 
 
 @dataclass(frozen=True)
 class Wrong:
-    """A picture's row, the number of the class it was called, and the probability of that."""
+    """A picture's row, the number of the predicted class, and its probability."""
 
     row: int
     called: int
@@ -36,12 +36,12 @@ class Wrong:
 
 @dataclass(frozen=True)
 class Mistakes:
-    """What a classifier made of pictures that it was not fitted on.
+    """Mistakes of a classifier on pictures that it was not fitted on.
 
     Attributes:
-        confusion: (k, k); [i][j] counts pictures of class i that were called j.
-        wrong: the most confidently wrong, first the surest.
-        how: what classifier, and on what, in words.
+        confusion: (k, k); [i][j] counts pictures of class i that were predicted as j.
+        wrong: the most confident mistakes first.
+        how: the classifier and the pictures, in words.
     """
 
     confusion: NDArray[np.int64]
@@ -57,18 +57,17 @@ def find_mistakes(
     test: NDArray[np.bool_] | None = None,
     strength: float | None = None,
 ) -> Mistakes | None:
-    """Fits a linear classifier and judges it on pictures that it has not seen.
+    """Fits a linear classifier and evaluates it on other pictures.
 
     Args:
         features: (n, d).
-        labels: (n,) from 0; -1 where there is none.
+        labels: (n,) from 0; -1 for none.
         classes: k.
-        test: (n,) True for the pictures to judge on; None: every picture is judged by a
-            classifier fitted on other parts of the labels.
-        strength: of the fit; the one that `tinyssl eval` chose gives the same matrix.
+        test: (n,) True for the pictures to evaluate on; when None, cross-validation.
+        strength: of the fit; that chosen by `tinyssl eval` gives the same matrix.
 
     Returns:
-        None where fewer than two classes have the pictures it takes.
+        None where fewer than two classes have enough pictures.
     """
     rows, predicted = [], []
     for inside, outside in _parts(labels, test):
@@ -85,10 +84,10 @@ def find_mistakes(
 
 
 def from_shares(rows: Ints, shares: Floats, labels: Ints, how: str) -> Mistakes:
-    """Counts and sorts the mistakes of probabilities.
+    """Counts and sorts mistakes.
 
     Args:
-        rows: (m,) which pictures were judged.
+        rows: (m,) rows of the evaluated pictures.
         shares: (m, k) probabilities.
         labels: (n,) of all pictures.
         how: for the result.

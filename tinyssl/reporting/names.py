@@ -1,4 +1,4 @@
-"""File and class names as a page may show them."""
+"""Names and paths prepared for the page."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def short_names(paths: Sequence[str]) -> list[str]:
 
 
 def for_plot(text: object) -> str:
-    """The text for a chart: plotly reads tags in it, so `<` and `&` become entities."""
+    """The text for a chart, with `<`, `>` and `&` escaped, since plotly interprets tags."""
     return shown(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def unbroken(text: object) -> str:
-    """The text with figures that no line end parts from their sign: `5.0 ± 1.2 %`."""
+    """The text with no-break spaces in figures such as `5.0 ± 1.2 %`."""
     return (
         str(text)
         .replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")

@@ -1,4 +1,4 @@
-"""Commands that a reader can paste to know more of a run."""
+"""Commands for the next steps with a run."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from tinyssl.reporting.run_facts import RunFacts
 
 
 def judging(facts: RunFacts, labels: str | Path | None) -> tuple[str, list[str]] | None:
-    """What to do about a run that was not judged on labels, and the commands for it; None for one
-    that was.
+    """What to do with a run that was not evaluated on labels, and the commands for it; None for
+    one that was.
 
     Args:
         facts: of the run.
-        labels: given for the report: a CSV or a folder of class folders; None if there are none.
+        labels: of the report: a CSV or a folder of class folders; None if not given.
     """
     if facts.result.get("encoders"):
         return None

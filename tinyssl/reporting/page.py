@@ -1,4 +1,4 @@
-"""HTML from templates: everything inside one file, every name escaped."""
+"""HTML pages from templates, each in a single file, with all text escaped."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def missing() -> list[str]:
 
 
 def check_installed() -> None:
-    """Raises UsageError, naming what to install, where the extra `report` is not there."""
+    """Raises UsageError, saying what to install, where the extra `report` is missing."""
     absent = missing()
     if absent:
         raise UsageError(
@@ -34,14 +34,14 @@ def check_installed() -> None:
 
 
 def replaceable(out: str | Path, inputs: Iterable[str | Path] = ()) -> Path:
-    """The path of a page that is to be written.
+    """Checks that a page may be written or replaced, and returns its path.
 
     Args:
         out: the page.
-        inputs: files that are read and must stay.
+        inputs: files that are read and must not be replaced.
 
     Raises:
-        UsageError: as `writable` does, or a page is there that is none of ours.
+        UsageError: as `writable` does, or a page of another program is there.
     """
     return refuse_unmarked(writable(Path(out), ".html", inputs), _MARK)
 
@@ -52,7 +52,7 @@ def write_page(template: str, context: Mapping[str, Any], out: Path) -> None:
     Args:
         template: name of a file in `templates`.
         context: its variables.
-        out: replaced once the page is whole.
+        out: replaced once the page is complete.
 
     Raises:
         JobError: it cannot be written.
@@ -81,7 +81,7 @@ def _text(name: str) -> str:
 
 @cache
 def _plotly() -> str:
-    """Plotly's script, packed: 2 MB of base64 instead of 4.8; the page unpacks it."""
+    """Plotly's script, compressed to 2 MB of base64 from 4.8 MB; the page unpacks it."""
     from plotly.offline import get_plotlyjs
 
     packed = gzip.compress(get_plotlyjs().encode(), mtime=0)

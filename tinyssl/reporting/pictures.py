@@ -1,4 +1,4 @@
-"""Small pictures that travel inside the page.
+"""Small pictures that are embedded in the page.
 
 n = pictures, s = their side, c = channels.
 """
@@ -16,7 +16,7 @@ from PIL import Image
 
 from tinyssl.picture import to_depth
 
-# (pixels a side, quality) from the best; the first whose pictures fit is taken.
+# (pixels a side, quality), the best first; the first that fits is used.
 _STEPS = ((96, 45), (80, 40), (64, 35), (48, 25))
 _MAP_BYTES = 2_900_000  # base64 makes a third more of them
 _SHEET_SIDE, _SHEET_QUALITY = 128, 72
@@ -29,8 +29,8 @@ def map_thumbnails(
 
     Args:
         array: (n, s, s, c) uint8 or uint16.
-        progress: told the number of newly finished pictures.
-        budget: bytes of all together.
+        progress: called with the number of newly finished pictures.
+        budget: bytes in total.
     """
     sample = array[:: max(1, len(array) // 100)]
     fitting = [step for step in _STEPS if _mean_bytes(sample, *step) * len(array) <= budget]
@@ -43,7 +43,7 @@ def map_thumbnails(
 
 
 def sheet_uri(picture: NDArray[Any]) -> str:
-    """A data URI of (s, s, c), or of a view (c, s, s) in [0, 1], large enough to look at."""
+    """A data URI of a picture (s, s, c) or of a view (c, s, s) in [0, 1], for sheets."""
     if np.issubdtype(picture.dtype, np.floating):
         picture = np.rint(picture.clip(0, 1) * 255).astype(np.uint8).transpose(1, 2, 0)
     return data_uri(encode(picture, _SHEET_SIDE, _SHEET_QUALITY))

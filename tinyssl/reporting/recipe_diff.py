@@ -1,4 +1,4 @@
-"""Which bundled recipe a run is nearest to, and what it changed."""
+"""The bundled recipe that is most similar to a run's, and the differences."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from tinyssl.finetune_config import load_finetune_recipe
 from tinyssl.recipe_files import recipe_names
 from tinyssl.reporting.run_facts import flat
 
-PLACES = {"data.sources", "data.holdout", "data.cache_dir"}  # every run's own
+PLACES = {"data.sources", "data.holdout", "data.cache_dir"}  # different in every run
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting of a run, and what the recipe says where that differs."""
+    """A setting of a run, and its value in the bundled recipe."""
 
     key: str
     value: str
@@ -27,8 +27,7 @@ class Setting:
 def nearest_recipe(recipe: Mapping[str, Any]) -> tuple[str, list[Setting]]:
     """The name of the bundled recipe with the fewest differences, and every setting.
 
-    Settings that a recipe leaves to `auto` are filled in when a run starts; those count as its
-    own, not as changed.
+    Settings that are `auto` in the recipe, and resolved when a run starts, do not count as changed.
     """
     task = "finetune" if recipe.get("task") == "finetune" else "pretrain"
     own = flat(recipe)

@@ -1,4 +1,4 @@
-"""What a run folder says of its run, read once."""
+"""The files of a run folder, read once."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ _DIGESTED = (WEIGHTS, "recipe.yaml", "classifier.safetensors")
 
 @dataclass(frozen=True)
 class RunFacts:
-    """The files of a run, parsed; what is not there is empty.
+    """The parsed files of a run; missing ones are empty.
 
     Attributes:
         path: the run folder.
         encoder: content of `encoder.json`, with defaults.
-        recipe: the resolved recipe's plain values.
+        recipe: the resolved recipe as a dict.
         metrics: lines of `metrics.jsonl`.
         epochs: rows of `results.csv`; None where a value was not measured.
         result: content of `eval.json`.
         finetuned: content of `finetune.json`.
         machine: content of `machine.json`.
-        skipped: files that could not be read, with the reason.
-        copies: groups of pictures whose files are equal.
-        digests: sha256 of the files that decide what the encoder does.
+        skipped: files that could not be read, with reasons.
+        copies: groups of pictures with equal files.
+        digests: sha256 of the files that determine the encoder and its use.
     """
 
     path: Path
@@ -65,12 +65,12 @@ class RunFacts:
 
     @property
     def seconds(self) -> float:
-        """Of training, as the log has it; 0 where there is none."""
+        """Duration of training by the log; 0 if unknown."""
         times = self.curve("time")
         return times[-1][1] if times else float(self.finetuned.get("seconds", 0))
 
     def last_look(self) -> dict[str, float]:
-        """The newest label-free scores; empty if there was no look."""
+        """The newest label-free scores; empty if there are none."""
         looks = [line for line in self.metrics if line.keys() >= _LOOK]
         return dict(looks[-1]) if looks else {}
 
@@ -109,7 +109,7 @@ def flat(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _scores_of(path: Path, weights: str | None) -> dict[str, Any]:
-    """What `tinyssl eval` wrote; empty if that was before the run went on."""
+    """The result of `tinyssl eval`; empty if the weights have changed since."""
     result = read_part(path, Evaluation)
     if result.get("weights", weights) == weights:
         return result
@@ -118,7 +118,7 @@ def _scores_of(path: Path, weights: str | None) -> dict[str, Any]:
 
 
 def _lines(path: Path) -> list[dict[str, float]]:
-    """Whole lines of numbers only: the last one may have been cut off by a crash."""
+    """Complete lines of numbers; a crash may have truncated the last one."""
     return [line for text in _text(path).splitlines() if (line := _figures(text))]
 
 
@@ -139,12 +139,12 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 
 def _pairs(path: Path, one: str, other: str) -> list[tuple[str, str]]:
-    """Two columns of a CSV, of the rows that have both."""
+    """Two columns of a CSV, from the rows that have both."""
     return [(row[one], row[other]) for row in _rows(path) if row.get(one) and row.get(other)]
 
 
 def _text(path: Path) -> str:
-    """Empty where there is no file."""
+    """The text of a file; empty if there is none."""
     if not path.is_file():
         return ""
     try:

@@ -1,4 +1,4 @@
-"""What the JSON files of a run and of a bundle must be like, as far as reports use them."""
+"""Schemas of the JSON files of runs and bundles, for the parts that reports use."""
 
 from __future__ import annotations
 
@@ -135,10 +135,10 @@ class Benchmark(_Part):
 
 
 def read_part(path: Path, schema: type[BaseModel]) -> dict[str, Any]:
-    """The content of a JSON file; empty where there is none.
+    """The content of a JSON file; empty if there is none.
 
     Raises:
-        UsageError: it is damaged, or holds what the schema does not allow.
+        UsageError: it is damaged, or does not match the schema.
     """
     if not path.is_file():
         return {}

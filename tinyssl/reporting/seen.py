@@ -1,4 +1,4 @@
-"""What an encoder sees in its pictures: a map, groups, near copies, odd ones.
+"""An encoder's view of its pictures: a map, clusters, near copies, outliers.
 
 n = pictures, d = feature width, k = neighbours.
 """
@@ -24,30 +24,30 @@ from tinyssl.neighbours import alike, centred, isolation, mean_row, near_copy_co
 Rows = NDArray[np.float32]
 Numbers = NDArray[np.int64]
 
-STEPS = 5  # that `look` tells of
+STEPS = 5  # of progress in `look`
 _SEED = 0
 _NEIGHBOURS = 8
-_NEARER = 5  # times that near copies are nearer than nearest pictures usually are
-_AXES = 50  # principal axes that the map and the clusters are made of
+_NEARER = 5  # factor by which near copies are nearer than nearest pictures usually are
+_AXES = 50  # principal axes for the map and the clusters
 _CLUSTERS = 12
-_A_CLUSTER = 30  # pictures, at least, on average
+_A_CLUSTER = 30  # least average number of pictures
 _DIVERSE = 12
-_FEW = 5  # pictures; fewer are drawn by their principal axes alone
+_FEW = 5  # pictures; fewer are placed by their principal axes alone
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What features say of n pictures; cosines are of features less their mean.
+    """Results on the features of n pictures; cosines are of centred features.
 
     Attributes:
         place: (n, 2) on the map, within -1 to 1.
         cluster: (n,) numbers from 0, the largest cluster first.
-        typical: for each cluster all its pictures, the nearest to its centre first.
+        typical: rows of each cluster, the nearest to its centre first.
         near: (n, k) rows of the nearest others, best first.
         cosines: (n, k) of these.
         copies: groups of rows that are near copies.
-        threshold: the cosine that makes a near copy.
-        odd: (n,) rows, those that fit least first.
+        threshold: least cosine of near copies.
+        odd: (n,) rows, the most isolated first.
         distance: (n,) mean of 1 - cosine to the nearest ten.
         diverse: a dozen typical rows of as many regions.
     """
@@ -65,15 +65,15 @@ class Seen:
 
 
 def look(features: NDArray[Any], digests: list[str], step: Callable[[int], None]) -> Seen:
-    """Looks at features (n, d) of at least 2 pictures.
+    """Analyses features (n, d) of at least 2 pictures.
 
     Args:
-        features: as the encoder gives them.
-        digests: n; pictures of one digest are copies whatever their features.
-        step: told of each of `STEPS` steps.
+        features: unscaled.
+        digests: n; pictures with equal digests are always copies.
+        step: called with 1 after each of `STEPS` steps.
     """
     unit = centred(features, mean_row(features))
-    with threadpool_limits(limits=1):  # the same map each time; short loops lose by more threads
+    with threadpool_limits(limits=1):  # reproducible, and faster for short loops
         axes = _principal(unit)
         step(1)
         place = _map(axes)
@@ -103,7 +103,7 @@ def look(features: NDArray[Any], digests: list[str], step: Callable[[int], None]
 
 def _principal(unit: Rows) -> Rows:
     count = min(_AXES, *unit.shape)
-    with np.errstate(invalid="ignore"):  # its shares of no variance, where all pictures are equal
+    with np.errstate(invalid="ignore"):  # 0 / 0 where all pictures are equal
         axes: Rows = PCA(count, random_state=_SEED).fit_transform(unit).astype(np.float32)
     return axes
 
@@ -123,7 +123,7 @@ def _map(axes: Rows) -> Rows:
 
 
 def _stretched(place: Rows) -> Rows:
-    """Pulls in the one in two hundred that would leave all others in a corner."""
+    """Clips the outer half per cent, which would leave all others in a corner."""
     low, high = np.quantile(place, [0.0025, 0.9975], axis=0)
     margin = 0.05 * (high - low)
     return np.clip(place, low - margin, high + margin)

@@ -1,4 +1,4 @@
-"""The run's figures as short pairs of name and value."""
+"""Key figures of a run, as pairs of name and value."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tinyssl.reporting.run_facts import RunFacts
 
 
 def tiles(facts: RunFacts) -> list[tuple[str, str]]:
-    """Machine, versions, wall-clock, memory, speed; what nobody wrote down is left out."""
+    """Machine, versions, wall-clock time, memory and speed, as far as known."""
     machine = facts.machine
     versions: dict[str, Any] = machine or facts.finetuned.get("versions", {})
     speed = facts.curve("pictures_per_s")

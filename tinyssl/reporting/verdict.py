@@ -1,4 +1,4 @@
-"""Did it work? Words from the figures of `tinyssl eval`, or from the label-free scores.
+"""A verdict on a run in words, from the scores of `tinyssl eval` or from label-free scores.
 
 All accuracies here are balanced and in percent. An interval is one of 95 %: it comes from the
 number of test pictures of each class, of few-shot scores also from the draws of labels.
@@ -26,9 +26,9 @@ _TAUGHT = "Not known: labels of test pictures trained this encoder, and its figu
 Level = Literal["yes", "partly", "no", "unknown"]
 Figure = Mapping[str, Any]
 
-_COUNTED = ("k-NN", "linear", "10-shot")  # what the verdict rests on, as far as they are there
-_ALL_SCORED = 65_536  # pictures; of more only a sample of the bank is scored
-_FLOOR = ("raw pixels", "descriptors", "random weights")  # what every encoder must beat
+_COUNTED = ("k-NN", "linear", "10-shot")  # measures of the verdict, as far as present
+_ALL_SCORED = 65_536  # pictures; with more, only a sample of the bank is scored
+_FLOOR = ("raw pixels", "descriptors", "random weights")  # baselines that must be beaten
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ class Score:
     half: float
 
     def __sub__(self, other: Score) -> Score:
-        """The difference; its interval takes the two as independent, which makes it too wide where
-        both err on the same pictures, as encoders mostly do."""
+        """The difference; its interval assumes independence, which makes it too wide where both err
+        on the same pictures, as encoders mostly do."""
         return Score(self.mean - other.mean, math.hypot(self.half, other.half))
 
     @property
     def sign(self) -> int:
-        """1 or -1 where the interval leaves no doubt of the sign, else 0."""
+        """1 or -1 where the interval excludes 0, else 0."""
         return 0 if abs(self.mean) <= self.half else int(math.copysign(1, self.mean))
 
 
@@ -57,12 +57,12 @@ class Judged:
     scores: dict[str, Score]
     rankme: float | None
     retrieval: float | None = None
-    taught: int = 0  # test pictures whose labels trained it
+    taught: int = 0  # test pictures whose labels it was trained on
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A level, one line, and sentences that carry the figures."""
+    """A level, a headline, and sentences with the figures."""
 
     level: Level
     headline: str
@@ -84,7 +84,7 @@ def judged(result: Mapping[str, Any]) -> list[Judged]:
 
 
 def recall_score(confusion: Sequence[Sequence[int]]) -> Score:
-    """Balanced accuracy of a confusion matrix; the interval is that of a mean of shares."""
+    """Balanced accuracy of a confusion matrix, with the interval of a mean of shares."""
     matrix = np.asarray(confusion, float)
     counts, right = matrix.sum(axis=1), np.diag(matrix)
     counts, right = counts[counts > 0], right[counts > 0]
@@ -92,7 +92,7 @@ def recall_score(confusion: Sequence[Sequence[int]]) -> Score:
 
 
 def label_verdict(result: Mapping[str, Any]) -> Verdict:
-    """Judges the last encoder of `eval.json` against all others."""
+    """Compares the last encoder of `eval.json` with all others."""
     *rivals, own = judged(result)
     outcomes = {rival.name: compare(own, rival) for rival in rivals if not rival.taught}
     level = "unknown" if own.taught else _level(outcomes)
@@ -103,7 +103,7 @@ def label_verdict(result: Mapping[str, Any]) -> Verdict:
 
 
 def _left_out(encoders: Sequence[Judged]) -> list[str]:
-    """Tells of encoders that learned from labels of test pictures, and are not compared."""
+    """Sentences on encoders that are not compared, as they were trained on test labels."""
     return [
         f"{e.name} is not compared: the labels of {e.taught:,} test pictures trained it."
         for e in encoders
@@ -112,26 +112,26 @@ def _left_out(encoders: Sequence[Judged]) -> list[str]:
 
 
 def compare(own: Judged, rival: Judged) -> dict[str, Score]:
-    """The differences that the verdict rests on, by measure."""
+    """The differences that decide the verdict, by measure."""
     return {m: own.scores[m] - rival.scores[m] for m in counted([own, rival])}
 
 
 def counted(encoders: Sequence[Judged]) -> list[str]:
-    """The measures that the verdict rests on and that all encoders have."""
+    """The measures that decide the verdict and that all encoders have."""
     return [m for m in _COUNTED if all(m in encoder.scores for encoder in encoders)]
 
 
 def label_free_verdict(
     look: Mapping[str, float], losses: Sequence[float], pictures: int | None, collapse: str | None
 ) -> Verdict:
-    """What can be said without labels.
+    """A verdict without labels.
 
     Args:
-        look: the newest label-free scores: rankme, bank_rank, bank_cosine and, where views
-            were looked at, retrieval.
-        losses: instance discrimination's, of the epochs.
-        pictures: trained on, if known.
-        collapse: what `tinyssl.watch.collapse_warning` says of the scores.
+        look: the newest label-free scores: rankme, bank_rank, bank_cosine and, if measured,
+            retrieval.
+        losses: of instance discrimination, per epoch.
+        pictures: number trained on, if known.
+        collapse: result of `tinyssl.watch.collapse_warning`.
     """
     if collapse is not None:
         return Verdict("no", "No: the features collapsed.", [_capital(collapse) + "."])
@@ -161,7 +161,7 @@ def label_free_verdict(
 
 
 def finetuned_verdict(found: Mapping[str, Any]) -> Verdict:
-    """What `finetune.json` says: held-out folds of the labels, no test pictures."""
+    """A verdict from `finetune.json`: held-out folds of the labels, without test pictures."""
     taken = found["held_out"].get(found["recipe"])
     labels, classes = sum(found["labels"].values()), len(found["labels"])
     ask = "Only pictures that had no part in it tell more."
@@ -180,7 +180,7 @@ def finetuned_verdict(found: Mapping[str, Any]) -> Verdict:
 
 
 def best_of(encoders: Sequence[Judged]) -> Verdict:
-    """Which of several runs, judged on the same pictures, is best, and by how much."""
+    """Which of several runs, evaluated on the same pictures, is best, and by how much."""
     measures = counted(encoders)
     if not measures:
         return Verdict("unknown", "Not known: the runs share no measure.", [])
@@ -201,7 +201,7 @@ def best_of(encoders: Sequence[Judged]) -> Verdict:
 
 
 def _scores(found: Figure, fewest: int | None) -> dict[str, Score]:
-    """By measure; not those of more shots than the smallest class has training pictures."""
+    """Scores by measure, except for more shots than the smallest class has training pictures."""
     scores = {}
     for key, name in (("knn", "k-NN"), ("linear", "linear")):
         if "confusion" in found.get(key, {}):
@@ -216,14 +216,14 @@ def _scores(found: Figure, fewest: int | None) -> dict[str, Score]:
 
 
 def _tested(found: Figure) -> NDArray[np.float64]:
-    """Test pictures of each class that has some, as far as a confusion matrix tells."""
+    """Nonzero numbers of test pictures of classes, from a confusion matrix."""
     matrix = np.asarray(found.get("knn", {}).get("confusion", [[0]]), float)
     counts: NDArray[np.float64] = matrix.sum(axis=1)
     return counts[counts > 0]
 
 
 def _level(outcomes: Mapping[str, Mapping[str, Score]]) -> Level:
-    """Yes needs most measures better than each floor, and no rival better than the run."""
+    """Yes if most measures beat every baseline, and no rival beats the run."""
     signs = {name: [d.sign for d in found.values()] for name, found in outcomes.items()}
     floor = [signs[name] for name in _FLOOR if name in signs]
     if not floor:
@@ -272,7 +272,7 @@ def _doubt(difference: Score) -> str:
 
 
 def measured_on(result: Mapping[str, Any]) -> str:
-    """On what the figures of `eval.json` were measured, and what their intervals are."""
+    """The data of the figures in `eval.json`, and the meaning of their intervals."""
     own: Figure = next(iter(result.get("encoders", {}).values()), {})
     there, named = len(_tested(own)), len(result["classes"])
     missing = f" (no picture of {named - there} others)" if 0 < there < named else ""

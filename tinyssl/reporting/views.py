@@ -1,4 +1,4 @@
-"""What does augmentation do? Originals beside the views that training drew of them.
+"""Originals beside their augmented views, as training draws them.
 
 r = pictures, v = views, s = their side, t = side of a view, c = channels.
 """
@@ -43,8 +43,8 @@ Draw = Callable[[NDArray[Any], int], NDArray[Any]]  # (r, s, s, c) and a number 
 
 
 def views_of(facts: RunFacts, pictures: Pictures) -> list[list[Shot]]:
-    """A row for each of a few pictures; none where training drew no views, or they cannot be
-    drawn again."""
+    """A row for each of a few pictures; none where training uses no views, or they cannot be
+    drawn."""
     if not draws_views(facts):
         return []
     rows = spaced_rows(len(pictures.paths), _ROWS)
@@ -52,21 +52,21 @@ def views_of(facts: RunFacts, pictures: Pictures) -> list[list[Shot]]:
     try:
         draw = _finetuning(facts) if facts.finetuned else _pretraining(facts)
         views = np.stack([draw(originals, turn) for turn in range(_VIEWS)], axis=1)
-    except (UsageError, JobError) as error:  # a pipeline's file that is no longer there
+    except (UsageError, JobError) as error:  # such as a missing pipeline file
         log.warning(f"no augmented views in the report: {error}")
         return []
     return view_sheets(originals, short_names([pictures.paths[row] for row in rows]), views)
 
 
 def draws_views(facts: RunFacts) -> bool:
-    """False for a run that fitted a classifier to the features of whole pictures only."""
+    """Whether training uses views; False where only a classifier was fitted."""
     return not facts.finetuned or (facts.recipe.get("classifier") or {}).get("method") == "network"
 
 
 def acting(settings: Sequence[Setting], channels: int) -> list[str]:
-    """The settings of augmentation that change pictures of so many channels: `hflip=0.5`, say."""
+    """Augmentation settings with an effect on so many channels, such as `hflip=0.5`."""
     values = {s.key: s.value for s in settings if s.key.startswith("augment.")}
-    if values.get("augment.pipeline", "null") != "null":  # it takes the place of most others
+    if values.get("augment.pipeline", "null") != "null":  # it replaces most others
         told = {key: values[key] for key in _BESIDE_PIPELINE if key in values}
         told["augment.pipeline"] = "given"
     else:
