@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -49,7 +48,7 @@ from tinyssl.labeled_split import (
     split_pictures,
     warn_of,
 )
-from tinyssl.own_pictures import own_pictures
+from tinyssl.own_pictures import copies, own_pictures, without
 from tinyssl.scoring import evaluate_features, retrieval, scores
 from tinyssl.views import two_views
 from tinyssl.watch import VIEWED
@@ -195,15 +194,18 @@ def _header(
 def _pretrained_on(
     run: str | Path, description: dict[str, Any], split: LabeledSplit
 ) -> dict[str, int]:
-    """How many test pictures the run was pretrained on, as far as its sources still tell."""
+    """How many test pictures, or exact copies of them, the run was pretrained on.
+
+    As far as its sources still tell.
+    """
     finetuned = (Path(run) / FINETUNED).is_file()
     try:
-        pretrained = description.get("init", "random") if finetuned else run
-        seen = {os.path.realpath(path) for path in own_pictures(pretrained)}
+        seen = own_pictures(description.get("init", "random") if finetuned else run)
     except UsageError:
         return {}
-    tested = (path for path, test in zip(split.paths, split.test, strict=True) if test)
-    return {"pretrained_on": sum(os.path.realpath(path) in seen for path in tested)}
+    tested = [Path(path) for path, test in zip(split.paths, split.test, strict=True) if test]
+    unseen = without(tested, seen)
+    return {"pretrained_on": len(tested) - len(unseen) + len(copies(unseen, seen))}
 
 
 def _tell_taught(encoders: dict[str, Any], judged: Sequence[Contender], tested: set[str]) -> None:
