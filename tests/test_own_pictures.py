@@ -1,6 +1,7 @@
 """Which pictures a run is made from: those at its sources, less those held out."""
 
 import csv
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -115,7 +116,7 @@ def test_a_run_with_pictures_held_out_goes_on(picture_folder: Folder, tmp_path: 
 def test_what_cannot_be_held_out_is_told(
     picture_folder: Folder, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    data, other, out = picture_folder("one"), picture_folder("two"), tmp_path / "run"
+    data, other, out = picture_folder("one"), picture_folder("two", side=41), tmp_path / "run"
     tested = split_csv(tmp_path / "tested.csv", other, lambda number: True)
     for pictures, labels, told in (
         (data, other, "two tells no test pictures, so nothing can be held out"),
@@ -127,3 +128,27 @@ def test_what_cannot_be_held_out_is_told(
         assert not out.exists()
     pretrain(data, out=out, overrides=QUICK, holdout=tested, epochs=1)
     assert f"0 of the 16 test pictures of {tested} are here and left out" in caplog.text
+
+
+def test_exact_copies_of_test_pictures_are_held_out(
+    picture_folder: Folder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = picture_folder(per_class=9)
+    labels = split_csv(tmp_path / "labels.csv", data, lambda number: number < 3)
+    copy = data / "again.png"
+    shutil.copy(next(data.rglob("0*.png")), copy)
+    with caplog.at_level("INFO"):
+        run = pretrain(data, out=tmp_path / "run", overrides=QUICK, holdout=labels, epochs=1)
+    assert "are here and left out, with their exact copies (1)" in caplog.text
+    assert copy not in own_pictures(run)
+    assert evaluate(run, labels=labels)["pretrained_on"] == 0
+
+
+def test_a_copy_of_a_test_picture_counts_as_pretrained_on(
+    picture_folder: Folder, tmp_path: Path
+) -> None:
+    data, others = picture_folder(per_class=9), tmp_path / "others"
+    labels = split_csv(tmp_path / "labels.csv", data, lambda number: number < 3)
+    shutil.copytree(data, others)
+    run = pretrain(others, out=tmp_path / "run", overrides=QUICK, epochs=1)
+    assert evaluate(run, labels=labels)["pretrained_on"] == 6

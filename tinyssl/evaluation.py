@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ from tinyssl.label_curve import CurveWishes, label_curve
 from tinyssl.labeled import RESULT as FINETUNED
 from tinyssl.labeled import used_digests
 from tinyssl.labeled_split import SPLIT_COLUMNS, LabeledSplit, read_split, split_pictures, warn_of
-from tinyssl.own_pictures import own_pictures
+from tinyssl.own_pictures import copies, own_pictures, without
 from tinyssl.scoring import evaluate_features, retrieval, scores
 from tinyssl.views import two_views
 from tinyssl.watch import VIEWED
@@ -182,15 +181,15 @@ def _header(
 def _pretrained_on(
     run: str | Path, description: dict[str, Any], split: LabeledSplit
 ) -> dict[str, int]:
-    """Number of test pictures that the run was pretrained on, if its sources still exist."""
+    """Number of test pictures, or exact copies, that the run was pretrained on, if still known."""
     finetuned = (Path(run) / FINETUNED).is_file()
     try:
-        pretrained = description["init"] if finetuned else run
-        seen = {os.path.realpath(path) for path in own_pictures(pretrained)}
+        seen = own_pictures(description["init"] if finetuned else run)
     except UsageError:
         return {}
-    tested = (path for path, test in zip(split.paths, split.test, strict=True) if test)
-    return {"pretrained_on": sum(os.path.realpath(path) in seen for path in tested)}
+    tested = [Path(path) for path, test in zip(split.paths, split.test, strict=True) if test]
+    unseen = without(tested, seen)
+    return {"pretrained_on": len(tested) - len(unseen) + len(copies(unseen, seen))}
 
 
 def _tell_taught(encoders: dict[str, Any], judged: Sequence[Contender], tested: set[str]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tinyssl.config import recipe_values
 from tinyssl.errors import UsageError
+from tinyssl.files import sha256
 from tinyssl.labels import read_labels
 from tinyssl.run_folder import HELD_OUT, LABELS
 from tinyssl.scanning import scan
@@ -33,6 +34,16 @@ def without(found: Sequence[Path], left_out: Iterable[Path]) -> list[Path]:
     """The files found that are not left out, with links resolved."""
     real = {os.path.realpath(path) for path in left_out}
     return [path for path in found if os.path.realpath(path) not in real]
+
+
+def copies(found: Sequence[Path], originals: Sequence[Path]) -> list[Path]:
+    """The files found with the bytes of an original; only those of an original's size are read."""
+    sizes = {path.stat().st_size for path in originals if path.is_file()}
+    alike = [path for path in found if path.is_file() and path.stat().st_size in sizes]
+    if not alike:
+        return []
+    digests = {sha256(path) for path in originals if path.is_file()}
+    return [path for path in alike if sha256(path) in digests]
 
 
 def _moved_along(source: str, run: Path) -> str:

@@ -276,8 +276,8 @@ class Run:
         write_text(self.folder.recipe, self.recipe.to_yaml())
         write_skipped(self.folder.skipped, self.pictures.skipped)
         write_text(self.folder.duplicates, duplicates_csv(self.pictures))
-        if (holdout := self.recipe.data.holdout) is not None:
-            write_text(self.folder.path / HELD_OUT, held_out_csv(holdout))
+        if self.recipe.data.holdout is not None:
+            write_text(self.folder.path / HELD_OUT, held_out_csv(self.recipe))
 
     def go(self) -> Path:
         """Trains to the end, or raises after saving; see `pretrain`."""

@@ -13,7 +13,7 @@ from tinyssl.console import log, progress
 from tinyssl.data import Pictures, load_pictures
 from tinyssl.errors import UsageError
 from tinyssl.files import as_list, csv_text, in_home
-from tinyssl.own_pictures import held_out, without
+from tinyssl.own_pictures import copies, held_out, without
 from tinyssl.pipeline import read_pipeline
 from tinyssl.scanning import scan
 
@@ -63,7 +63,7 @@ def read_pictures(recipe: Recipe) -> Pictures:
 
 
 def find_files(recipe: Recipe) -> list[Path]:
-    """The files at a recipe's sources, without those held out.
+    """The files at a recipe's sources, without those held out and exact copies of these.
 
     Raises:
         UsageError: there are none, or the labels for `data.holdout` have no test pictures.
@@ -73,12 +73,15 @@ def find_files(recipe: Recipe) -> list[Path]:
 
 
 def _leave_out(found: Sequence[Path], tested: Sequence[Path], labels: str) -> list[Path]:
-    kept = without(found, tested)
+    others = without(found, tested)
+    copied = copies(others, tested)
+    kept = without(others, copied)
     if not kept:
         raise UsageError(f"all pictures given are test pictures of {labels}; none is left to train")
-    left_out = len(found) - len(kept)
-    tell = log.info if left_out else log.warning
-    tell(f"{left_out:,} of the {len(tested):,} test pictures of {labels} are here and left out")
+    here = len(found) - len(others)
+    tell = log.info if here or copied else log.warning
+    too = f", with their exact copies ({len(copied):,})" if copied else ""
+    tell(f"{here:,} of the {len(tested):,} test pictures of {labels} are here and left out{too}")
     return kept
 
 
@@ -122,9 +125,12 @@ def duplicates_csv(pictures: Pictures) -> str:
     return csv_text([("group", "path"), *rows])
 
 
-def held_out_csv(labels: str) -> str:
-    """The current test pictures of labels, as a CSV with the column `path`."""
-    return csv_text([("path",), *((path,) for path in held_out(labels))])
+def held_out_csv(recipe: Recipe) -> str:
+    """The test pictures that a recipe holds out, and their exact copies, as a CSV of `path`."""
+    assert recipe.data.holdout is not None
+    tested = held_out(recipe.data.holdout)
+    copied = copies(without(scan(recipe.data.sources), tested), tested)
+    return csv_text([("path",), *((path,) for path in [*tested, *copied])])
 
 
 def _tell_pictures(pictures: Pictures) -> None:

@@ -160,6 +160,7 @@ def _seconds_a_step(job: Job) -> float:
         run = make_run(
             job.study["recipe"], job.count, channels, Path(folder), str(job.device), job.overrides()
         )
+        run._find_near()  # counts for the memory; done once, not every step
         run._compile()
         epoch = _least(job.device, lambda: loop_epoch(run))
         start = _least(job.device, run._start_bank)
