@@ -5,7 +5,7 @@ import pytest
 from sklearn.decomposition import PCA
 from sklearn.metrics import pairwise_distances
 
-from tinyssl.components import evening, principal, standard
+from tinyssl.components import equalizing_rotation, pca_projection, standardization
 
 
 def features(n: int = 60, width: int = 24) -> np.ndarray:
@@ -18,7 +18,7 @@ def features(n: int = 60, width: int = 24) -> np.ndarray:
 
 def test_without_whitening_distances_are_those_of_pca() -> None:
     given = features()
-    found = pairwise_distances(given @ principal(given, 6, 0.0))
+    found = pairwise_distances(given @ pca_projection(given, 6, 0.0))
     expected = pairwise_distances(PCA(6).fit_transform(given))
     np.testing.assert_allclose(found / found.max(), expected / expected.max(), atol=1e-5)
 
@@ -28,7 +28,7 @@ def test_fewer_pictures_than_features_are_no_other_case(n: int) -> None:
     """Other pictures too land where PCA has them, whichever matrix is decomposed."""
     given = features(n, 40)
     kept = min(n - 1, 6)
-    found = pairwise_distances(features(60, 40) @ principal(given, kept, 0.0))
+    found = pairwise_distances(features(60, 40) @ pca_projection(given, kept, 0.0))
     expected = pairwise_distances(PCA(kept).fit(given).transform(features(60, 40)))
     np.testing.assert_allclose(found / found.max(), expected / expected.max(), atol=1e-4)
 
@@ -36,7 +36,7 @@ def test_fewer_pictures_than_features_are_no_other_case(n: int) -> None:
 def test_copies_add_no_axes() -> None:
     given = np.repeat(features(4, 40), 5, axis=0)
     given -= given.mean(axis=0)
-    found = principal(given, 10, 0.5)
+    found = pca_projection(given, 10, 0.5)
     assert found.shape == (40, 10)
     assert np.isfinite(found).all()
     assert np.linalg.matrix_rank(found, tol=1e-3) == 3
@@ -44,13 +44,13 @@ def test_copies_add_no_axes() -> None:
 
 def test_all_components_without_whitening_are_a_rotation() -> None:
     given = features()
-    found = given @ principal(given, 24, 0.0)
+    found = given @ pca_projection(given, 24, 0.0)
     np.testing.assert_allclose(pairwise_distances(found), pairwise_distances(given), atol=1e-3)
 
 
 def test_whole_whitening_weighs_components_alike() -> None:
     given = features()
-    found = given @ principal(given, 3, 0.5)
+    found = given @ pca_projection(given, 3, 0.5)
     variances = np.linalg.eigvalsh(np.cov(found.T))
     # The floor, a thousandth of the largest variance, takes a little from the smaller ones.
     assert variances.min() / variances.max() == pytest.approx(1, abs=0.1)
@@ -60,7 +60,7 @@ def test_whole_whitening_weighs_components_alike() -> None:
 def test_a_component_is_divided_by_its_variance_to_the_power(whitening: float) -> None:
     given = features()
     before = np.linalg.eigvalsh(given.T.astype(np.float64) @ given / len(given))[::-1][:4]
-    found = (given @ principal(given, 4, whitening)).astype(np.float64)
+    found = (given @ pca_projection(given, 4, whitening)).astype(np.float64)
     after = np.linalg.eigvalsh(found.T @ found / len(found))[::-1]
     expected = before / (before + before[0] / 1000) ** (2 * whitening)
     np.testing.assert_allclose(after / after[0], expected / expected[0], rtol=1e-3)
@@ -69,7 +69,7 @@ def test_a_component_is_divided_by_its_variance_to_the_power(whitening: float) -
 
 def test_features_vary_alike() -> None:
     given = features(200, 64)
-    deviations = (given @ principal(given, 32, 0.25)).std(axis=0)
+    deviations = (given @ pca_projection(given, 32, 0.25)).std(axis=0)
     np.testing.assert_allclose(deviations, deviations.mean(), rtol=1e-3)
     plain = PCA(32).fit_transform(given).std(axis=0)
     assert plain.max() > 30 * plain.min()
@@ -79,7 +79,7 @@ def test_features_vary_alike() -> None:
     "variances", [[1.0], [2, 2, 2], [9, 1, 0, 0], [5, 4, 3, 2, 1], [0, 0], [0.43251996] * 3]
 )
 def test_evening_is_a_rotation_to_equal_variances(variances: list[float]) -> None:
-    turn = evening(np.array(variances, np.float64))
+    turn = equalizing_rotation(np.array(variances, np.float64))
     np.testing.assert_allclose(turn.T @ turn, np.eye(len(variances)), atol=1e-12)
     after = np.diag(turn.T @ np.diag(variances) @ turn)
     np.testing.assert_allclose(after, np.mean(variances), atol=1e-12)
@@ -87,16 +87,16 @@ def test_evening_is_a_rotation_to_equal_variances(variances: list[float]) -> Non
 
 @pytest.mark.parametrize(("n", "width"), [(2, 1), (5, 4), (60, 24)])
 def test_no_more_components_than_there_are(n: int, width: int) -> None:
-    assert principal(features()[:n], 256, 0.25).shape == (24, width)
+    assert pca_projection(features()[:n], 256, 0.25).shape == (24, width)
 
 
 def test_features_that_are_all_the_same_give_finite_ones() -> None:
     given = np.zeros((5, 24), np.float32)
-    assert np.isfinite(principal(given, 3, 0.5)).all()
+    assert np.isfinite(pca_projection(given, 3, 0.5)).all()
 
 
 def test_levels_count_as_much() -> None:
     given = features() * np.repeat([1, 50], 12).astype(np.float32) + 7
-    centre, scale = standard(given, [12, 12])
+    centre, scale = standardization(given, [12, 12])
     first, second = np.split((given - centre) * scale, 2, axis=1)
     assert np.square(first).sum() == pytest.approx(np.square(second).sum(), rel=1e-3)

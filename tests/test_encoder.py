@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import nn
 
-from tinyssl.components import principal, standard
+from tinyssl.components import pca_projection, standardization
 from tinyssl.descriptors import Descriptors
 from tinyssl.encoder import (
     BACKBONES,
@@ -244,12 +244,12 @@ def test_components_are_a_projection_of_the_levels(levels: Any) -> None:
     encoder = create_encoder("mobilenetv3-small", seed=0).eval()
     wide = embed_pictures(widen(encoder, levels, shown), shown)
     if levels == 1:
-        centre, scale = standard(wide, [wide.shape[1]])
+        centre, scale = standardization(wide, [wide.shape[1]])
         wide = (wide - centre) * scale
     made = widen(encoder, levels, shown, components=5, whitening=0.25)
     assert made.width == made.components == 5
     found = embed_pictures(made, shown)
-    np.testing.assert_allclose(found, wide @ principal(wide, 5, 0.25), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(found, wide @ pca_projection(wide, 5, 0.25), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(("levels", "components"), [(1, 0), ("all", 0), ("all", 5)])
@@ -258,16 +258,16 @@ def test_descriptors_come_after_the_levels(levels: Any, components: int) -> None
     encoder = create_encoder("mobilenetv3-small", seed=0).eval()
     plain = embed_pictures(widen(encoder, levels, shown, pooling="statistics"), shown)
     if levels == 1:
-        centre, scale = standard(plain, [plain.shape[1]])
+        centre, scale = standardization(plain, [plain.shape[1]])
         plain = (plain - centre) * scale
     unit = torch.from_numpy(shown).permute(0, 3, 1, 2) / 255
     normalized = (unit - encoder.mean.view(-1, 1, 1)) / encoder.std.view(-1, 1, 1)
     descriptors = Descriptors(3)
     own = descriptors(unit, normalized).numpy()
-    centre, scale = standard(own, descriptors.widths)
+    centre, scale = standardization(own, descriptors.widths)
     expected = np.hstack([plain, (own - centre) * scale])
     if components:
-        expected = expected @ principal(expected, components, 0.25)
+        expected = expected @ pca_projection(expected, components, 0.25)
     wide = widen(encoder, levels, shown, components, 0.25, "statistics", True)
     np.testing.assert_allclose(embed_pictures(wide, shown), expected, rtol=2e-3, atol=2e-4)
 

@@ -468,7 +468,7 @@ def test_a_gradient_that_is_seen_late_is_not_saved(
     picture_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a GPU nobody waits for the norm: the last step before a save is the one to be missed."""
-    monkeypatch.setattr("tinyssl.train._refuse_non_finite", lambda *given: None)
+    monkeypatch.setattr("tinyssl.train._refuse_now", lambda *given: None)
     poison_gradient(6, monkeypatch)
     with pytest.raises(JobError, match=r"gradient's norm is (nan|inf) at step 6; .*the batch is"):
         pretrain(picture_folder(), out=tmp_path / "run", overrides=QUICK)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from tinyssl.encoder import BACKBONES, create_encoder
 from tinyssl.errors import JobError
 from tinyssl.tuning import (
-    Average,
     Course,
+    WeightEMA,
     layer_depths,
     mean_decay,
     parameter_rates,
@@ -111,7 +111,7 @@ def test_pictures_are_seen_as_often(pictures: int, batch: int) -> None:
 
 def test_average_is_the_recursion() -> None:
     module = nn.BatchNorm1d(1)
-    average = Average(module, 0.9)
+    average = WeightEMA(module, 0.9)
     expected = 1.0
     for value in (2.0, 5.0, -1.0):
         with torch.no_grad():

@@ -18,7 +18,7 @@ _FLOOR = 1e-3
 _NONE = 1e-12
 
 
-def standard(features: Floats, widths: Sequence[int]) -> tuple[Floats, Floats]:
+def standardization(features: Floats, widths: Sequence[int]) -> tuple[Floats, Floats]:
     """Centre and scale that give every part of the features the same weight.
 
     A part is the last level, or one statistic that is pooled from a stage. Features are
@@ -40,7 +40,7 @@ def standard(features: Floats, widths: Sequence[int]) -> tuple[Floats, Floats]:
     return features.mean(axis=0), np.concatenate(scales)
 
 
-def principal(features: Floats, components: int, whitening: float) -> Floats:
+def pca_projection(features: Floats, components: int, whitening: float) -> Floats:
     """A projection on the principal components, partly whitened.
 
     A component of variance v is divided by (v + v_1 / 1000)^whitening, v_1 being the largest
@@ -63,7 +63,7 @@ def principal(features: Floats, components: int, whitening: float) -> Floats:
     weighted = variances * weights**2
     total = float(np.square(rows).mean(axis=0).sum())
     scale = np.sqrt(total / weighted.sum()) if weighted.sum() > 0 else 1.0
-    turned: NDArray[np.float64] = (axes * weights * scale) @ evening(weighted)
+    turned: NDArray[np.float64] = (axes * weights * scale) @ equalizing_rotation(weighted)
     return turned.astype(np.float32)
 
 
@@ -86,7 +86,7 @@ def _leading(rows: NDArray[np.float64], kept: int) -> tuple[NDArray[Any], NDArra
     return variances, vectors
 
 
-def evening(variances: NDArray[np.float64]) -> NDArray[np.float64]:
+def equalizing_rotation(variances: NDArray[np.float64]) -> NDArray[np.float64]:
     """A rotation of uncorrelated axes with these variances to axes of their mean variance.
 
     Rotates one plane at a time, which fixes one axis each (Bendel and Mickey, "Population

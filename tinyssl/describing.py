@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tinyssl.components import principal, standard
+from tinyssl.components import pca_projection, standardization
 from tinyssl.descriptors import Descriptors
 
 COMPONENTS, WHITENING = 256, 0.25  # as in the recipes
@@ -38,8 +38,8 @@ class DescriptorFeatures:
             for values in (mean, std)
         )
         described = self._describe(shown)
-        self.centre, self.scale = standard(described, self.descriptors.widths)
-        self.projection = principal(self._standardized(described), COMPONENTS, WHITENING)
+        self.centre, self.scale = standardization(described, self.descriptors.widths)
+        self.projection = pca_projection(self._standardized(described), COMPONENTS, WHITENING)
 
     def __call__(
         self, pictures: NDArray[Any], progress: Callable[[int], None] | None = None

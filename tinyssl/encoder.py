@@ -24,7 +24,7 @@ from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_max_pool2d
 
-from tinyssl.components import principal, standard
+from tinyssl.components import pca_projection, standardization
 from tinyssl.descriptors import Descriptors
 from tinyssl.errors import JobError, UsageError, first_line
 from tinyssl.lines import log
@@ -267,9 +267,9 @@ def widen(
     features = embed_pictures(
         wide, pictures[spaced_rows(len(pictures), LOOKED_AT)], device=encoder.mean.device
     )
-    centre, scale = standard(features, wide.part_widths)
+    centre, scale = standardization(features, wide.part_widths)
     if components:
-        projection = principal((features - centre) * scale, components, whitening)
+        projection = pca_projection((features - centre) * scale, components, whitening)
         wide = _with(encoder, count, pooling, projection.shape[1], descriptors)
         wide.projection.copy_(torch.from_numpy(projection))
     wide.centre.copy_(torch.from_numpy(centre))

@@ -22,7 +22,7 @@ _STEPS = 300  # of L-BFGS; features of real pictures took up to 260 at C = 1
 
 
 @dataclass(frozen=True)
-class Linear:
+class LogisticModel:
     """A linear classifier: class names, and weights (d + 1, classes) with intercepts last."""
 
     classes: Ints
@@ -65,7 +65,7 @@ def balanced_weights(labels: Ints) -> NDArray[np.float64]:
 @torch.enable_grad()
 def fit_logistic(
     rows: Floats, labels: Ints, strength: float, weights: Floats | None = None
-) -> Linear:
+) -> LogisticModel:
     """Minimises `sum_i v_i CE_i / sum_i v_i + |W|^2 / (2 C sum_i v_i)`; intercepts are free.
 
     Without weights it equals scikit-learn's `LogisticRegression(C=strength,
@@ -97,7 +97,7 @@ def fit_logistic(
         return shares @ errors + decay / 2 * matrix[:-1].square().sum()
 
     _minimise(loss, scaled)
-    return Linear(classes, (scaled * scale).detach().numpy())
+    return LogisticModel(classes, (scaled * scale).detach().numpy())
 
 
 def _minimise(loss: Callable[[], Tensor], parameter: Tensor) -> None:

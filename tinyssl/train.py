@@ -238,10 +238,7 @@ def optimize(
     parameters = [p for g in optimizer.param_groups for p in g["params"]]
     norm = clip_gradients(parameters, plan.clip_norm)
     if not norm.is_cuda:
-        values = {"gradient's norm": float(norm)}  # processes have it in common
-        if distributed.world_size() == 1:
-            values = {"loss": float(loss.detach())} | values
-        _refuse_non_finite(values, step + 1, index)  # before weights and bank take any harm
+        _refuse_now(loss, norm, index, step)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     weight = None if mix is None else distributed.gather(mix.weight, count)
@@ -267,6 +264,14 @@ def _stop_wished(progress: Progress, plan: Plan, hooks: Hooks, index: Tensor) ->
     if index.is_cuda and distributed.world_size() > 1 and progress.step % plan.log_every:
         return None
     return distributed.agree(hooks.stop_signal())
+
+
+def _refuse_now(loss: Tensor, norm: Tensor, index: Tensor, step: int) -> None:
+    """Raises before weights and bank are updated; the norm is common to all processes."""
+    values = {"gradient's norm": float(norm)}
+    if distributed.world_size() == 1:
+        values = {"loss": float(loss.detach())} | values
+    _refuse_non_finite(values, step + 1, index)
 
 
 def _refuse_non_finite(values: Mapping[str, float], step: int, index: Tensor) -> None:

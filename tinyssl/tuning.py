@@ -110,7 +110,7 @@ def mean_decay(share: float, steps: int) -> float:
     return max(0.0, 1 - 1 / max(share * steps, 1.0))
 
 
-class Average:
+class WeightEMA:
     """A running mean of a module's floating-point state: `mean <- d mean + (1 - d) value`."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:
@@ -158,7 +158,7 @@ def tune(
     groups = parameter_rates(backbone, head, course)
     optimizer = torch.optim.AdamW(groups, lr=1.0, fused=True)
     lrs = warmup_cosine(steps, steps // 10, course.lr)
-    average = Average(network, mean_decay(course.average, steps))
+    average = WeightEMA(network, mean_decay(course.average, steps))
     network.train()
     if course.frozen_batch_norm:
         freeze_batch_norm(network)
