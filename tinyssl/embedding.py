@@ -147,45 +147,25 @@ def embed_paths(
     if there == key:
         log.info(f"{out} is up to date")
         return Embedded(out, int(count), len(paths) - int(count), extractor)
-    if out.exists() and not overwrite:
-        why = (
-            "a .csv cannot say which features it holds"
-            if out.suffix == ".csv"
-            else "holds none of these features (other pictures, or another encoder)"
-        )
-        raise UsageError(f"{out} exists and {why}; name another file, or give --overwrite")
-    refuse_other_table(_named_after(beside or out, ".skipped.csv"), ("path", "reason"))
+    if not overwrite:
+        _refuse_existing(out)
     folder = _named_after(beside or out, ".parts")
+    skipped_list = _named_after(beside or out, ".skipped.csv")
+    refuse_other_table(skipped_list, ("path", "reason"))
     with ExitStack() as held:
         _start_parts(folder, key, held)
         remove_leftovers(out.parent, {out.name})  # of a job that was killed while it wrote
-        return _embed_all(
-            extractor, paths, out, folder, beside or out, key, dtype, batch_size, workers
-        )
-
-
-def _embed_all(
-    extractor: Extractor,
-    paths: Sequence[Path],
-    out: Path,
-    folder: Path,
-    beside: Path,
-    key: str,
-    dtype: str,
-    batch_size: int,
-    workers: int,
-) -> Embedded:
-    parts = _compute(extractor, paths, folder, dtype, batch_size, workers)
-    skipped = [(str(paths[i]), reason) for part in parts for i, reason in _skipped(part)]
-    if len(skipped) == len(paths):
+        parts = _compute(extractor, paths, folder, dtype, batch_size, workers)
+        skipped = [(str(paths[i]), reason) for part in parts for i, reason in _skipped(part)]
+        written = len(paths) - len(skipped)
+        if written:
+            blocks = (_features(part, paths) for part in parts)
+            write_features(out, blocks, (written, extractor.width), dtype, f"{key} {written}")
+            _tell_skipped(skipped_list, skipped)
         shutil.rmtree(folder)
+    if not written:
         raise NothingReadable.of(skipped)
-    shape = (len(paths) - len(skipped), extractor.width)
-    blocks = (_features(part, paths) for part in parts)
-    write_features(out, blocks, shape, dtype, f"{key} {shape[0]}")
-    _tell_skipped(_named_after(beside, ".skipped.csv"), skipped)
-    shutil.rmtree(folder)
-    return Embedded(out, shape[0], len(skipped), extractor)
+    return Embedded(out, written, len(skipped), extractor)
 
 
 def read_some(extractor: Extractor, paths: Sequence[str | Path]) -> NDArray[Any]:
@@ -218,6 +198,16 @@ def _refuse(out: Path, paths: Sequence[Path], dtype: str, batch_size: int) -> No
     odd = [str(path) for path in paths if not is_utf8(str(path))]
     if out.suffix == ".parquet" and odd:
         raise UsageError(f"parquet holds names in UTF-8 only, {odd[0]!r} is not; use .npz or .csv")
+
+
+def _refuse_existing(out: Path) -> None:
+    if out.exists():
+        why = (
+            "a .csv cannot say which features it holds"
+            if out.suffix == ".csv"
+            else "holds none of these features (other pictures, or another encoder)"
+        )
+        raise UsageError(f"{out} exists and {why}; name another file, or give --overwrite")
 
 
 def _start_parts(folder: Path, key: str, held: ExitStack) -> None:
