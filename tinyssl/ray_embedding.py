@@ -148,6 +148,9 @@ class Worker:
         taken = self.extractor
         try:
             data = remote_files.read(url)
+        except OSError as error:
+            return error.strerror or str(error)
+        try:
             with reading(taken.max_pixels):
                 picture = to_channels(decode(data, taken.channels), taken.channels)
                 square = resize(to_depth(picture, taken.dtype), taken.size, taken.rule)
