@@ -175,6 +175,33 @@ def test_addresses_of_a_storage(prepared: tuple[Path, Path], tmp_path: Path) -> 
 
 
 @pytest.mark.usefixtures("alone")
+def test_a_storage_that_fails_skips_no_pictures(
+    prepared: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, pictures = prepared
+    memory = fsspec.filesystem("memory")
+    memory.put(str(pictures), "/shaky", recursive=True)
+    whole = memory.cat_file
+
+    def fails_at(name: str, error: Exception) -> None:
+        def cat_file(path: str, **named: Any) -> bytes:
+            if path.endswith(name):
+                raise error
+            return whole(path, **named)
+
+        monkeypatch.setattr(memory, "cat_file", cat_file)
+
+    fails_at("05.png", ConnectionError("slow down"))
+    with pytest.raises(JobError, match=r"cannot read memory://.*05\.png: slow down"):
+        embed_with_ray(bundle, "memory://shaky", "memory://features")
+    fails_at("05.png", PermissionError("not yours"))
+    told = embed_with_ray(bundle, "memory://shaky", "memory://features")
+    assert (told.pictures, told.skipped) == (11, 2)
+    memory.rm("/shaky", recursive=True)
+    memory.rm("/features", recursive=True)
+
+
+@pytest.mark.usefixtures("alone")
 def test_an_address_of_this_machine(prepared: tuple[Path, Path], tmp_path: Path) -> None:
     bundle, pictures = prepared
     told = embed_with_ray(bundle, f"file://{pictures}", f"file://{tmp_path}/new/out")

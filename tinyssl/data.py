@@ -21,12 +21,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyssl.errors import JobError, NothingReadable, TinysslError, UsageError
+from tinyssl.errors import JobError, NothingReadable, UsageError
 from tinyssl.files import One, csv_text, in_home, read_json, reason, write_text
 from tinyssl.headers import read_header
 from tinyssl.lines import log
 from tinyssl.locks import locked
-from tinyssl.opening import MAX_PIXELS, read_file, reading
+from tinyssl.opening import MAX_PIXELS, Unreadable, read_file, reading
 from tinyssl.picture import ResizeRule, decode, resize, to_channels, to_depth
 
 CACHE_FORMAT = 5
@@ -211,7 +211,7 @@ def read_picture(
 ) -> tuple[str, NDArray[Any]] | str:
     """The digest of a file's bytes and its picture (size, size, channels), or why there is none.
 
-    `read` gets the bytes, and raises OSError or TinysslError where it cannot.
+    `read` returns the bytes, or raises OSError or Unreadable; its other errors are not caught.
     """
     try:
         data = read(path)
@@ -219,7 +219,7 @@ def read_picture(
         return hashlib.blake2b(data, digest_size=16).hexdigest(), resize(picture, size, rule)
     except OSError as error:
         return error.strerror or str(error)
-    except TinysslError as error:
+    except Unreadable as error:
         return str(error)
 
 

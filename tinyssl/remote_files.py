@@ -45,15 +45,22 @@ def find_below(url: str, endings: frozenset[str]) -> list[Found]:
 
 
 def read(url: str) -> bytes:
-    """The whole content; errors of any storage become OSError."""
+    """The whole content.
+
+    Raises:
+        OSError: a file on this machine cannot be read, or a storage has none or does not give it.
+        JobError: a storage fails otherwise, which may pass.
+    """
     try:
         system, path = _system(url)
         data: bytes = system.cat_file(path)
         return data
-    except OSError:
+    except (FileNotFoundError, PermissionError):
         raise
-    except Exception as error:
-        raise OSError(first_line(error)) from error
+    except Exception as error:  # every storage has errors of its own
+        if not is_remote(url):
+            raise
+        raise JobError(f"cannot read {url}: {first_line(error)}") from error
 
 
 def open_file(url: str) -> IO[bytes]:
