@@ -337,8 +337,8 @@ def test_wrong_use(run: Path, picture_folder: Folder, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"nowhere"):
         embed(tmp_path / "nowhere", data, out)
     with pytest.raises(UsageError, match=r"UTF-8 only, .*use .npz or .csv"):
-        embedding._refuse(Path("f.parquet"), [Path("/a/\udcff.png")], "float32", 1, 0)
-    embedding._refuse(Path("f.npz"), [Path("/a/\udcff.png")], "float32", 1, 0)
+        embedding._refuse(Path("f.parquet"), [Path("/a/\udcff.png")], "float32", 1)
+    embedding._refuse(Path("f.npz"), [Path("/a/\udcff.png")], "float32", 1)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "manifest.json").write_text("{}")
     with pytest.raises(UsageError, match="bundle format None"):
