@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from tinyssl.errors import UsageError
 from tinyssl.export import bundle as writing
 from tinyssl.export.bundle import refuse_if_used, write_bundle
+
+from tinyssl.errors import UsageError
 
 
 @pytest.fixture

@@ -14,12 +14,12 @@ import onnx
 import PIL
 import pytest
 from PIL import Image
-
-import tinyssl
-from tests.making import make_run
 from tinyssl.export import runtime
 from tinyssl.export.exporting import export
 from tinyssl.export.graph import FEATURES, INPUT
+
+import tinyssl
+from tests.making import make_run
 
 SOURCES = Path(tinyssl.__file__).parent.parent / "export" / "cpp"
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tinyssl.export.exporting import export
 
 import tinyssl
 from tinyssl import embedding
@@ -20,7 +21,6 @@ from tinyssl.data import load_pictures
 from tinyssl.embedding import embed
 from tinyssl.encoder import create_encoder
 from tinyssl.errors import Interrupted, JobError, UsageError
-from tinyssl.export.exporting import export
 from tinyssl.extraction import Extractor, open_extractor
 from tinyssl.scanning import scan
 from tinyssl.weights import save_encoder

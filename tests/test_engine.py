@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+from tinyssl.export import build_engine, runtime
+from tinyssl.export.exporting import export
 
 from tests.making import make_pictures, make_run
 from tinyssl.cli import main
-from tinyssl.export import build_engine, runtime
-from tinyssl.export.exporting import export
 from tinyssl.scanning import scan
 
 

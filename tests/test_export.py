@@ -20,6 +20,10 @@ import torch
 import zoo
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tinyssl.export import benchmarking, build_engine, exporting, runtime, variants
+from tinyssl.export.exporting import export
+from tinyssl.export.parity import compare
+from tinyssl.export.samples import Reader, draw_samples
 
 import tinyssl
 from tests.making import make_pictures, make_run
@@ -27,10 +31,6 @@ from tinyssl.cli import main
 from tinyssl.config import Recipe
 from tinyssl.encoder import BACKBONES
 from tinyssl.errors import JobError, UsageError
-from tinyssl.export import benchmarking, build_engine, exporting, runtime, variants
-from tinyssl.export.exporting import export
-from tinyssl.export.parity import compare
-from tinyssl.export.samples import Reader, draw_samples
 from tinyssl.model import load
 from tinyssl.opening import Unreadable
 from tinyssl.picture import decode, resize, to_channels

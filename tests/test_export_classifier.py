@@ -15,15 +15,15 @@ import onnx
 import pytest
 import torch
 from PIL import Image
+from tinyssl.export import runtime
+from tinyssl.export.exporting import export, table
+from tinyssl.export.samples import Reader, Samples, draw_samples
 
 from tests.making import make_run
 from tinyssl.classifier import Classifier, load_classifier, save_classifier
 from tinyssl.cli import main
 from tinyssl.console import print_result
 from tinyssl.errors import UsageError
-from tinyssl.export import runtime
-from tinyssl.export.exporting import export, table
-from tinyssl.export.samples import Reader, Samples, draw_samples
 from tinyssl.files import sha256
 from tinyssl.finetuning import finetune
 from tinyssl.model import load

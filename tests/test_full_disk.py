@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 from making import make_pictures, make_run
+from tinyssl.export.bundle import write_bundle
 
 from tinyssl.checkpoint import load_checkpoint, save_checkpoint
 from tinyssl.data import load_pictures
 from tinyssl.embedding import embed
 from tinyssl.encoder import create_encoder
 from tinyssl.errors import JobError, one_line
-from tinyssl.export.bundle import write_bundle
 from tinyssl.feature_file import Features, read_features, write_features
 from tinyssl.files import write_text
 from tinyssl.pretraining import pretrain

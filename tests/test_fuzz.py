@@ -22,10 +22,10 @@ import zoo
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
+from tinyssl.export import runtime
 
 from tinyssl.config import load_recipe, read_recipe
 from tinyssl.errors import UsageError, one_line
-from tinyssl.export import runtime
 from tinyssl.feature_file import Features, read_features, write_features
 from tinyssl.labels import from_csv
 from tinyssl.opening import Unreadable, reading

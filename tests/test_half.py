@@ -4,12 +4,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
-
-from tinyssl.encoder import Encoder, create_encoder
 from tinyssl.export.graph import Deployed, to_onnx
 from tinyssl.export.half import to_half
 from tinyssl.export.parity import compare
 from tinyssl.export.variants import onnx_outputs, torch_outputs
+
+from tinyssl.encoder import Encoder, create_encoder
 
 
 @pytest.fixture

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 import torch
 import zoo
+from tinyssl.export import runtime
 
 from tinyssl.checkpoint import load_checkpoint
 from tinyssl.cli import main
 from tinyssl.config import load_recipe
 from tinyssl.encoder import create_encoder
 from tinyssl.errors import UsageError
-from tinyssl.export import runtime
 from tinyssl.feature_file import read_features
 from tinyssl.labels import from_csv, write_csv
 from tinyssl.opening import Unreadable

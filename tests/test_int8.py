@@ -8,15 +8,15 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from tinyssl.export import build_engine, variants
+from tinyssl.export.exporting import export
+from tinyssl.export.graph import Deployed, to_onnx
+from tinyssl.export.int8 import PERCENTILES, STYLES, Calibration, Style, quantize_best
 
 from tests.making import make_run
 from tinyssl.classifier import Classifier
 from tinyssl.encoder import BACKBONES, create_encoder
 from tinyssl.errors import JobError, UsageError
-from tinyssl.export import build_engine, variants
-from tinyssl.export.exporting import export
-from tinyssl.export.graph import Deployed, to_onnx
-from tinyssl.export.int8 import PERCENTILES, STYLES, Calibration, Style, quantize_best
 from tinyssl.pretraining import pretrain
 from tinyssl.weights import load_encoder
 

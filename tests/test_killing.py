@@ -11,10 +11,10 @@ from typing import Any
 import killing
 import pytest
 from making import make_run
+from tinyssl.export.bundle import write_bundle
 
 from tinyssl.embedding import embed
 from tinyssl.errors import UsageError
-from tinyssl.export.bundle import write_bundle
 from tinyssl.finetuning import finetune
 from tinyssl.locks import locked
 from tinyssl.pretraining import pretrain

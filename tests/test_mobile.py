@@ -14,16 +14,16 @@ import numpy as np
 import onnx
 import pytest
 import torch
-
-import tinyssl
-from tests.making import make_pictures, make_run
-from tinyssl.encoder import BACKBONES, create_encoder
-from tinyssl.errors import JobError, UsageError
 from tinyssl.export import exporting, mobile, runtime, variants
 from tinyssl.export.exporting import export
 from tinyssl.export.graph import Deployed, to_onnx
 from tinyssl.export.mobile import pte_features, to_pte
 from tinyssl.export.parity import compare
+
+import tinyssl
+from tests.making import make_pictures, make_run
+from tinyssl.encoder import BACKBONES, create_encoder
+from tinyssl.errors import JobError, UsageError
 from tinyssl.weights import load_encoder
 
 needs_executorch = pytest.mark.skipif(

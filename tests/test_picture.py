@@ -13,8 +13,8 @@ import pytest
 import zoo
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-
 from tinyssl.export import runtime
+
 from tinyssl.opening import Unreadable, open_picture, reading
 from tinyssl.picture import (
     decode,

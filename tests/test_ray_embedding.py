@@ -11,6 +11,7 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
+from tinyssl.export.exporting import export
 
 from tests.making import make_pictures, make_run
 from tests.ray_workers import KilledOnce, WithoutTorch
@@ -18,7 +19,6 @@ from tinyssl import ray_embedding as module
 from tinyssl import remote_files
 from tinyssl.embedding import embed
 from tinyssl.errors import JobError, UsageError
-from tinyssl.export.exporting import export
 from tinyssl.ray_embedding import Worker, embed_with_ray
 
 ray = pytest.importorskip("ray", reason="the extra ray is not installed")

@@ -19,12 +19,12 @@ from typing import Any
 import elpv_dataset
 import numpy as np
 import onnxruntime
+from tinyssl.export.exporting import export
+from tinyssl.export.int8 import MIN_CENTRED
 
 from tests.benchmarks.machine import machine
 from tinyssl.encoder import BACKBONES
 from tinyssl.errors import JobError
-from tinyssl.export.exporting import export
-from tinyssl.export.int8 import MIN_CENTRED
 from tinyssl.pretraining import pretrain
 
 CASES = [(name, "standard", 1) for name in BACKBONES] + [
