@@ -194,6 +194,9 @@ def main() -> None:
     except (BuildError, OSError) as error:
         print(f"build_engine: {error}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        print("build_engine: interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -793,10 +793,10 @@ def _peak_mb() -> float | None:
     try:
         # Not getrusage: its peak counts the process that started this one too.
         status = Path("/proc/self/status").read_text(encoding="utf-8")
-    except OSError:
+        lines = dict(line.split(":", 1) for line in status.splitlines())
+        return int(lines["VmHWM"].split()[0]) * 1024 / 1e6
+    except (OSError, KeyError):
         return None
-    lines = dict(line.split(":", 1) for line in status.splitlines())
-    return int(lines["VmHWM"].split()[0]) / 1e3
 
 
 def _refuse_unwritable(out: Path, overwrite: bool) -> None:
@@ -969,10 +969,18 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # classes have names of any script
     try:
-        sys.exit(_main())
-    except (BundleError, ImportError, OSError) as error:
-        print(f"runtime: {error}", file=sys.stderr)
-        sys.exit(2)
+        status = _main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 141
+    except KeyboardInterrupt:
+        print("runtime: interrupted", file=sys.stderr)
+        status = 130
+    except (BundleError, ImportError, MemoryError, OSError) as error:
+        print(f"runtime: {str(error) or 'not enough memory'}", file=sys.stderr)
+        status = 2
+    sys.exit(status)
 
 
 if __name__ == "__main__":

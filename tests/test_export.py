@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -456,6 +457,43 @@ def test_runtime_in_an_environment_of_its_own(
     with np.load(out) as written:
         ours = runtime.Extractor(bundle, device="cpu").embed(scan([pictures]))
         np.testing.assert_allclose(written["features"], ours, atol=1e-5)
+
+
+def test_an_interrupted_program_says_so_in_one_line(
+    small: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    _, pictures, bundle = small
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    many = [scan([pictures])[0]] * 5000  # seconds of work
+    program = [sys.executable, bundle / "runtime.py", tmp_path / "broken.png", *many]
+    with subprocess.Popen(
+        [*program, "--out", tmp_path / "features.npz", "--batch", "1"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as running:  # fmt: skip
+        assert running.stderr is not None
+        assert "broken.png" in running.stderr.readline()
+        running.send_signal(signal.SIGINT)
+        assert running.communicate() == ("", "runtime: interrupted\n")
+    assert running.returncode == 130
+    assert [path.name for path in tmp_path.iterdir()] == ["broken.png"]
+
+
+def test_a_program_whose_reader_has_gone_ends_without_a_word(
+    small: tuple[Path, Path, Path],
+) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    program = [sys.executable, small[2] / "runtime.py", "--check", "--device", "cpu"]
+    done = subprocess.run(program, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_batch_beyond_memory_is_told_in_one_line(small: tuple[Path, Path, Path]) -> None:
+    done = run_program(small[2], "--benchmark", "--batch", 10**12)
+    assert done.returncode == 2
+    assert done.stderr.startswith("runtime: Unable to allocate")
+    assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("kind", ["npz", "csv"])
