@@ -140,6 +140,7 @@ def facts(plan: bytes, model: Path, batch: int, trt: Any) -> dict[str, Any]:
     """What the runtime must know of an engine before it loads it."""
     return {
         "model": model.name,
+        "model_sha256": hashlib.sha256(model.read_bytes()).hexdigest(),
         "package": trt.__name__,
         "version": trt.__version__,
         "batch": batch,

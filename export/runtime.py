@@ -114,7 +114,7 @@ class Extractor:
     def _open(self, device: str, threads: int, required: bool) -> OnnxSession | EngineSession:
         if self.variant == ENGINE:
             try:
-                return EngineSession(*read_engine(self.bundle))
+                return EngineSession(*read_engine(self.bundle, self.manifest))
             except BundleError as error:
                 if required or device == "tensorrt":
                     raise
@@ -247,7 +247,9 @@ def read_manifest(bundle: Path) -> dict[str, Any]:
         raise BundleError(f"{bundle / MANIFEST} is damaged: {error}") from None
     found = manifest.get("format") if isinstance(manifest, dict) else None
     if found != FORMAT:
-        raise BundleError(f"{bundle} has bundle format {found}, this runtime reads {FORMAT}")
+        raise BundleError(
+            f"{bundle} has bundle format {found!r}, this runtime reads {FORMAT}; export it again"
+        )
     wrong = _nonsense(manifest)
     if wrong:
         raise BundleError(f"{bundle / MANIFEST} is damaged: {wrong}")
@@ -323,18 +325,25 @@ def verified(bundle: Path, manifest: dict[str, Any], name: str) -> bytes:
     return data
 
 
-def read_engine(bundle: Path) -> tuple[bytes, dict[str, Any]]:
-    """The engine that build_engine.py made here, and what it wrote of it."""
+def read_engine(bundle: Path, manifest: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
+    """The engine that build_engine.py made of this bundle, and what it wrote of it."""
     try:
         facts = json.loads((bundle / ENGINE_FACTS).read_text(encoding="utf-8"))
         data = (bundle / ENGINE).read_bytes()
-        checksum, _ = facts["sha256"], facts["model"]
+        checksum, model = facts["sha256"], str(facts["model"])
+        built_of = facts.get("model_sha256")
     except (OSError, ValueError, KeyError, TypeError):
         raise BundleError(
             f"{bundle} has no whole {ENGINE} with its {ENGINE_FACTS}; run build_engine.py here"
         ) from None
     if hashlib.sha256(data).hexdigest() != checksum:
         raise BundleError(f"{bundle / ENGINE} is damaged; run build_engine.py again")
+    # A new bundle copied over an old one leaves the old one's engine there.
+    listed = manifest["files"].get(model)
+    if listed and built_of not in (None, listed["sha256"]):
+        raise BundleError(
+            f"{bundle / ENGINE} was built of another {model}; run build_engine.py again"
+        )
     return data, facts
 
 
@@ -640,6 +649,9 @@ def _deep_colour(image: Image.Image) -> bool:
     if image.format == "TIFF":
         bits = image.tag_v2.get(0x0102, (8,))  # type: ignore[attr-defined]
         return len(bits) > 1 and max(bits) == 16
+    if image.format == "PPM" and image.mode == "RGB" and getattr(image, "tile", None):
+        decoder, _, _, arguments = image.tile[0]  # type: ignore[attr-defined]
+        return bool(decoder == "ppm" and arguments[1] > 255)
     return False
 
 

@@ -199,7 +199,7 @@ class Workshop:
                 model = Path(folder, HALF)
                 model.write_bytes(half)
                 plan = build(model, batch=ENGINE_BATCH, workspace=workspace, trt=trt)
-            told = engine_facts(plan, Path(HALF), ENGINE_BATCH, trt)
+                told = engine_facts(plan, model, ENGINE_BATCH, trt)
             found: Outputs = EngineSession(plan, told).run(self.samples.measured)
         except (BuildError, BundleError) as error:
             raise JobError(f"{error}; {_ON_DEVICE}") from None

@@ -45,7 +45,7 @@ def bundle(exported: tuple[Path, Path], tmp_path: Path) -> Path:
 
 
 def write_engine(bundle: Path, plan: bytes, trt: Any) -> None:
-    told = build_engine.facts(plan, Path("encoder.onnx"), 3, trt)
+    told = build_engine.facts(plan, bundle / "encoder.onnx", 3, trt)
     (bundle / "encoder.engine").write_bytes(plan)
     (bundle / "encoder.engine.json").write_text(json.dumps(told))
 
@@ -179,6 +179,23 @@ def test_another_version_of_tensorrt(bundle: Path, stand_in: SimpleNamespace) ->
     stand_in.__version__ = "12.0"
     line = "built by tensorrt 11.2, here is 12.0; run build_engine.py"
     assert line in told(bundle, variant="encoder.engine")
+    assert line in told(bundle, device="tensorrt")
+    extractor = runtime.Extractor(bundle)
+    assert extractor.variant == "encoder.onnx"
+    assert line in extractor.passed_over
+
+
+def test_the_engine_of_an_earlier_bundle_is_passed_over(
+    bundle: Path, stand_in: SimpleNamespace, tmp_path: Path
+) -> None:
+    """As where a new bundle was copied over the one that the engine was built in."""
+    earlier = tmp_path / "earlier"
+    earlier.mkdir()
+    (earlier / "encoder.onnx").write_bytes(b"another encoder")
+    write_engine(earlier, (bundle / "encoder.onnx").read_bytes(), stand_in)
+    for name in ("encoder.engine", "encoder.engine.json"):
+        shutil.copy(earlier / name, bundle / name)
+    line = "was built of another encoder.onnx; run build_engine.py again"
     assert line in told(bundle, device="tensorrt")
     extractor = runtime.Extractor(bundle)
     assert extractor.variant == "encoder.onnx"

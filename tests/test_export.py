@@ -304,6 +304,19 @@ def test_the_runtime_drops_no_samples_of_tiffs(
         np.testing.assert_array_equal(theirs, ours)
 
 
+@pytest.mark.parametrize(("largest", "deep"), [(255, False), (100, False), (1023, True)])
+def test_the_runtime_squashes_no_colour_ppms(largest: int, deep: bool, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, largest + 1, (6, 9, 3))
+    path = tmp_path / "a.ppm"
+    head = f"P6\n9 6\n{largest}\n".encode()
+    path.write_bytes(head + values.astype(">u2" if deep else np.uint8).tobytes())
+    if deep:
+        with pytest.raises(runtime.Unreadable, match="16 bits in each of several channels"):
+            runtime.decode(path, 3)
+    else:
+        np.testing.assert_array_equal(runtime.decode(path, 3), decode(path))
+
+
 @pytest.mark.parametrize("deflate", [False, True])
 def test_the_runtime_mixes_up_no_planes_of_gray_and_alpha(deflate: bool, tmp_path: Path) -> None:
     values = np.random.default_rng(0).integers(0, 256, (37, 61, 2), dtype=np.uint8)
