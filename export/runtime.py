@@ -546,7 +546,8 @@ def decode(source: Picture, channels: int, max_pixels: int = MAX_PIXELS) -> Arra
     if isinstance(source, np.ndarray):
         known = source.dtype in (np.uint8, np.uint16) and source.ndim in (2, 3)
         if not known or 0 in source.shape:
-            raise Unreadable(f"{source.dtype} array of shape {source.shape}")
+            told = f"{source.dtype} array of shape {source.shape}"
+            raise Unreadable(f"{told}; wanted is uint8 or uint16, (h, w) or (h, w, c)")
         return source[..., None] if source.ndim == 2 else source
     try:
         if isinstance(source, Image.Image):

@@ -29,7 +29,7 @@ from .int8 import MIN_CENTRED, STYLES, Calibration, Quantized, quantize_best
 from .mobile import MODEL as PTE
 from .mobile import pte_features, to_pte
 from .parity import Parity, compare
-from .runtime import ENGINE, ENGINE_FACTS, BundleError, EngineSession
+from .runtime import ENGINE, ENGINE_FACTS, BundleError, Cuda, EngineSession
 from .samples import Samples
 
 FLOAT, HALF, INT8, INT8_TRT = "encoder.onnx", "encoder.fp16.onnx", *STYLES
@@ -205,6 +205,15 @@ class Workshop:
             raise JobError(f"{error}; {_ON_DEVICE}") from None
         beside = {ENGINE_FACTS: json.dumps(told, indent=1).encode()}
         return self._variant(ENGINE, plan, found, beside=beside)
+
+
+def need_tensorrt() -> None:
+    """Raises JobError, which says what to do instead, where no TensorRT or no GPU can be used."""
+    try:
+        load_tensorrt()
+        Cuda()
+    except (BuildError, BundleError) as error:
+        raise JobError(f"{error}; {_ON_DEVICE}") from None
 
 
 @torch.inference_mode()

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-from tinyssl.export import build_engine, runtime
+from tinyssl.export import build_engine, exporting, runtime
 from tinyssl.export.exporting import export
 
 from tests.making import make_pictures, make_run
@@ -249,11 +249,15 @@ def test_a_real_engine_without_a_gpu(
 
 
 def test_no_engine_is_made_without_a_gpu(
-    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    pictures: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if any(Path("/dev").glob("nvidia[0-9]*")):
         pytest.skip("there is a GPU here")
     run = make_run(tmp_path / "other", "resnet18", channels=1)
+    monkeypatch.setattr(exporting, "draw_samples", lambda *a, **k: pytest.fail("work has begun"))
     with pytest.raises(SystemExit) as stop:
         main(["export", str(run), "--target", "tensorrt", "--pictures", str(pictures)])
     assert stop.value.code == 1

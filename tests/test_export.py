@@ -32,6 +32,7 @@ from tinyssl.cli import main
 from tinyssl.config import Recipe
 from tinyssl.encoder import BACKBONES
 from tinyssl.errors import JobError, UsageError
+from tinyssl.machine import peak_memory
 from tinyssl.model import load
 from tinyssl.opening import Unreadable
 from tinyssl.picture import decode, resize, to_channels
@@ -629,6 +630,12 @@ def test_benchmark_measures(small: tuple[Path, Path, Path]) -> None:
     assert found["pictures_per_s"] == pytest.approx(2000 / found["median_ms"])
 
 
+def test_peak_memory_is_in_millions_of_bytes() -> None:
+    peak = peak_memory()
+    assert peak is not None
+    assert runtime._peak_mb() == pytest.approx(peak / 1e6, rel=0.01)
+
+
 def test_benchmark_of_a_bundle(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (bundle / "encoder.fp16.onnx").write_bytes(b"cut short")
     main(["benchmark", str(bundle), "--batch", "1,3", "--seconds", "0.05"])
@@ -647,6 +654,14 @@ def test_benchmark_of_a_bundle(bundle: Path, capsys: pytest.CaptureFixture[str])
             assert row["status"] == "ok"
             assert 0 < row["median_ms"] <= row["p95_ms"]
     assert len((bundle / "benchmark.csv").read_text().splitlines()) == 7
+
+
+def test_a_batch_beyond_memory_is_a_row_that_says_so(bundle: Path) -> None:
+    (bundle / "encoder.fp16.onnx").unlink()
+    rows = benchmarking.benchmark(bundle, batches=[10**12], seconds=0)
+    told = {row["model"]: row["status"] for row in rows}
+    assert "allocate" in told["torch eager"]
+    assert "allocate" in told["encoder.onnx"]
 
 
 @pytest.mark.parametrize("file", ["benchmark.json", "benchmark.csv"])

@@ -180,12 +180,8 @@ def load_encoder(folder: str | Path) -> tuple[Encoder, dict[str, Any]]:
         UsageError: no encoder there, damaged, or of another format.
     """
     description = read_description(folder)
-    encoder = create_encoder(
-        description["name"], channels=description["channels"], stem=description["stem"],
-        levels=description.get("levels", 1), components=description.get("components", 0),
-        pooling=description.get("pooling", "mean"),
-        descriptors=description.get("descriptors", False),
-    )  # fmt: skip
+    channels, shape = description["channels"], layout(description)
+    encoder = create_encoder(description["name"], channels=channels, **shape)
     state = _read(Path(folder) / WEIGHTS)
     _refuse_misfit(state, encoder.state_dict(), f"{folder} does not fit {encoder.name}")
     encoder.load_state_dict(state)
@@ -195,6 +191,16 @@ def load_encoder(folder: str | Path) -> tuple[Encoder, dict[str, Any]]:
         how = "wait for it" if held else f"go on with: {resume_command(Path(folder))}"
         log.warning(f"{folder} {what}: its features are those of the last level only; {how}")
     return encoder.eval(), description
+
+
+def layout(description: Mapping[str, Any]) -> dict[str, Any]:
+    """How an encoder is built: what `create_encoder` takes beside its name and channels.
+
+    Of an encoder's description or a bundle's; what early ones do not tell is as it was for them.
+    """
+    early = {"levels": 1, "components": 0, "pooling": "mean", "descriptors": False}
+    told = {key: description.get(key, value) for key, value in early.items()}
+    return {"stem": description["stem"]} | told
 
 
 def random_like(
