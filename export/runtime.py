@@ -931,7 +931,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--variant", help="model file of the bundle (the engine, or encoder.onnx)")
     parser.add_argument("--device", default="auto", help="auto, tensorrt, cuda or cpu")
     parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0: all")
-    parser.add_argument("--batch", type=int, default=32, help="pictures read at a time")
+    parser.add_argument("--batch", type=int, default=32, help="pictures at a time, read or timed")
     parser.add_argument("--check", action="store_true", help="compare with training's features")
     parser.add_argument("--benchmark", action="store_true", help="latency on this machine")
     parser.add_argument("--seconds", type=float, default=2.0, help="that --benchmark takes")
@@ -949,6 +949,8 @@ def _main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--check and --benchmark write no --out")
     if given.out is not None and given.out.suffix not in (".npz", ".csv"):
         parser.error("give --out FILE.npz or --out FILE.csv")
+    if given.json and not given.benchmark:
+        parser.error("--json is of --benchmark only")
     if given.batch < 1:
         parser.error("--batch must be at least 1")
     if not 0 <= given.seconds < float("inf"):

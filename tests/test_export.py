@@ -589,6 +589,7 @@ def test_the_program_overwrites_nothing_but_its_out(
     ("arguments", "told"),
     [
         (["--check", "--out", "f.npz"], "--check and --benchmark write no --out"),
+        (["--check", "--json"], "--json is of --benchmark only"),
         (["--benchmark", "--seconds", "nan"], "--seconds must be 0 or more"),
         (["--benchmark", "--seconds", "-1"], "--seconds must be 0 or more"),
         (["--check", "--threads", "-1"], r"threads: got -1; give 0 \(all\) or more"),
