@@ -159,6 +159,12 @@ def trtexec(model: str, size: int, channels: int, batch: int = 8) -> str:
     )
 
 
+def _refuse_unwritable(path: Path) -> None:
+    """Now, not after the minutes that a build takes."""
+    if path.is_dir() or not os.access(str(path.parent), os.W_OK):
+        raise BuildError(f"{path} cannot be written; name a file in a folder that can")
+
+
 def _main() -> None:
     here = Path(__file__).resolve().parent
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -173,6 +179,9 @@ def _main() -> None:
         parser.error("--batch and --workspace must be at least 1")
     if not given.model.is_file():
         raise BuildError(f"no model at {given.model}")
+    for path in (given.out, given.timing_cache):
+        if path is not None:
+            _refuse_unwritable(path)
     trt = load_tensorrt()
     plan = build(
         given.model,

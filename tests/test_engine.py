@@ -248,6 +248,19 @@ def test_a_real_engine_without_a_gpu(
     assert "encoder.onnx on CPUExecutionProvider" in said.out
 
 
+@pytest.mark.parametrize("option", ["--out", "--timing-cache"])
+@pytest.mark.parametrize("place", ["no/file", "."])
+def test_a_place_that_cannot_be_written_is_told_before_the_build(
+    option: str, place: str, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build_engine, "load_tensorrt", lambda: pytest.fail("work has begun"))
+    path = bundle / place
+    arguments = ["build_engine.py", "--model", str(bundle / "encoder.onnx"), option, str(path)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(build_engine.BuildError, match=f"{path} cannot be written"):
+        build_engine._main()
+
+
 def test_no_engine_is_made_without_a_gpu(
     pictures: Path,
     tmp_path: Path,
