@@ -19,10 +19,11 @@ from rich.table import Table
 
 from tinyssl.console import log, progress
 from tinyssl.encoder import create_encoder
-from tinyssl.errors import JobError, UsageError
+from tinyssl.errors import JobError, UsageError, first_line
 from tinyssl.extras import EXPORT, need
 from tinyssl.files import write_text
 from tinyssl.machine import processor
+from tinyssl.weights import layout
 
 from .runtime import ENGINE, BundleError, latency, read_manifest
 
@@ -155,28 +156,25 @@ def _time_torch(
     manifest: dict[str, Any], batch: int, threads: int, seconds: float
 ) -> dict[str, Any]:
     """The same network with random weights: they take as long as any others."""
-    taken = manifest["input"]
-    encoder = create_encoder(
-        manifest["encoder"]["name"], channels=taken["channels"], stem=manifest["encoder"]["stem"],
-        levels=manifest["encoder"].get("levels", 1),
-        components=manifest["encoder"].get("components", 0),
-        pooling=manifest["encoder"].get("pooling", "mean"),
-        descriptors=manifest["encoder"].get("descriptors", False),
-    )  # fmt: skip
+    taken, told = manifest["input"], manifest["encoder"]
+    encoder = create_encoder(told["name"], channels=taken["channels"], **layout(told))
     from .graph import Deployed  # takes onnx, without which the verb is there all the same
 
-    deployed = Deployed(encoder, getattr(torch, taken["dtype"]), unit=True).eval()
+    row, dtype = {"model": "torch eager", "provider": "CPU"}, getattr(torch, taken["dtype"])
+    deployed = Deployed(encoder, dtype, unit=True).eval()
     shape = (batch, taken["size"], taken["size"], taken["channels"])
     own = torch.Generator().manual_seed(0)  # the caller's stays where it is
-    pictures = torch.randint(0, 256, shape, generator=own).to(getattr(torch, taken["dtype"]))
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
+        pictures = torch.randint(0, 256, shape, generator=own, dtype=torch.uint8).to(dtype)
         with torch.inference_mode():
             found = latency(lambda: deployed(pictures), batch, seconds)
+    except RuntimeError as error:  # no memory for such a batch
+        return row | {"status": first_line(error)}
     finally:
         torch.set_num_threads(before)
-    return {"model": "torch eager", "provider": "CPU", "status": "ok"} | found
+    return row | {"status": "ok"} | found
 
 
 def _csv(rows: Sequence[dict[str, Any]]) -> str:

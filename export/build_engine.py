@@ -140,6 +140,7 @@ def facts(plan: bytes, model: Path, batch: int, trt: Any) -> dict[str, Any]:
     """What the runtime must know of an engine before it loads it."""
     return {
         "model": model.name,
+        "model_sha256": hashlib.sha256(model.read_bytes()).hexdigest(),
         "package": trt.__name__,
         "version": trt.__version__,
         "batch": batch,
@@ -158,6 +159,12 @@ def trtexec(model: str, size: int, channels: int, batch: int = 8) -> str:
     )
 
 
+def _refuse_unwritable(path: Path) -> None:
+    """Now, not after the minutes that a build takes."""
+    if path.is_dir() or not os.access(str(path.parent), os.W_OK):
+        raise BuildError(f"{path} cannot be written; name a file in a folder that can")
+
+
 def _main() -> None:
     here = Path(__file__).resolve().parent
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -172,6 +179,9 @@ def _main() -> None:
         parser.error("--batch and --workspace must be at least 1")
     if not given.model.is_file():
         raise BuildError(f"no model at {given.model}")
+    for path in (given.out, given.timing_cache):
+        if path is not None:
+            _refuse_unwritable(path)
     trt = load_tensorrt()
     plan = build(
         given.model,
@@ -194,6 +204,9 @@ def main() -> None:
     except (BuildError, OSError) as error:
         print(f"build_engine: {error}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        print("build_engine: interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from tinyssl.console import log
 from tinyssl.errors import UsageError
 from tinyssl.files import sha256
 from tinyssl.opening import MAX_PIXELS
-from tinyssl.weights import WEIGHTS, load_encoder
+from tinyssl.weights import WEIGHTS, layout, load_encoder
 
 from .build_engine import trtexec
 from .bundle import BUILD_ENGINE, RUNTIME, refuse_if_used, write_bundle
@@ -32,8 +32,9 @@ from .int8 import MIN_CENTRED, STYLES
 from .mobile import MODEL as PTE
 from .mobile import need_executorch
 from .parity import Parity
+from .runtime import ENGINE
 from .samples import Reader, draw_samples, labeled_pictures
-from .variants import HALF, ONE_SIZE, TARGETS, TOLERANCES, Variant, Workshop
+from .variants import HALF, ONE_SIZE, TARGETS, TOLERANCES, Variant, Workshop, need_tensorrt
 
 _GOLDEN = 8
 _ORDER = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # of channels; Pillow's names
@@ -103,6 +104,8 @@ def export(
     encoder, description = load_encoder(run)
     dtype = np.dtype(description.get("dtype", "uint8"))
     _refuse_depth(target, dtype)
+    if ENGINE in TARGETS[target]:
+        need_tensorrt()  # now, not after the minutes that int8 takes
     classifier = load_classifier(run)
     reader = Reader(description, dtype)
     samples = draw_samples(reader, run, pictures, calibration, calibrate=_has_int8(target))
@@ -223,10 +226,7 @@ def _manifest(
     tools = ("torch", "onnx", "onnxscript", "onnxruntime", "pillow", "executorch")
     return {
         "tinyssl": __version__,
-        "encoder": {key: description[key] for key in ("name", "stem", "mean", "std")}
-        | {"levels": description.get("levels", 1), "components": description.get("components", 0)}
-        | {"pooling": description.get("pooling", "mean")}
-        | {"descriptors": description.get("descriptors", False)},
+        "encoder": {key: description[key] for key in ("name", "mean", "std")} | layout(description),
         "input": {
             "size": description["image_size"],
             "resize": description["resize"],

@@ -114,7 +114,7 @@ class Extractor:
     def _open(self, device: str, threads: int, required: bool) -> OnnxSession | EngineSession:
         if self.variant == ENGINE:
             try:
-                return EngineSession(*read_engine(self.bundle))
+                return EngineSession(*read_engine(self.bundle, self.manifest))
             except BundleError as error:
                 if required or device == "tensorrt":
                     raise
@@ -247,7 +247,9 @@ def read_manifest(bundle: Path) -> dict[str, Any]:
         raise BundleError(f"{bundle / MANIFEST} is damaged: {error}") from None
     found = manifest.get("format") if isinstance(manifest, dict) else None
     if found != FORMAT:
-        raise BundleError(f"{bundle} has bundle format {found}, this runtime reads {FORMAT}")
+        raise BundleError(
+            f"{bundle} has bundle format {found!r}, this runtime reads {FORMAT}; export it again"
+        )
     wrong = _nonsense(manifest)
     if wrong:
         raise BundleError(f"{bundle / MANIFEST} is damaged: {wrong}")
@@ -323,18 +325,25 @@ def verified(bundle: Path, manifest: dict[str, Any], name: str) -> bytes:
     return data
 
 
-def read_engine(bundle: Path) -> tuple[bytes, dict[str, Any]]:
-    """The engine that build_engine.py made here, and what it wrote of it."""
+def read_engine(bundle: Path, manifest: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
+    """The engine that build_engine.py made of this bundle, and what it wrote of it."""
     try:
         facts = json.loads((bundle / ENGINE_FACTS).read_text(encoding="utf-8"))
         data = (bundle / ENGINE).read_bytes()
-        checksum, _ = facts["sha256"], facts["model"]
+        checksum, model = facts["sha256"], str(facts["model"])
+        built_of = facts.get("model_sha256")
     except (OSError, ValueError, KeyError, TypeError):
         raise BundleError(
             f"{bundle} has no whole {ENGINE} with its {ENGINE_FACTS}; run build_engine.py here"
         ) from None
     if hashlib.sha256(data).hexdigest() != checksum:
         raise BundleError(f"{bundle / ENGINE} is damaged; run build_engine.py again")
+    # A new bundle copied over an old one leaves the old one's engine there.
+    listed = manifest["files"].get(model)
+    if listed and built_of not in (None, listed["sha256"]):
+        raise BundleError(
+            f"{bundle / ENGINE} was built of another {model}; run build_engine.py again"
+        )
     return data, facts
 
 
@@ -537,7 +546,8 @@ def decode(source: Picture, channels: int, max_pixels: int = MAX_PIXELS) -> Arra
     if isinstance(source, np.ndarray):
         known = source.dtype in (np.uint8, np.uint16) and source.ndim in (2, 3)
         if not known or 0 in source.shape:
-            raise Unreadable(f"{source.dtype} array of shape {source.shape}")
+            told = f"{source.dtype} array of shape {source.shape}"
+            raise Unreadable(f"{told}; wanted is uint8 or uint16, (h, w) or (h, w, c)")
         return source[..., None] if source.ndim == 2 else source
     try:
         if isinstance(source, Image.Image):
@@ -640,6 +650,9 @@ def _deep_colour(image: Image.Image) -> bool:
     if image.format == "TIFF":
         bits = image.tag_v2.get(0x0102, (8,))  # type: ignore[attr-defined]
         return len(bits) > 1 and max(bits) == 16
+    if image.format == "PPM" and image.mode == "RGB" and getattr(image, "tile", None):
+        decoder, _, _, arguments = image.tile[0]  # type: ignore[attr-defined]
+        return bool(decoder == "ppm" and arguments[1] > 255)
     return False
 
 
@@ -793,10 +806,10 @@ def _peak_mb() -> float | None:
     try:
         # Not getrusage: its peak counts the process that started this one too.
         status = Path("/proc/self/status").read_text(encoding="utf-8")
-    except OSError:
+        lines = dict(line.split(":", 1) for line in status.splitlines())
+        return int(lines["VmHWM"].split()[0]) * 1024 / 1e6
+    except (OSError, KeyError):
         return None
-    lines = dict(line.split(":", 1) for line in status.splitlines())
-    return int(lines["VmHWM"].split()[0]) / 1e3
 
 
 def _refuse_unwritable(out: Path, overwrite: bool) -> None:
@@ -918,7 +931,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--variant", help="model file of the bundle (the engine, or encoder.onnx)")
     parser.add_argument("--device", default="auto", help="auto, tensorrt, cuda or cpu")
     parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0: all")
-    parser.add_argument("--batch", type=int, default=32, help="pictures read at a time")
+    parser.add_argument("--batch", type=int, default=32, help="pictures at a time, read or timed")
     parser.add_argument("--check", action="store_true", help="compare with training's features")
     parser.add_argument("--benchmark", action="store_true", help="latency on this machine")
     parser.add_argument("--seconds", type=float, default=2.0, help="that --benchmark takes")
@@ -936,6 +949,8 @@ def _main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--check and --benchmark write no --out")
     if given.out is not None and given.out.suffix not in (".npz", ".csv"):
         parser.error("give --out FILE.npz or --out FILE.csv")
+    if given.json and not given.benchmark:
+        parser.error("--json is of --benchmark only")
     if given.batch < 1:
         parser.error("--batch must be at least 1")
     if not 0 <= given.seconds < float("inf"):
@@ -969,10 +984,18 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # classes have names of any script
     try:
-        sys.exit(_main())
-    except (BundleError, ImportError, OSError) as error:
-        print(f"runtime: {error}", file=sys.stderr)
-        sys.exit(2)
+        status = _main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 141
+    except KeyboardInterrupt:
+        print("runtime: interrupted", file=sys.stderr)
+        status = 130
+    except (BundleError, ImportError, MemoryError, OSError) as error:
+        print(f"runtime: {str(error) or 'not enough memory'}", file=sys.stderr)
+        status = 2
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from .int8 import MIN_CENTRED, STYLES, Calibration, Quantized, quantize_best
 from .mobile import MODEL as PTE
 from .mobile import pte_features, to_pte
 from .parity import Parity, compare
-from .runtime import ENGINE, ENGINE_FACTS, BundleError, EngineSession
+from .runtime import ENGINE, ENGINE_FACTS, BundleError, Cuda, EngineSession
 from .samples import Samples
 
 FLOAT, HALF, INT8, INT8_TRT = "encoder.onnx", "encoder.fp16.onnx", *STYLES
@@ -199,12 +199,21 @@ class Workshop:
                 model = Path(folder, HALF)
                 model.write_bytes(half)
                 plan = build(model, batch=ENGINE_BATCH, workspace=workspace, trt=trt)
-            told = engine_facts(plan, Path(HALF), ENGINE_BATCH, trt)
+                told = engine_facts(plan, model, ENGINE_BATCH, trt)
             found: Outputs = EngineSession(plan, told).run(self.samples.measured)
         except (BuildError, BundleError) as error:
             raise JobError(f"{error}; {_ON_DEVICE}") from None
         beside = {ENGINE_FACTS: json.dumps(told, indent=1).encode()}
         return self._variant(ENGINE, plan, found, beside=beside)
+
+
+def need_tensorrt() -> None:
+    """Raises JobError, which says what to do instead, where no TensorRT or no GPU can be used."""
+    try:
+        load_tensorrt()
+        Cuda()
+    except (BuildError, BundleError) as error:
+        raise JobError(f"{error}; {_ON_DEVICE}") from None
 
 
 @torch.inference_mode()

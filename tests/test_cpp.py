@@ -1,6 +1,7 @@
 """The C++ example: the same pixels as Pillow's, and the features of the bundle's runtime."""
 
 import csv
+import io
 import os
 import shutil
 import subprocess
@@ -160,6 +161,16 @@ def test_unreadable_pictures_are_told_and_passed_over(
     assert done.returncode == 1
     assert done.stderr.startswith(f"extract: {bad}: {told}")
     assert rows(done.stdout)[0] == [str(good)]
+
+
+@pytest.mark.parametrize("name", ["a,b", 'a"b', "a\rb", "a\nb"])
+def test_names_are_quoted_as_csv_wants_them(name: str, program: Path, tmp_path: Path) -> None:
+    path = tmp_path / f"{name}.pgm"
+    path.write_bytes(b"P5 1 1 255\n\x00")
+    command = [program, pixels_model(tmp_path / "pixels.onnx", 1, 1, "squash"), path]
+    done = subprocess.run(command, capture_output=True)
+    text = io.StringIO(done.stdout.decode(), newline="")
+    assert list(csv.reader(text)) == [["path", "feature0"], [str(path), "0"]]
 
 
 @pytest.mark.parametrize("case", ["no arguments", "no model", "16 bits", "no pictures"])

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-from tinyssl.export import build_engine, runtime
+from tinyssl.export import build_engine, exporting, runtime
 from tinyssl.export.exporting import export
 
 from tests.making import make_pictures, make_run
@@ -45,7 +45,7 @@ def bundle(exported: tuple[Path, Path], tmp_path: Path) -> Path:
 
 
 def write_engine(bundle: Path, plan: bytes, trt: Any) -> None:
-    told = build_engine.facts(plan, Path("encoder.onnx"), 3, trt)
+    told = build_engine.facts(plan, bundle / "encoder.onnx", 3, trt)
     (bundle / "encoder.engine").write_bytes(plan)
     (bundle / "encoder.engine.json").write_text(json.dumps(told))
 
@@ -185,6 +185,23 @@ def test_another_version_of_tensorrt(bundle: Path, stand_in: SimpleNamespace) ->
     assert line in extractor.passed_over
 
 
+def test_the_engine_of_an_earlier_bundle_is_passed_over(
+    bundle: Path, stand_in: SimpleNamespace, tmp_path: Path
+) -> None:
+    """As where a new bundle was copied over the one that the engine was built in."""
+    earlier = tmp_path / "earlier"
+    earlier.mkdir()
+    (earlier / "encoder.onnx").write_bytes(b"another encoder")
+    write_engine(earlier, (bundle / "encoder.onnx").read_bytes(), stand_in)
+    for name in ("encoder.engine", "encoder.engine.json"):
+        shutil.copy(earlier / name, bundle / name)
+    line = "was built of another encoder.onnx; run build_engine.py again"
+    assert line in told(bundle, device="tensorrt")
+    extractor = runtime.Extractor(bundle)
+    assert extractor.variant == "encoder.onnx"
+    assert line in extractor.passed_over
+
+
 @pytest.mark.parametrize(
     "damage", ["no engine", "no facts", "bad facts", "no model", "changed", "no package"]
 )
@@ -231,12 +248,29 @@ def test_a_real_engine_without_a_gpu(
     assert "encoder.onnx on CPUExecutionProvider" in said.out
 
 
+@pytest.mark.parametrize("option", ["--out", "--timing-cache"])
+@pytest.mark.parametrize("place", ["no/file", "."])
+def test_a_place_that_cannot_be_written_is_told_before_the_build(
+    option: str, place: str, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build_engine, "load_tensorrt", lambda: pytest.fail("work has begun"))
+    path = bundle / place
+    arguments = ["build_engine.py", "--model", str(bundle / "encoder.onnx"), option, str(path)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(build_engine.BuildError, match=f"{path} cannot be written"):
+        build_engine._main()
+
+
 def test_no_engine_is_made_without_a_gpu(
-    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    pictures: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if any(Path("/dev").glob("nvidia[0-9]*")):
         pytest.skip("there is a GPU here")
     run = make_run(tmp_path / "other", "resnet18", channels=1)
+    monkeypatch.setattr(exporting, "draw_samples", lambda *a, **k: pytest.fail("work has begun"))
     with pytest.raises(SystemExit) as stop:
         main(["export", str(run), "--target", "tensorrt", "--pictures", str(pictures)])
     assert stop.value.code == 1

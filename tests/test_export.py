@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from tinyssl.cli import main
 from tinyssl.config import Recipe
 from tinyssl.encoder import BACKBONES
 from tinyssl.errors import JobError, UsageError
+from tinyssl.machine import peak_memory
 from tinyssl.model import load
 from tinyssl.opening import Unreadable
 from tinyssl.picture import decode, resize, to_channels
@@ -303,6 +305,19 @@ def test_the_runtime_drops_no_samples_of_tiffs(
         np.testing.assert_array_equal(theirs, ours)
 
 
+@pytest.mark.parametrize(("largest", "deep"), [(255, False), (100, False), (1023, True)])
+def test_the_runtime_squashes_no_colour_ppms(largest: int, deep: bool, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, largest + 1, (6, 9, 3))
+    path = tmp_path / "a.ppm"
+    head = f"P6\n9 6\n{largest}\n".encode()
+    path.write_bytes(head + values.astype(">u2" if deep else np.uint8).tobytes())
+    if deep:
+        with pytest.raises(runtime.Unreadable, match="16 bits in each of several channels"):
+            runtime.decode(path, 3)
+    else:
+        np.testing.assert_array_equal(runtime.decode(path, 3), decode(path))
+
+
 @pytest.mark.parametrize("deflate", [False, True])
 def test_the_runtime_mixes_up_no_planes_of_gray_and_alpha(deflate: bool, tmp_path: Path) -> None:
     values = np.random.default_rng(0).integers(0, 256, (37, 61, 2), dtype=np.uint8)
@@ -458,6 +473,43 @@ def test_runtime_in_an_environment_of_its_own(
         np.testing.assert_allclose(written["features"], ours, atol=1e-5)
 
 
+def test_an_interrupted_program_says_so_in_one_line(
+    small: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    _, pictures, bundle = small
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    many = [scan([pictures])[0]] * 5000  # seconds of work
+    program = [sys.executable, bundle / "runtime.py", tmp_path / "broken.png", *many]
+    with subprocess.Popen(
+        [*program, "--out", tmp_path / "features.npz", "--batch", "1"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as running:  # fmt: skip
+        assert running.stderr is not None
+        assert "broken.png" in running.stderr.readline()
+        running.send_signal(signal.SIGINT)
+        assert running.communicate() == ("", "runtime: interrupted\n")
+    assert running.returncode == 130
+    assert [path.name for path in tmp_path.iterdir()] == ["broken.png"]
+
+
+def test_a_program_whose_reader_has_gone_ends_without_a_word(
+    small: tuple[Path, Path, Path],
+) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    program = [sys.executable, small[2] / "runtime.py", "--check", "--device", "cpu"]
+    done = subprocess.run(program, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_batch_beyond_memory_is_told_in_one_line(small: tuple[Path, Path, Path]) -> None:
+    done = run_program(small[2], "--benchmark", "--batch", 10**12)
+    assert done.returncode == 2
+    assert done.stderr.startswith("runtime: Unable to allocate")
+    assert len(done.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize("kind", ["npz", "csv"])
 def test_program_writes_good_pictures_and_tells_bad_ones(
     kind: str, small: tuple[Path, Path, Path], tmp_path: Path
@@ -537,6 +589,7 @@ def test_the_program_overwrites_nothing_but_its_out(
     ("arguments", "told"),
     [
         (["--check", "--out", "f.npz"], "--check and --benchmark write no --out"),
+        (["--check", "--json"], "--json is of --benchmark only"),
         (["--benchmark", "--seconds", "nan"], "--seconds must be 0 or more"),
         (["--benchmark", "--seconds", "-1"], "--seconds must be 0 or more"),
         (["--check", "--threads", "-1"], r"threads: got -1; give 0 \(all\) or more"),
@@ -578,6 +631,12 @@ def test_benchmark_measures(small: tuple[Path, Path, Path]) -> None:
     assert found["pictures_per_s"] == pytest.approx(2000 / found["median_ms"])
 
 
+def test_peak_memory_is_in_millions_of_bytes() -> None:
+    peak = peak_memory()
+    assert peak is not None
+    assert runtime._peak_mb() == pytest.approx(peak / 1e6, rel=0.01)
+
+
 def test_benchmark_of_a_bundle(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (bundle / "encoder.fp16.onnx").write_bytes(b"cut short")
     main(["benchmark", str(bundle), "--batch", "1,3", "--seconds", "0.05"])
@@ -596,6 +655,14 @@ def test_benchmark_of_a_bundle(bundle: Path, capsys: pytest.CaptureFixture[str])
             assert row["status"] == "ok"
             assert 0 < row["median_ms"] <= row["p95_ms"]
     assert len((bundle / "benchmark.csv").read_text().splitlines()) == 7
+
+
+def test_a_batch_beyond_memory_is_a_row_that_says_so(bundle: Path) -> None:
+    (bundle / "encoder.fp16.onnx").unlink()
+    rows = benchmarking.benchmark(bundle, batches=[10**12], seconds=0)
+    told = {row["model"]: row["status"] for row in rows}
+    assert "allocate" in told["torch eager"]
+    assert "allocate" in told["encoder.onnx"]
 
 
 @pytest.mark.parametrize("file", ["benchmark.json", "benchmark.csv"])

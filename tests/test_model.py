@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils import estimator_checks
 
 import tinyssl
-from tinyssl.data import load_pictures
+from tinyssl.data import load_pictures, read_picture
 from tinyssl.encoder import create_encoder, embed_pictures
 from tinyssl.errors import UsageError
 from tinyssl.model import load
@@ -71,6 +71,16 @@ def test_order_is_kept_with_mixed_depths(run: Path) -> None:
     model = load(run)
     found, expected = model.embed(mixed, raw=True), model.embed(list(gray), raw=True)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_depth_is_the_encoders_as_for_a_bundle(run: Path, tmp_path: Path) -> None:
+    deep = np.random.default_rng(0).integers(0, 65536, (60, 40), dtype=np.uint16)
+    Image.fromarray(deep).save(tmp_path / "a.png")
+    _, picture = read_picture(tmp_path / "a.png", 32, "crop", 3, np.uint8, Path.read_bytes)
+    model = load(run)
+    expected = embed_pictures(model.encoder, np.asarray(picture)[None])
+    for same in (tmp_path / "a.png", deep):
+        np.testing.assert_allclose(model.embed([same], raw=True), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -572,7 +572,10 @@ def predict(run: str, pictures: tuple[str, ...], out: str, device: str, overwrit
 @click.option("--labels", help="Class folders or CSV: int8 may lose 1 point of k-NN there.")
 @click.option("--raw-features", is_flag=True, help="Do not scale features to unit length.")
 @click.option("--any-size", is_flag=True, help="Leave height and width of the input open (onnx-*).")
-@click.option("--workspace", default=1024, show_default=True, help="MB, of --target tensorrt.")
+@click.option(
+    "--workspace", type=click.IntRange(1), default=1024, show_default=True,
+    help="MB, of --target tensorrt.",
+)  # fmt: skip
 @click.option("--force", is_flag=True, help="Write int8 even if it changes features too much.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier bundle in --out.")
 def export(run: str, **options: Any) -> None:

@@ -16,7 +16,7 @@ from tinyssl.encoder import Encoder, embed_pictures
 from tinyssl.errors import UsageError
 from tinyssl.neighbours import unit_rows
 from tinyssl.opening import Unreadable, reading
-from tinyssl.picture import decode, resize, to_channels
+from tinyssl.picture import decode, resize, to_channels, to_depth
 from tinyssl.weights import load_encoder
 
 Picture = str | os.PathLike[str] | Image.Image | NDArray[Any]
@@ -29,6 +29,7 @@ class Model:
         encoder: the torch module.
         description: as `weights.read_description` gives it.
         image_size: pixels a side that pictures are resized to.
+        dtype: uint8 or uint16, the depth that pictures are converted to.
         width: of the features.
     """
 
@@ -36,6 +37,7 @@ class Model:
         self.encoder = encoder
         self.description = description
         self.image_size = int(description["image_size"])
+        self.dtype = np.dtype(description["dtype"])
         self.width = encoder.width
         self.device = pick_device(device)
 
@@ -77,19 +79,11 @@ class Model:
             chunk = given[start : start + batch_size]
             with reading(self.description["max_pixels"]):
                 batch = [self._prepare(p, start + i) for i, p in enumerate(chunk)]
-            features[start : start + len(chunk)] = self._embed_mixed(batch)
+            found = embed_pictures(self.encoder, np.stack(batch), device=self.device)
+            features[start : start + len(chunk)] = found
             if progress is not None:
                 progress(len(chunk))
         return features if raw else unit_rows(features)
-
-    def _embed_mixed(self, batch: list[NDArray[Any]]) -> NDArray[np.float32]:
-        """Embeds pictures of 8 and 16 bits, each scaled by its own maximum."""
-        features = np.empty((len(batch), self.width), np.float32)
-        for dtype in {picture.dtype for picture in batch}:
-            rows = [i for i, picture in enumerate(batch) if picture.dtype == dtype]
-            stacked = np.stack([batch[i] for i in rows])
-            features[rows] = embed_pictures(self.encoder, stacked, device=self.device)
-        return features
 
     def _prepare(self, picture: Picture, number: int) -> NDArray[Any]:
         name = str(picture) if isinstance(picture, str | os.PathLike) else f"number {number}"
@@ -100,7 +94,7 @@ class Model:
                 array = decode(picture, self.encoder.channels)
             else:
                 array = _checked(picture)
-            array = to_channels(array, self.encoder.channels)
+            array = to_depth(to_channels(array, self.encoder.channels), self.dtype)
             return resize(array, self.image_size, self.description["resize"])
         except Unreadable as error:
             raise UsageError(f"picture {name} cannot be used: {error}") from None

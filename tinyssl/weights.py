@@ -186,11 +186,8 @@ def load_encoder(folder: str | Path) -> tuple[Encoder, dict[str, Any]]:
         UsageError: no encoder there, damaged, or of another format.
     """
     description = read_description(folder)
-    encoder = create_encoder(
-        description["name"], channels=description["channels"], stem=description["stem"],
-        levels=description["levels"], components=description["components"],
-        pooling=description["pooling"], descriptors=description["descriptors"],
-    )  # fmt: skip
+    channels, shape = description["channels"], layout(description)
+    encoder = create_encoder(description["name"], channels=channels, **shape)
     state = _read(Path(folder) / WEIGHTS)
     _refuse_misfit(state, encoder.state_dict(), f"{folder} does not fit {encoder.name}")
     encoder.load_state_dict(state)
@@ -200,6 +197,15 @@ def load_encoder(folder: str | Path) -> tuple[Encoder, dict[str, Any]]:
         how = "wait for it" if held else f"go on with: {resume_command(Path(folder))}"
         log.warning(f"{folder} {what}: its features are those of the last level only; {how}")
     return encoder.eval(), description
+
+
+def layout(description: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `create_encoder` besides name and channels, for the encoder described.
+
+    `description` is of an encoder or of a bundle, whose older manifests lack some keys.
+    """
+    keys = ("stem", "levels", "components", "pooling", "descriptors")
+    return {key: {**_DEFAULTS, **description}[key] for key in keys}
 
 
 def random_like(

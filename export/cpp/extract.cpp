@@ -266,7 +266,7 @@ std::vector<fs::path> find_pictures(const fs::path& place) {
 
 // As CSV wants it: in quotes, and quotes doubled, where it holds what would end a field.
 std::string quoted(const std::string& text) {
-  if (text.find_first_of(",\"\n") == std::string::npos) return text;
+  if (text.find_first_of(",\"\r\n") == std::string::npos) return text;
   std::string made = "\"";
   for (const char letter : text) made += letter == '"' ? "\"\"" : std::string(1, letter);
   return made + '"';
