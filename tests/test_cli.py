@@ -37,6 +37,10 @@ def test_every_verb_has_help_with_an_example(verb: str, capsys: pytest.CaptureFi
     assert max(map(len, out.splitlines())) <= 80
 
 
+def test_nothing_given_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys) == run(capsys, "--help")
+
+
 def test_whole_way_from_pictures_to_table(
     capsys: pytest.CaptureFixture[str],
     picture_folder: Folder,

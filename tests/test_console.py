@@ -47,6 +47,14 @@ def test_what_takes_no_time_says_nothing(caplog: pytest.LogCaptureFixture) -> No
     assert not caplog.records
 
 
+def test_tables_keep_all_their_columns_where_the_terminal_is_narrow(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    console.print_result("x" * 75)
+    assert capsys.readouterr().out == "x" * 75 + "\n"
+
+
 @pytest.mark.parametrize(("rate", "text"), [(12345.6, "12,346"), (10, "10"), (0.123, "0.12")])
 def test_rates_are_short(rate: float, text: str) -> None:
     assert console._short(rate) == text

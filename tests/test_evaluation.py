@@ -297,6 +297,15 @@ def test_pictures_that_were_pretrained_on_are_counted(
         assert (lines in shown(result)) == (seen is not None)
 
 
+def test_a_baseline_that_is_not_there_is_told_before_any_is_judged(
+    run: Path, picture_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tinyssl.evaluation.embedders", lambda *_: pytest.fail("began to judge"))
+    labels = labels_csv(tmp_path / "labels.csv", picture_folder(per_class=12))
+    with pytest.raises(UsageError, match=r"no weights at .*/gone; give a file or a run folder"):
+        evaluate(run, labels=labels, baselines=tmp_path / "gone")
+
+
 def test_a_baseline_takes_no_other_row(
     run: Path, picture_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -110,6 +110,8 @@ def test_a_list_with_notes_is_not_ours_to_replace(tmp_path: Path) -> None:
     refuse_other_table(path, columns)
     write_text(path, csv_text([columns, (1, "a.png")]))
     refuse_other_table(path, columns)
+    path.write_text("group,path\n1,a.png\n", encoding="utf-8-sig")  # saved by a spreadsheet
+    refuse_other_table(path, ("other",), columns)
     for first in ("group,path,keep", "my notes", ""):
         path.write_text(f"{first}\n1,a.png,yes\n")
         with pytest.raises(UsageError, match=r"would be lost: its first line is not group,path;"):

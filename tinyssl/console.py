@@ -69,7 +69,8 @@ def silence() -> Iterator[None]:
 def print_result(result: object) -> None:
     """Prints a table or a text to standard output, at least 80 columns wide."""
     console = Console(highlight=False)
-    console.print(result, markup=False, width=max(80, console.width))
+    console.width = max(80, console.width)  # print's own width cannot be more than this
+    console.print(result, markup=False)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Files that are either whole or not there."""
 
+import codecs
 import csv
 import errno
 import hashlib
@@ -208,18 +209,19 @@ def refuse_unmarked(path: Path, mark: bytes) -> Path:
     return path
 
 
-def refuse_other_table(path: Path, columns: Sequence[str]) -> None:
-    """Raises UsageError where a file is there that is no CSV of just these columns.
+def refuse_other_table(path: Path, *tables: Sequence[str]) -> None:
+    """Raises UsageError where a file is there that is no CSV of just the columns of one of these.
 
     One that has more of them is a list of ours in which someone has made notes.
     """
     if not path.exists() or path.stat().st_size == 0:
         return
     with path.open("rb") as file:
-        first = file.readline(1 << 16).strip()
-    if first != ",".join(columns).encode():
+        first = file.readline(1 << 16).strip().removeprefix(codecs.BOM_UTF8)  # of a spreadsheet
+    ours = [",".join(columns) for columns in tables]
+    if first not in map(str.encode, ours):
         raise UsageError(
-            f"{path} is there and would be lost: its first line is not {','.join(columns)}; "
+            f"{path} is there and would be lost: its first line is not {' or '.join(ours)}; "
             "move it, or name another file"
         )
 

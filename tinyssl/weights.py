@@ -32,6 +32,18 @@ _LEVELS = ("centre", "scale", "projection")  # an encoder's, not its backbone's
 _HEADS = ("classifier.", "fc.", "head.", "head_drop.")
 
 
+def weights_file(path: str | Path) -> Path:
+    """The file of weights that a run folder holds, or the file itself.
+
+    Raises:
+        UsageError: it is not there.
+    """
+    file = Path(path) / WEIGHTS if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise UsageError(f"no weights at {file}; give a file or a run folder")
+    return file
+
+
 def load_weights(encoder: Encoder, path: str | Path) -> str:
     """Takes weights for the backbone from a file or an earlier run; all fit or none is taken.
 
@@ -50,7 +62,7 @@ def load_weights(encoder: Encoder, path: str | Path) -> str:
             finite, is of another network or stem, or does not fit: then the first keys that
             differ are named.
     """
-    source = Path(path) / WEIGHTS if Path(path).is_dir() else Path(path)
+    source = weights_file(path)
     if source.name == WEIGHTS:
         _refuse_other_network(source.with_name(DESCRIPTION), encoder, path)
     state = _unwrap(_read(source))
@@ -186,7 +198,7 @@ def load_encoder(folder: str | Path) -> tuple[Encoder, dict[str, Any]]:
         pooling=description.get("pooling", "mean"),
         descriptors=description.get("descriptors", False),
     )  # fmt: skip
-    state = _read(Path(folder) / WEIGHTS)
+    state = _read(weights_file(folder))
     _refuse_misfit(state, encoder.state_dict(), f"{folder} does not fit {encoder.name}")
     encoder.load_state_dict(state)
     if not description.get("finished", True):
@@ -288,8 +300,6 @@ def _numbers(value: Any, count: Any, above: float) -> bool:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UsageError(f"no weights at {path}; give a file or a run folder")
     if path.suffix == ".safetensors":
         try:
             return dict(load_file(path))
