@@ -67,6 +67,26 @@ def test_whole_way_from_pictures_to_table(
     assert json.loads((out / "eval.json").read_text())["classes"] == ["bright", "dark"]
 
 
+def test_what_was_held_out_is_what_to_judge_by(
+    capsys: pytest.CaptureFixture[str],
+    picture_folder: Folder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whether it was given as an option or a setting, or earlier."""
+    data, out = picture_folder(per_class=8), tmp_path / "run"
+    monkeypatch.chdir(tmp_path)
+    pictures = sorted(data.rglob("*.png"))
+    rows = [f"{p},{p.parent.name},{('test', 'train')[n % 4 > 0]}" for n, p in enumerate(pictures)]
+    (tmp_path / "my labels.csv").write_text("path,label,split\n" + "\n".join(rows))
+    held = "data.holdout=my labels.csv"
+    given = [data, "--out", out, "--epochs", 1, "--batch-size", 8, *TINY, held]
+    for arguments in (given, ["--resume", "--out", out]):
+        status, told, _ = run(capsys, "pretrain", *arguments)
+        assert status == 0
+        assert f"tinyssl eval {out} --labels 'my labels.csv'" in told
+
+
 def test_few_labels_to_predictions(
     capsys: pytest.CaptureFixture[str], picture_folder: Folder, tmp_path: Path
 ) -> None:
