@@ -170,13 +170,15 @@ def writable(target: Path, ending: str = "", inputs: Iterable[str | Path] = ()) 
         inputs: files that are read and must stay.
 
     Raises:
-        UsageError: it is a folder, a device or an input, no folder is there to hold it, or a file
-            of another ending is there.
+        UsageError: it is a folder, a device or an input, no folder that can be written to is there
+            to hold it, or a file of another ending is there.
     """
     if target.is_dir():
         raise UsageError(f"{target} is a folder; name a file in it")
     if not target.parent.is_dir():
         raise UsageError(f"{target}: there is no folder {target.parent}")
+    if not os.access(target.parent, os.W_OK):
+        raise UsageError(f"{target}: no file can be written to that folder; name another one")
     if not target.exists():
         return target
     if not target.is_file():
