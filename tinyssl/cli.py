@@ -222,14 +222,14 @@ def pretrain(
     tinyssl pretrain cells/ --holdout labels.csv
     tinyssl pretrain --resume --out runs/mine
     """
-    from tinyssl.config import recipe_values
+    from tinyssl.own_pictures import holdout_of
     from tinyssl.pretraining import pretrain as run
 
     data, overrides = _split_arguments(arguments)
     given = {name: value for name, value in options.items() if value is not None}
     path = run(data, recipe, out, overrides=overrides, resume=resume, overwrite=overwrite, **given)
     if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
-        labels = _from_here(recipe_values(path)["data"].get("holdout") or "labels.csv")
+        labels = _from_here(holdout_of(path) or "labels.csv")
         click.echo(f"next: tinyssl eval {_typed(path)} --labels {_typed(labels)}")
 
 
