@@ -37,6 +37,10 @@ def test_every_verb_has_help_with_an_example(verb: str, capsys: pytest.CaptureFi
     assert max(map(len, out.splitlines())) <= 80
 
 
+def test_nothing_given_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys) == run(capsys, "--help")
+
+
 def test_whole_way_from_pictures_to_table(
     capsys: pytest.CaptureFixture[str],
     picture_folder: Folder,
@@ -61,6 +65,26 @@ def test_whole_way_from_pictures_to_table(
         assert row in table
     assert max(map(len, table.splitlines())) <= 80
     assert json.loads((out / "eval.json").read_text())["classes"] == ["bright", "dark"]
+
+
+def test_what_was_held_out_is_what_to_judge_by(
+    capsys: pytest.CaptureFixture[str],
+    picture_folder: Folder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whether it was given as an option or a setting, or earlier."""
+    data, out = picture_folder(per_class=8), tmp_path / "run"
+    monkeypatch.chdir(tmp_path)
+    pictures = sorted(data.rglob("*.png"))
+    rows = [f"{p},{p.parent.name},{('test', 'train')[n % 4 > 0]}" for n, p in enumerate(pictures)]
+    (tmp_path / "my labels.csv").write_text("path,label,split\n" + "\n".join(rows))
+    held = "data.holdout=my labels.csv"
+    given = [data, "--out", out, "--epochs", 1, "--batch-size", 8, *TINY, held]
+    for arguments in (given, ["--resume", "--out", out]):
+        status, told, _ = run(capsys, "pretrain", *arguments)
+        assert status == 0
+        assert f"tinyssl eval {out} --labels 'my labels.csv'" in told
 
 
 def test_few_labels_to_predictions(

@@ -1,11 +1,13 @@
 """Progress without a terminal: plain lines, not too many, and none that nobody asked for."""
 
+import io
 import logging
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from tinyssl import console
 from tinyssl.run_folder import RunFolder
@@ -45,6 +47,22 @@ def test_what_takes_no_time_says_nothing(caplog: pytest.LogCaptureFixture) -> No
     with caplog.at_level(logging.INFO, "tinyssl"), console.progress("reading", 10) as advance:
         advance(10)
     assert not caplog.records
+
+
+def test_tables_keep_all_their_columns_where_the_terminal_is_narrow(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    console.print_result("x" * 75)
+    assert capsys.readouterr().out == "x" * 75 + "\n"
+
+
+def test_a_bar_is_one_line_where_the_terminal_is_narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    narrow = Console(width=60, file=io.StringIO(), force_terminal=True)
+    monkeypatch.setattr(console, "_CONSOLE", narrow)
+    bar = console._bar("pictures")
+    bar.add_task("training", total=13192, completed=1083)
+    assert len(narrow.render_lines(bar.get_renderable())) == 1
 
 
 @pytest.mark.parametrize(("rate", "text"), [(12345.6, "12,346"), (10, "10"), (0.123, "0.12")])

@@ -13,9 +13,9 @@ import pytest
 from rich.console import Console
 
 from tinyssl.encoder import create_encoder, widen
-from tinyssl.errors import UsageError
+from tinyssl.errors import JobError, UsageError
 from tinyssl.evaluation import evaluate, table
-from tinyssl.judged_encoders import some
+from tinyssl.judged_encoders import embedders, some
 from tinyssl.recipe_files import recipe_text
 from tinyssl.reporting.run_facts import read_run
 from tinyssl.reporting.verdict import judged
@@ -229,7 +229,7 @@ def test_table_shows_every_row_in_80_columns(
     for name, scores in result["encoders"].items():
         (line,) = [line for line in lines if line.startswith(name)]
         assert f"{100 * scores['knn']['balanced_accuracy']:.1f}" in line
-    assert any("2 classes, 18 training and 6 test pictures (3 to 3 a class)" in x for x in lines)
+    assert any("2 classes, 18 training and 6 test pictures (3 a class)" in x for x in lines)
 
 
 @pytest.mark.parametrize("case", ["draws", "both", "neither", "unreadable", "unseen", "one class"])
@@ -295,6 +295,30 @@ def test_pictures_that_were_pretrained_on_are_counted(
         assert result.get("pretrained_on") == seen
         lines = f"{seen} test pictures were pretrained on, without their labels."
         assert (lines in shown(result)) == (seen is not None)
+
+
+def test_a_run_that_goes_on_meanwhile_has_no_figures(
+    run: Path, picture_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def meanwhile(*given: Any) -> Any:
+        yield from embedders(*given)
+        other = create_encoder("mobilenetv3-small", seed=6)
+        save_encoder(other, run, image_size=32, resize="crop")
+
+    monkeypatch.setattr("tinyssl.evaluation.embedders", meanwhile)
+    labels = labels_csv(tmp_path / "labels.csv", picture_folder(per_class=12))
+    with pytest.raises(JobError, match="changed while it was judged; judge it again when"):
+        evaluate(run, labels=labels)
+    assert not (run / "eval.json").exists()
+
+
+def test_a_baseline_that_is_not_there_is_told_before_any_is_judged(
+    run: Path, picture_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tinyssl.evaluation.embedders", lambda *_: pytest.fail("began to judge"))
+    labels = labels_csv(tmp_path / "labels.csv", picture_folder(per_class=12))
+    with pytest.raises(UsageError, match=r"no weights at .*/gone; give a file or a run folder"):
+        evaluate(run, labels=labels, baselines=tmp_path / "gone")
 
 
 def test_a_baseline_takes_no_other_row(

@@ -105,11 +105,21 @@ def test_what_may_be_replaced(tmp_path: Path) -> None:
     assert stat.S_ISFIFO((tmp_path / "pipe.html").stat().st_mode)
 
 
+def test_a_folder_that_takes_no_files_is_told_before_the_work(tmp_path: Path) -> None:
+    tmp_path.chmod(0o555)
+    if os.access(tmp_path, os.W_OK):
+        pytest.skip("root writes everywhere")
+    with pytest.raises(UsageError, match="no file can be written to that folder"):
+        writable(tmp_path / "eval.json", ".json")
+
+
 def test_a_list_with_notes_is_not_ours_to_replace(tmp_path: Path) -> None:
     path, columns = tmp_path / "list.csv", ("group", "path")
     refuse_other_table(path, columns)
     write_text(path, csv_text([columns, (1, "a.png")]))
     refuse_other_table(path, columns)
+    path.write_text("group,path\n1,a.png\n", encoding="utf-8-sig")  # saved by a spreadsheet
+    refuse_other_table(path, ("other",), columns)
     for first in ("group,path,keep", "my notes", ""):
         path.write_text(f"{first}\n1,a.png,yes\n")
         with pytest.raises(UsageError, match=r"would be lost: its first line is not group,path;"):

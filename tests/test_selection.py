@@ -209,6 +209,11 @@ def test_labels_are_not_overwritten(run: Path, picture_folder: Folder, tmp_path:
     assert len(select(run, data, 3, out, overwrite=True).paths) == 3
     with pytest.raises(UsageError, match="is read here and would be lost"):
         select(run, out, 1, out, overwrite=True)
+    own = tmp_path / "labels.csv"
+    own.write_text("path,label,split\n")
+    with pytest.raises(UsageError, match="would be lost: its first line is not path,label,order"):
+        select(run, data, 3, own, overwrite=True)
+    assert own.read_text() == "path,label,split\n"
     select(run, data, 2, data / "b.csv")
     assert len(select(run, data, 3, data / "b.csv", overwrite=True).paths) == 3
     sheet = data / "a.png"

@@ -48,7 +48,7 @@ def cli(debug: bool) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: runs a verb and turns errors into one line and an exit status."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     _log_to_stderr()
     _wait_politely()
     try:
@@ -229,14 +229,15 @@ def pretrain(
     tinyssl pretrain cells/ --holdout labels.csv
     tinyssl pretrain --resume --out runs/mine
     """
+    from tinyssl.own_pictures import holdout_of
     from tinyssl.pretraining import pretrain as run
 
     data, overrides = _split_arguments(arguments)
     path = run(
         data, recipe, out, overrides=overrides, resume=resume, overwrite=overwrite, **options
     )
-    labels = options["holdout"] or "labels.csv"
     if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
+        labels = _from_here(holdout_of(path) or "labels.csv")
         click.echo(f"next: tinyssl eval {_typed(path)} --labels {_typed(labels)}")
 
 

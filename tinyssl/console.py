@@ -24,7 +24,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from tinyssl.lines import as_shown
@@ -71,7 +71,8 @@ def silence() -> Iterator[None]:
 def print_result(result: object) -> None:
     """Prints a table or a text to standard output, at least 80 columns wide."""
     console = Console(highlight=False)
-    console.print(result, markup=False, width=max(80, console.width))
+    console.width = max(80, console.width)  # print's own width cannot be more than this
+    console.print(result, markup=False)
 
 
 def score_table(title: str, columns: Sequence[str]) -> Table:
@@ -124,7 +125,7 @@ def _bar(unit: str) -> Progress:
 
 class _Rate(ProgressColumn):
     def __init__(self, unit: str) -> None:
-        super().__init__()
+        super().__init__(Column(no_wrap=True))
         self.unit = unit
 
     def render(self, task: Task) -> Text:

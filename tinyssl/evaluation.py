@@ -17,7 +17,7 @@ from tinyssl.build import augment_of_run
 from tinyssl.classifier import load_classifier
 from tinyssl.console import log, progress, score_table
 from tinyssl.curve_plot import plot_curve
-from tinyssl.errors import UsageError
+from tinyssl.errors import JobError, UsageError
 from tinyssl.files import (
     LARGEST_RESULT,
     as_list,
@@ -86,6 +86,7 @@ def evaluate(
     Raises:
         UsageError: no encoder at `run`, labels that do not fit, fewer than 10 draws, an impossible
             curve, or no folder for `out`.
+        JobError: the run's weights changed meanwhile.
     """
     _refuse(draws, curve)
     description = read_description(run)
@@ -108,6 +109,7 @@ def evaluate(
             found = _judge(features, split, draws, seed)
             result["encoders"][name] = found | _viewed(embed, array, split, augment, seed)
             advance(1)
+    _refuse_changed(run, result["weights"])
     tested = {digest for digest, test in zip(pictures.hashes, split.test, strict=True) if test}
     _tell_taught(result["encoders"], judged, tested)
     result |= _own_classifier(run, split, tested, features)
@@ -156,6 +158,12 @@ def _refuse(draws: int, curve: CurveWishes | None) -> None:
         raise UsageError(f"draws: got {draws}; at least 10 are needed for an interval")
     if curve is not None:
         curve.check()
+
+
+def _refuse_changed(run: str | Path, weights: str) -> None:
+    """Raises JobError where a run that goes on meanwhile has left other weights."""
+    if sha256(Path(run) / WEIGHTS) != weights:
+        raise JobError(f"{run} changed while it was judged; judge it again when its run is done")
 
 
 def _header(
@@ -251,9 +259,10 @@ def table(result: dict[str, Any], title: str = "Balanced accuracy, %") -> Table:
 def _notes(result: dict[str, Any], counts: NDArray[Any], draws: int) -> list[str]:
     """Notes on the figures; `counts` are the test pictures of each class."""
     encoders = result["encoders"]
+    per_class = " to ".join(dict.fromkeys([f"{counts.min():,}", f"{counts.max():,}"]))
     notes = [
         f"{len(result['classes'])} classes, {result['train']:,} training and {result['test']:,} "
-        f"test pictures ({counts.min():,} to {counts.max():,} a class).",
+        f"test pictures ({per_class} a class).",
         f"Shots: mean of {draws} draws, seed {result['seed']}; ± 95 %, of draws and pictures.",
     ]
     if result["fewest"] < max(SHOTS):

@@ -1,5 +1,6 @@
 """Atomic writing, limited reading, and checks of paths."""
 
+import codecs
 import csv
 import errno
 import hashlib
@@ -170,13 +171,15 @@ def writable(target: Path, ending: str = "", inputs: Iterable[str | Path] = ()) 
         inputs: files that are read and must not be replaced.
 
     Raises:
-        UsageError: it is a folder, a device or an input, its folder does not exist, or a file
-            with another ending is there.
+        UsageError: it is a folder, a device or an input, its folder does not exist or cannot be
+            written to, or a file with another ending is there.
     """
     if target.is_dir():
         raise UsageError(f"{target} is a folder; name a file in it")
     if not target.parent.is_dir():
         raise UsageError(f"{target}: there is no folder {target.parent}")
+    if not os.access(target.parent, os.W_OK):
+        raise UsageError(f"{target}: no file can be written to that folder; name another one")
     if not target.exists():
         return target
     if not target.is_file():
@@ -209,18 +212,19 @@ def refuse_unmarked(path: Path, mark: bytes) -> Path:
     return path
 
 
-def refuse_other_table(path: Path, columns: Sequence[str]) -> None:
-    """Raises UsageError if a file is there that is not a CSV with exactly these columns.
+def refuse_other_table(path: Path, *tables: Sequence[str]) -> None:
+    """Raises UsageError if a file is there that is no CSV with the columns of one of `tables`.
 
     A list with further columns may contain a user's notes.
     """
     if not path.exists() or path.stat().st_size == 0:
         return
     with path.open("rb") as file:
-        first = file.readline(1 << 16).strip()
-    if first != ",".join(columns).encode():
+        first = file.readline(1 << 16).strip().removeprefix(codecs.BOM_UTF8)  # of a spreadsheet
+    ours = [",".join(columns) for columns in tables]
+    if first not in map(str.encode, ours):
         raise UsageError(
-            f"{path} is there and would be lost: its first line is not {','.join(columns)}; "
+            f"{path} is there and would be lost: its first line is not {' or '.join(ours)}; "
             "move it, or name another file"
         )
 

@@ -22,7 +22,14 @@ from tinyssl.labeled import shaped_by
 from tinyssl.labeled_split import LabeledSplit, split_pictures
 from tinyssl.rows import spaced_rows
 from tinyssl.scoring import pixel_features
-from tinyssl.weights import WEIGHTS, load_encoder, load_weights, random_like, widen_like
+from tinyssl.weights import (
+    WEIGHTS,
+    load_encoder,
+    load_weights,
+    random_like,
+    weights_file,
+    widen_like,
+)
 
 FLOORS = ("raw pixels", "descriptors")  # rows that need no network
 START = "start, frozen"
@@ -62,6 +69,9 @@ def contenders(
         baselines: run folders, or weights of the same network.
         seed: of the random weights if the run has none.
         unchanged: the run has the weights of its start, which then gets no row of its own.
+
+    Raises:
+        UsageError: a baseline is not there.
     """
     init = description["init"]
     given = description | {"seed": description.get("seed", seed)}
@@ -74,6 +84,7 @@ def contenders(
     for path in map(Path, baselines):
         taken = {*FLOORS, own, *(contender.name for contender in found)}
         whole = path.absolute()  # else a folder called `pretrained` would be the hub's weights
+        weights_file(whole)  # told now, not after all others were judged
         names = (with_name(path).name, str(path), str(whole), "")
         name = next(name for name in names if name not in taken)
         if name:  # else it was given before

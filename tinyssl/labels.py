@@ -148,7 +148,9 @@ def from_csv(path: str | Path) -> LabeledPaths:
     _warn_of_alike(labels)
     splits = [split for _, split in seen.values()]
     if not labels:
-        raise UsageError(f"{path} labels no picture ({unlabeled} rows have an empty label)")
+        raise UsageError(
+            f"{path} labels no picture ({unlabeled} rows have an empty label); fill in the labels"
+        )
     if any(splits) and not all(splits):
         raise UsageError(f"{path}: {splits.count('')} rows have no split; give all or none")
     return LabeledPaths(list(seen), labels, splits if any(splits) else None, unlabeled, repeated)
@@ -260,7 +262,7 @@ def _note(
 
 
 def _tell_missing(missing: Sequence[str], bases: Sequence[Path]) -> str:
-    looked = " and ".join(str(base) for base in bases)
+    looked = " and ".join(dict.fromkeys(map(str, bases)))
     more = f"; {len(missing)} labeled pictures are missing in all" if len(missing) > 1 else ""
     return f"{missing[0]} (looked in {looked}){more}"
 

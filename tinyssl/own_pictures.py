@@ -30,6 +30,12 @@ def own_pictures(run: str | Path) -> list[Path]:
     return without(found, scan([Path(run) / HELD_OUT]))  # the labels may have changed since
 
 
+def holdout_of(run: str | Path) -> str | None:
+    """The labels whose test pictures a run of pretraining left out, None if it left out none."""
+    labels: str | None = recipe_values(run)["data"].get("holdout")
+    return labels
+
+
 def without(found: Sequence[Path], left_out: Iterable[Path]) -> list[Path]:
     """The files found that are not left out, with links resolved."""
     real = {os.path.realpath(path) for path in left_out}

@@ -17,7 +17,14 @@ from tinyssl.embedding import embed_paths
 from tinyssl.errors import JobError, UsageError
 from tinyssl.extraction import Extractor, open_extractor
 from tinyssl.feature_file import Features
-from tinyssl.files import as_list, atomic, csv_text, refuse_input, write_text
+from tinyssl.files import (
+    as_list,
+    atomic,
+    csv_text,
+    refuse_input,
+    refuse_other_table,
+    write_text,
+)
 from tinyssl.grid import contact_sheet
 from tinyssl.labels import LabeledPaths, from_csv
 from tinyssl.opening import reading
@@ -26,6 +33,7 @@ from tinyssl.scanning import scan
 
 _SHOWN = 400  # pictures on a contact sheet; more would not be looked at
 _THUMBNAIL = 112
+_COLUMNS = ["path", "label", "order"]
 
 
 @dataclass(frozen=True)
@@ -71,7 +79,7 @@ def select(
         seed: of all random choices.
         workers: threads that decode; 0 is one a CPU core.
         device: auto, cpu, cuda or cuda:N.
-        overwrite: replace `out`, and features that do not fit.
+        overwrite: replace an earlier list in `out`, and features that do not fit.
 
     Raises:
         UsageError: fewer pictures than the budget or none without a label, an unknown method, no
@@ -127,6 +135,7 @@ def _refuse(target: Path, sheet: Path, method: str, budget: int, overwrite: bool
             raise UsageError(
                 f"{path} exists, maybe with labels in it; name another --out, or give --overwrite"
             )
+    refuse_other_table(target, _COLUMNS, [*_COLUMNS, "split"])
 
 
 def _refuse_copies(folder: Path, sources: Iterable[str | Path]) -> Path:
@@ -208,7 +217,7 @@ def _write(
 
 
 def _csv(names: Sequence[str], earlier: LabeledPaths | None) -> str:
-    header, rows = ["path", "label", "order"], [[n, "", i] for i, n in enumerate(names, 1)]
+    header, rows = list(_COLUMNS), [[n, "", i] for i, n in enumerate(names, 1)]
     if earlier is not None:
         rows += [[str(p), n, ""] for p, n in zip(earlier.paths, earlier.labels, strict=True)]
         if earlier.splits is not None:  # or test pictures would become training pictures

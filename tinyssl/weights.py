@@ -38,6 +38,18 @@ _DEFAULTS: Mapping[str, Any] = {
 }  # fmt: skip
 
 
+def weights_file(path: str | Path) -> Path:
+    """The file of weights that a run folder holds, or the file itself.
+
+    Raises:
+        UsageError: it is not there.
+    """
+    file = Path(path) / WEIGHTS if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise UsageError(f"no weights at {file}; give a file or a run folder")
+    return file
+
+
 def load_weights(encoder: Encoder, path: str | Path) -> str:
     """Loads weights of the backbone from a file or an earlier run; all must fit.
 
@@ -56,7 +68,7 @@ def load_weights(encoder: Encoder, path: str | Path) -> str:
             not finite, is of another network or stem, or does not fit, in which case the first
             keys that differ are named.
     """
-    source = Path(path) / WEIGHTS if Path(path).is_dir() else Path(path)
+    source = weights_file(path)
     if source.name == WEIGHTS:
         _refuse_other_network(source.with_name(DESCRIPTION), encoder, path)
     state = _unwrap(_read(source))
@@ -188,7 +200,7 @@ def load_encoder(folder: str | Path) -> tuple[Encoder, dict[str, Any]]:
     description = read_description(folder)
     channels, shape = description["channels"], layout(description)
     encoder = create_encoder(description["name"], channels=channels, **shape)
-    state = _read(Path(folder) / WEIGHTS)
+    state = _read(weights_file(folder))
     _refuse_misfit(state, encoder.state_dict(), f"{folder} does not fit {encoder.name}")
     encoder.load_state_dict(state)
     if not description["finished"]:
@@ -311,8 +323,6 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UsageError(f"no weights at {path}; give a file or a run folder")
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     loaded = read_tensors(path)
