@@ -11,6 +11,17 @@ from tests.benchmarks.quality.criterion import all_correlations
 from tinyssl.errors import UsageError
 
 RESULTS = Path(__file__).parent / "benchmarks" / "results"
+README = Path(__file__).parent.parent / "README.md"
+# Rows of the README's table of what recipes are worth: the files' recipe, the encoder's name there.
+WORTH = {
+    "raw pixels": ("mobilenetv3-small", "raw pixels"),
+    "descriptors": ("mobilenetv3-small", "descriptors"),
+    "random weights, MobileNetV3-small": ("mobilenetv3-small", "random weights"),
+    "`mobilenetv3-small`": ("mobilenetv3-small", "pretrained"),
+    "random weights, EfficientNet-Lite0": ("adapt", "random weights"),
+    "ImageNet weights, EfficientNet-Lite0, frozen": ("adapt", "start, frozen"),
+    "`adapt`": ("adapt", "adapted"),
+}
 STUDIES = sorted(file.parent for file in RESULTS.glob("quality*/table.csv"))
 OWN_LOOPS = sorted(RESULTS.glob("quality-own-loop*"))
 
@@ -40,6 +51,27 @@ def test_correlations_are_those_of_methods_without_ablations() -> None:
     for within in ("methods", "ours"):
         for score, columns in kept[within].items():
             assert found[within][score] == pytest.approx(columns)
+
+
+@pytest.mark.parametrize("row", WORTH)
+def test_the_readme_tells_what_recipes_are_worth_as_it_was_measured(row: str) -> None:
+    recipe, encoder = WORTH[row]
+    (line,) = [x for x in README.read_text().splitlines() if x.startswith(f"| {row} | ")]
+    shown = [cell.strip() for cell in line.strip("|").split("|")[1:]]
+    for name, cell in zip(("elpv", "xsdd", "trashnet", "clothing", "cifar10"), shown, strict=True):
+        if not cell:
+            continue
+        first = json.loads((RESULTS / f"eval-{name}-{recipe}.json").read_text())
+        others = json.loads((RESULTS / f"domains-{name}-{recipe}.json").read_text())["runs"]
+        runs = [run["encoders"][encoder] for run in (first, *others)]
+        assert len(runs) == 3
+        means = [100 * sum(scores) / 3 for scores in zip(*map(three_scores, runs), strict=True)]
+        assert [float(x) for x in cell.split(" / ")] == pytest.approx(means, abs=0.051)
+
+
+def three_scores(found: dict) -> tuple[float, float, float]:
+    linear, knn = found["linear"]["balanced_accuracy"], found["knn"]["balanced_accuracy"]
+    return knn, linear, found["few_shot"]["10"]["mean"]
 
 
 @pytest.mark.parametrize("read", [tables.read, own_table.read])
