@@ -22,7 +22,6 @@ from tinyssl.classifier import CLASSIFIER, Classifier, load_classifier
 from tinyssl.console import log
 from tinyssl.errors import UsageError
 from tinyssl.files import sha256
-from tinyssl.opening import MAX_PIXELS
 from tinyssl.weights import WEIGHTS, layout, load_encoder
 
 from .build_engine import trtexec
@@ -102,7 +101,7 @@ def export(
     folder = Path(out) if out is not None else _beside(run)
     refuse_if_used(folder, overwrite)
     encoder, description = load_encoder(run)
-    dtype = np.dtype(description.get("dtype", "uint8"))
+    dtype = np.dtype(description["dtype"])
     _refuse_depth(target, dtype)
     if ENGINE in TARGETS[target]:
         need_tensorrt()  # now, not after the minutes that int8 takes
@@ -235,7 +234,7 @@ def _manifest(
             "layout": "NHWC",
             "dtype": dtype.name,
             "any_size": any_size,
-            "max_pixels": description.get("max_pixels", MAX_PIXELS),
+            "max_pixels": description["max_pixels"],
         },
         "features": {"width": description["width"], "normalized": not raw_features},
         **({} if classifier is None else {"classes": classifier.classes}),

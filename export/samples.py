@@ -18,7 +18,7 @@ from tinyssl.data import load_pictures
 from tinyssl.errors import UsageError
 from tinyssl.files import read_json
 from tinyssl.labeled import RESULT, read_labeled
-from tinyssl.opening import MAX_PIXELS, reading
+from tinyssl.opening import reading
 from tinyssl.own_pictures import own_pictures
 from tinyssl.picture import to_depth
 from tinyssl.rows import spaced_rows
@@ -61,7 +61,7 @@ class Reader:
     @property
     def max_pixels(self) -> int:
         """Of a picture."""
-        return int(self.description.get("max_pixels", MAX_PIXELS))
+        return int(self.description["max_pixels"])
 
     def _tell_of_refused(self, paths: Sequence[str]) -> None:
         """Its decoder is Pillow alone, which reads less than training's, such as 16-bit colour."""

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from tinyssl import own_pictures as module
 from tinyssl.config import load_recipe
 from tinyssl.errors import UsageError
 from tinyssl.evaluation import evaluate
-from tinyssl.own_pictures import held_out, own_pictures
+from tinyssl.own_pictures import copies, held_out, own_pictures
 from tinyssl.pretraining import pretrain
 
 Folder = Callable[..., Path]
@@ -152,3 +153,24 @@ def test_a_copy_of_a_test_picture_counts_as_pretrained_on(
     shutil.copytree(data, others)
     run = pretrain(others, out=tmp_path / "run", overrides=QUICK, epochs=1)
     assert evaluate(run, labels=labels)["pretrained_on"] == 6
+
+
+def test_copies_are_sought_among_files_of_a_common_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = {"found": "abc", "other": "xyz", "long": "abcdef", "original": "abc", "huge": "a" * 99}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    found, other, long, original, huge = (tmp_path / name for name in texts)
+    whole, read = module.sha256, []
+
+    def digest(path: Path) -> str:
+        read.append(path)
+        if path == other:
+            raise PermissionError(13, "Permission denied", str(path))
+        return whole(path)
+
+    monkeypatch.setattr(module, "sha256", digest)
+    gone = tmp_path / "gone"
+    assert copies([found, other, long, gone], [original, huge]) == [found]
+    assert set(read) == {found, other, original}

@@ -280,7 +280,7 @@ def test_imagenet_weights_of_a_package_map_onto_timm(tmp_path: Path) -> None:
         encoder = create_encoder("efficientnet-lite0", channels=1, seed=0)
         if kind == "imagenet":
             load_weights(encoder, path)
-        described = {"image_size": 96, "resize": "crop", "max_pixels": 10**8}
+        described = {"image_size": 96, "resize": "crop", "dtype": "uint8", "max_pixels": 10**8}
         embedded = Model(encoder, described, "cpu").embed(paths[chosen])
         found[kind] = knn_loo_score(embedded, labels, k=5)
     assert found["imagenet"] > found["random"] + 0.03

@@ -43,13 +43,22 @@ def without(found: Sequence[Path], left_out: Iterable[Path]) -> list[Path]:
 
 
 def copies(found: Sequence[Path], originals: Sequence[Path]) -> list[Path]:
-    """The files found with the bytes of an original; only those of an original's size are read."""
-    sizes = {path.stat().st_size for path in originals if path.is_file()}
-    alike = [path for path in found if path.is_file() and path.stat().st_size in sizes]
-    if not alike:
-        return []
-    digests = {sha256(path) for path in originals if path.is_file()}
-    return [path for path in alike if sha256(path) in digests]
+    """The files found with the bytes of an original; reads only files whose size both have."""
+    ours, theirs = _sizes(found), _sizes(originals)
+    common = set(ours.values()) & set(theirs.values())
+    digests = {_digest(path) for path, size in theirs.items() if size in common}
+    return [path for path, size in ours.items() if size in common and _digest(path) in digests]
+
+
+def _sizes(paths: Sequence[Path]) -> dict[Path, int]:
+    return {path: path.stat().st_size for path in paths if path.is_file()}
+
+
+def _digest(path: Path) -> str:
+    try:
+        return sha256(path)
+    except OSError:  # told where pictures are read
+        return str(path)
 
 
 def _moved_along(source: str, run: Path) -> str:
