@@ -616,7 +616,7 @@ def _white_value(image: Image.Image) -> int | None:
 
 
 def _refuse_misread(image: Image.Image, channels: int) -> None:
-    """Refuses a TIFF with further channels, which Pillow drops or mixes with the colours."""
+    """Refuses a TIFF with channels beyond colours and alpha, which Pillow drops or mixes in."""
     if image.format != "TIFF":
         return
     tags = image.tag_v2  # type: ignore[attr-defined]
