@@ -1,7 +1,7 @@
-"""From a run to a bundle that extracts features on a device without torch.
+"""Export of a run to a bundle that extracts features on a device without torch.
 
-The package itself is the function `tinyssl.export`: a name cannot be both else, once a module of
-the package is imported.
+The package itself is callable as `tinyssl.export`, since importing one of its modules would
+otherwise replace a function of that name.
 """
 
 import sys
@@ -14,7 +14,7 @@ from tinyssl.extras import EXPORT, need
 
 class _Verb(ModuleType):
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        """What `tinyssl.export.exporting.export` does; takes and gives the same."""
+        """Calls `tinyssl.export.exporting.export` with the same arguments."""
         need(*EXPORT, extra="export")
         from .exporting import export
 

@@ -1,4 +1,4 @@
-"""`tinyssl benchmark`: how fast each model of a bundle is on this machine, beside torch."""
+"""`tinyssl benchmark`: latency of each model of a bundle on this machine, compared with torch."""
 
 from __future__ import annotations
 
@@ -40,23 +40,23 @@ def benchmark(
     threads: int = 1,
     seconds: float = 2.0,
 ) -> list[dict[str, Any]]:
-    """Times a bundle's ONNX models and engine, each in a process of its own, and torch.
+    """Times a bundle's ONNX models and engine, each in its own process, and uncompiled torch.
 
-    Torch runs without compiling. `encoder.pte` is not timed: phones are unlike this machine.
+    `encoder.pte` is not timed, since phones differ too much from this machine.
 
     Args:
-        bundle: made by `export`; `benchmark.json` and `benchmark.csv` are written there, or else
-            a warning tells why not.
-        batches: pictures a call.
-        threads: of the CPU; 0 lets each library choose.
-        seconds: for each measurement.
+        bundle: made by `export`; `benchmark.json` and `benchmark.csv` are written there, or a
+            warning says why they cannot be.
+        batches: batch sizes, in pictures.
+        threads: number of CPU threads; 0 lets each library choose.
+        seconds: duration of each measurement.
 
     Returns:
-        One row a model and batch with the keys of `COLUMNS`; latencies in ms, sizes in MB. A model
-        that cannot run has its reason in `status`, else `ok`.
+        One row for each model and batch size with the keys of `COLUMNS`; latencies in ms, sizes in
+        MB. `status` is `ok`, or the reason why a model cannot run.
 
     Raises:
-        UsageError: no bundle there, no batch, or negative threads or seconds.
+        UsageError: no bundle there, no batch size, or negative threads or seconds.
     """
     need(*EXPORT, extra="export")
     folder = Path(bundle)
@@ -79,7 +79,7 @@ def benchmark(
             advance(1)
     try:
         _write(folder, rows)
-    except JobError as error:  # a bundle may be read-only, and its rows took minutes
+    except JobError as error:  # the bundle may be read-only; its rows took minutes to measure
         log.warning(str(error))
     return rows
 
@@ -91,7 +91,7 @@ def _write(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def power(devices: Path = Path("/sys/class/devfreq")) -> dict[str, str]:
-    """The power mode of a Jetson and the clocks of its devices, as far as they can be read."""
+    """The power mode of a Jetson and the clock rates of its devices, where they can be read."""
     told = {}
     if shutil.which("nvpmodel"):
         done = subprocess.run(["nvpmodel", "-q"], capture_output=True, text=True)
@@ -145,7 +145,7 @@ def _time_model(
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
-        reason = (done.stderr.strip() or "ended without a word").splitlines()[-1]
+        reason = (done.stderr.strip() or "ended without a message").splitlines()[-1]
         return {"status": reason.removeprefix("runtime: ")}
     found: dict[str, Any] = json.loads(done.stdout)
     found["provider"] = found["provider"].removesuffix("ExecutionProvider")
@@ -155,22 +155,22 @@ def _time_model(
 def _time_torch(
     manifest: dict[str, Any], batch: int, threads: int, seconds: float
 ) -> dict[str, Any]:
-    """The same network with random weights: they take as long as any others."""
+    """Times the same network with random weights, which take as long as trained ones."""
     taken, told = manifest["input"], manifest["encoder"]
     encoder = create_encoder(told["name"], channels=taken["channels"], **layout(told))
-    from .graph import Deployed  # takes onnx, without which the verb is there all the same
+    from .graph import Deployed  # imports onnx, which importing this module must not need
 
     row, dtype = {"model": "torch eager", "provider": "CPU"}, getattr(torch, taken["dtype"])
     deployed = Deployed(encoder, dtype, unit=True).eval()
     shape = (batch, taken["size"], taken["size"], taken["channels"])
-    own = torch.Generator().manual_seed(0)  # the caller's stays where it is
+    own = torch.Generator().manual_seed(0)  # the global generator keeps its state
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
         pictures = torch.randint(0, 256, shape, generator=own, dtype=torch.uint8).to(dtype)
         with torch.inference_mode():
             found = latency(lambda: deployed(pictures), batch, seconds)
-    except RuntimeError as error:  # no memory for such a batch
+    except RuntimeError as error:  # such as too little memory for the batch
         return row | {"status": first_line(error)}
     finally:
         torch.set_num_threads(before)

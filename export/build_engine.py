@@ -3,9 +3,9 @@
     python build_engine.py                                  (encoder.fp16.onnx, batch 1 to 8)
     python build_engine.py --model encoder.onnx --batch 32 --workspace 2048
 
-Needs TensorRT 10 or 11, nothing else. The model says in which precision each layer runs ("strongly
-typed"), so there are no precision flags. An engine runs on the kind of GPU and the TensorRT version
-that built it, and on no other.
+Needs only TensorRT 10 or 11. The model itself sets the precision of each layer ("strongly typed"),
+so there are no precision flags. An engine runs only on the kind of GPU and with the TensorRT
+version that built it.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ PACKAGES = ("tensorrt", "tensorrt_rtx")
 
 
 class BuildError(Exception):
-    """The engine cannot be built; the text is one line."""
+    """The engine cannot be built; the message is one line."""
 
 
 def load_tensorrt() -> Any:
-    """The TensorRT module that is installed here; raises BuildError when there is none."""
+    """The installed TensorRT module; raises BuildError when there is none."""
     for name in PACKAGES:
         try:
             return importlib.import_module(name)
@@ -47,25 +47,25 @@ def build(
     targets: tuple[str, ...] = (),
     trt: Any = None,
 ) -> bytes:
-    """A serialised engine for batches of 1 to `batch` pictures.
+    """Builds a serialised engine for batches of 1 to `batch` pictures.
 
     Args:
-        model: an ONNX file whose first axis is open.
-        batch: the largest batch; 1 is what it is tuned for.
-        workspace: MB that layers may use as scratch memory.
-        timing_cache: timings of earlier builds, read if there and written back: a second build
-            is faster and picks the same kernels. TensorRT-RTX has none.
-        targets: compute capabilities such as `SM86`, where TensorRT can build for GPUs that are
-            not there (TensorRT-RTX); the GPU of this machine when empty.
+        model: an ONNX file whose first axis, the batch, is dynamic.
+        batch: the largest batch; the engine is tuned for a batch of 1.
+        workspace: scratch memory for layers, in MB.
+        timing_cache: timings of earlier builds, read if the file exists and updated, so that a
+            second build is faster and picks the same kernels. TensorRT-RTX has no such cache.
+        targets: compute capabilities such as `SM86` to build for, which only TensorRT-RTX can do
+            without the GPU; the GPU of this machine when empty.
         trt: the TensorRT module; found by `load_tensorrt` when None.
 
     Raises:
-        BuildError: the model cannot be parsed or built; tells TensorRT's reason.
+        BuildError: the model cannot be parsed or built; contains TensorRT's reason.
     """
     trt = trt or load_tensorrt()
     try:
         builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
-    except (TypeError, RuntimeError):  # a null builder, as the bindings tell it
+    except (TypeError, RuntimeError):  # the bindings raise these for a null builder
         raise BuildError("TensorRT cannot start: no GPU can be used here") from None
     network = builder.create_network(_network_flags(trt))
     parser = trt.OnnxParser(network, trt.Logger(trt.Logger.ERROR))
@@ -80,14 +80,14 @@ def build(
     cache = _timing_cache(trt, config, timing_cache)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise BuildError(f"TensorRT parsed {model} but could not build an engine of it")
+        raise BuildError(f"TensorRT parsed {model} but could not build an engine from it")
     if cache is not None and timing_cache is not None:
         write(timing_cache, bytes(cache.serialize()))
     return bytes(plan)
 
 
 def _network_flags(trt: Any) -> int:
-    """TensorRT 10 has to be told what is the only way in 11."""
+    """Flags that TensorRT 10 needs; TensorRT 11 always works this way and lacks them."""
     known = trt.NetworkDefinitionCreationFlag
     wanted = [name for name in ("EXPLICIT_BATCH", "STRONGLY_TYPED") if hasattr(known, name)]
     return sum(1 << int(getattr(known, name)) for name in wanted)
@@ -127,7 +127,7 @@ def _timing_cache(trt: Any, config: Any, path: Path | None) -> Any:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Writes a file that is whole or not there."""
+    """Writes a file completely or not at all."""
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("wb") as file:
         file.write(data)
@@ -137,7 +137,7 @@ def write(path: Path, data: bytes) -> None:
 
 
 def facts(plan: bytes, model: Path, batch: int, trt: Any) -> dict[str, Any]:
-    """What the runtime must know of an engine before it loads it."""
+    """What the runtime must know about an engine before loading it."""
     return {
         "model": model.name,
         "model_sha256": hashlib.sha256(model.read_bytes()).hexdigest(),
@@ -150,7 +150,7 @@ def facts(plan: bytes, model: Path, batch: int, trt: Any) -> dict[str, Any]:
 
 
 def trtexec(model: str, size: int, channels: int, batch: int = 8) -> str:
-    """The same build by TensorRT's own program."""
+    """The command that builds the same engine with TensorRT's own program."""
     shape = f"{size}x{size}x{channels}"
     return (
         f"trtexec --onnx={model} --saveEngine=encoder.engine --stronglyTyped "
@@ -160,7 +160,7 @@ def trtexec(model: str, size: int, channels: int, batch: int = 8) -> str:
 
 
 def _refuse_unwritable(path: Path) -> None:
-    """Now, not after the minutes that a build takes."""
+    """Raises BuildError for an unwritable path before a build, which takes minutes."""
     if path.is_dir() or not os.access(str(path.parent), os.W_OK):
         raise BuildError(f"{path} cannot be written; name a file in a folder that can")
 
@@ -171,9 +171,14 @@ def _main() -> None:
     parser.add_argument("--model", type=Path, default=here / "encoder.fp16.onnx")
     parser.add_argument("--out", type=Path, default=here / "encoder.engine")
     parser.add_argument("--batch", type=int, default=8, help="the largest batch")
-    parser.add_argument("--workspace", type=int, default=1024, help="MB of scratch memory")
-    parser.add_argument("--timing-cache", type=Path, help="kept for faster builds")
-    parser.add_argument("--target", action="append", default=[], help="SM86, ... (TensorRT-RTX)")
+    parser.add_argument("--workspace", type=int, default=1024, help="scratch memory in MB")
+    parser.add_argument("--timing-cache", type=Path, help="file that makes later builds faster")
+    parser.add_argument(
+        "--target",
+        action="append",
+        default=[],
+        help="compute capability, such as SM86 (TensorRT-RTX only)",
+    )
     given = parser.parse_args()
     if given.batch < 1 or given.workspace < 1:
         parser.error("--batch and --workspace must be at least 1")
@@ -198,7 +203,7 @@ def _main() -> None:
 
 
 def main() -> None:
-    """Entry point: one line and exit status 1 where no engine can be built."""
+    """Entry point; if no engine can be built, prints one line and exits with status 1."""
     try:
         _main()
     except (BuildError, OSError) as error:

@@ -1,4 +1,4 @@
-"""The folder that goes to the device: written whole or not at all."""
+"""The bundle, the folder that goes to the device: written completely or not at all."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from tinyssl.files import read_json, reason
 from .runtime import ENGINE, ENGINE_FACTS, FORMAT, GOLDEN, MANIFEST
 
 RUNTIME, BUILD_ENGINE = "runtime.py", "build_engine.py"
-_CACHE = "__pycache__"  # where the programs' folder is imported from
+_CACHE = "__pycache__"  # appears when the bundle's programs are imported
 _MADE_THERE = (ENGINE, ENGINE_FACTS, "benchmark.json", "benchmark.csv", _CACHE)
 
 
 def refuse_if_used(out: Path, overwrite: bool) -> None:
-    """Raises UsageError when `out` holds anything, or with `overwrite` anything but a bundle.
+    """Raises UsageError if `out` is not empty, or with `overwrite` if it is not just a bundle.
 
-    A bundle of any version counts, with what was made of it there: its engine, its benchmark.
+    The bundle may be of any version, and contain its engine and the results of its benchmark.
     """
     if out.name in ("", ".."):
         raise UsageError(f"--out {out}: a bundle takes its folder's place; give the folder's name")
@@ -55,7 +55,7 @@ def refuse_if_used(out: Path, overwrite: bool) -> None:
 
 
 def _written(out: Path) -> set[str]:
-    """Names of what is a bundle's in a folder; empty where its manifest is none of ours."""
+    """Names that belong to the bundle in a folder; empty if tinyssl wrote no manifest there."""
     try:
         manifest = read_json(out / MANIFEST)
     except (OSError, ValueError):
@@ -69,7 +69,7 @@ def _written(out: Path) -> set[str]:
 
 
 def _is_ours(name: str, ours: Collection[str]) -> bool:
-    """A file of the bundle, or what a killed process left of writing one."""
+    """Whether a file is the bundle's, or a temporary one that a killed process left."""
     left = name.startswith(".") and name.endswith(".tmp")
     return name in ours or (left and any(name.startswith(f".{known}.") for known in ours))
 
@@ -83,21 +83,21 @@ def write_bundle(
     programs: Sequence[str] = (RUNTIME,),
     overwrite: bool = False,
 ) -> None:
-    """Writes models, golden pictures, programs and the manifest into a new folder.
+    """Writes models, golden pictures, programs and the manifest to a new folder.
 
     Args:
-        out: replaced as a whole; what was there is kept until the new one is complete. Of a link
-            the folder that it leads to.
+        out: replaced as a whole once the new folder is complete. Of a link the folder that it
+            points to is replaced.
         models: content by file name.
         golden: content of `golden.npz`.
-        manifest: what is to be said beside the files.
-        facts: more to be said of some files, by name.
-        programs: files of this package that go along.
-        overwrite: replace a bundle that is there, if nothing else is.
+        manifest: entries besides the list of files.
+        facts: further entries of some files, by name.
+        programs: files of this package to include.
+        overwrite: replace an existing bundle, if the folder has nothing else.
 
     Raises:
-        UsageError: `out` came into use meanwhile.
-        JobError: it cannot be written; `out` is as it was.
+        UsageError: `out` is no longer free.
+        JobError: it cannot be written; `out` is unchanged.
     """
     ours = {name: files("tinyssl.export").joinpath(name).read_bytes() for name in programs}
     contents = {**models, GOLDEN: golden, **ours}
@@ -133,13 +133,13 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _swap(new: Path, out: Path) -> None:
-    """Puts the new folder in its place; the old one is whole beside it until then."""
+    """Moves the new folder into place; until then the old one is kept whole beside it."""
     aside = new.with_name(f"{new.name}.old")
     try:
         if out.exists():
             out.rename(aside)
         new.rename(out)
-    except BaseException:  # Ctrl-C as well
+    except BaseException:  # Ctrl-C too
         if aside.exists() and not out.exists():
             aside.rename(out)
         raise
@@ -148,9 +148,9 @@ def _swap(new: Path, out: Path) -> None:
 
 
 def _remove(bundle: Path) -> None:
-    """Removes a bundle's own files, and the folder if nothing came there meanwhile."""
+    """Removes a bundle's own files, and its folder unless something else was added to it."""
     ours = _written(bundle)
-    # The manifest last: without it a rest of the bundle is no longer known as ours.
+    # The manifest last: without it the remaining files are not recognized as a bundle's.
     with suppress(OSError):
         for path in sorted(bundle.iterdir(), key=lambda path: path.name == MANIFEST):
             if path.name in ours and path.name == _CACHE:
@@ -159,4 +159,4 @@ def _remove(bundle: Path) -> None:
                 path.unlink()
         bundle.rmdir()
         return
-    log.warning(f"{bundle} is what the new bundle replaced, and could not be removed")
+    log.warning(f"{bundle} is the bundle that was replaced, and could not be removed")

@@ -1,4 +1,4 @@
-"""`tinyssl export`: from a run folder to a bundle."""
+"""`tinyssl export`: makes a bundle from a run folder."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from .samples import Reader, draw_samples, labeled_pictures
 from .variants import HALF, ONE_SIZE, TARGETS, TOLERANCES, Variant, Workshop, need_tensorrt
 
 _GOLDEN = 8
-_ORDER = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # of channels; Pillow's names
+_ORDER = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # of the channels, by Pillow's names
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Exported:
 
     @property
     def parity(self) -> dict[str, Parity]:
-        """How far each model's features are from torch's."""
+        """Parity of each model's features with torch's."""
         return {name: variant.parity for name, variant in self.variants.items()}
 
 
@@ -71,31 +71,32 @@ def export(
     workspace: int = 1024,
     overwrite: bool = False,
 ) -> Exported:
-    """Exports a run's encoder and proves that it gives torch's features on real pictures.
+    """Exports a run's encoder and checks on real pictures that it returns torch's features.
 
     Args:
-        run: a run folder; a fine-tuned one gives probabilities too.
-        target: `onnx` (float32), `onnx-fp16` (and float16), `onnx-int8` (and int8 for
-            onnxruntime), `jetson`: float32, float16, int8 for TensorRT, and the program that
-            makes an engine of one of them on the device, `tensorrt`: the same with the engine
-            of float16, made and measured on this machine's GPU, or `mobile`: float32 and an
-            ExecuTorch program for phones, which takes one picture at a time.
+        run: a run folder; models of a fine-tuned one also return probabilities.
+        target: `onnx` (float32); `onnx-fp16` (float32, float16); `onnx-int8` (float32, int8 for
+            onnxruntime); `jetson` (float32, float16, int8 for TensorRT, and the program that
+            builds an engine from one of them on the device); `tensorrt` (the same, and the engine
+            of the float16 model, built and measured on this machine's GPU); or `mobile` (float32,
+            and an ExecuTorch program for phones, which takes one picture at a time).
         out: the bundle's folder; `<run>-bundle` when None.
-        pictures: what parity is measured on; when None the run's own training pictures, of a
-            fine-tuned one those of its pretraining and the labeled ones.
-        calibration: what int8 is calibrated on; others of the same pictures when None.
-        labels: CSV or class folders: int8 may not lose more than a point of k-NN accuracy there.
-        raw_features: leave features as the encoder gives them instead of at unit length.
-        any_size: leave height and width of the input open too; of the ONNX targets only.
+        pictures: to measure parity on; when None the run's own training pictures, of a fine-tuned
+            run those of its pretraining and the labeled ones.
+        calibration: pictures to calibrate int8 on; when None others from the same source.
+        labels: CSV or class folders, on which int8 may lose at most one point of k-NN accuracy.
+        raw_features: leave features as the encoder returns them, not scaled to unit length.
+        any_size: make height and width of the input dynamic too; ONNX targets only.
         force: write int8 even if it changes the features too much.
-        workspace: MB of scratch memory for the engine's layers.
-        overwrite: replace an earlier bundle in `out`, if nothing else is there.
+        workspace: scratch memory for the engine's layers, in MB.
+        overwrite: replace an earlier bundle in `out`, if the folder has nothing else.
 
     Raises:
-        UsageError: no encoder at `run`, an unknown target or one that does not take the encoder's
-            uint16, `labels` or `calibration` for one without int8, `out` in use, or no pictures.
+        UsageError: no encoder at `run`; an unknown target, or one that does not support the
+            encoder's uint16; `labels` or `calibration` for a target without int8; `out` in use; or
+            no pictures.
         JobError: features differ by more than the tolerance, or a model cannot be made; nothing
-            is left behind.
+            is written.
     """
     _refuse_target(target, any_size, {"--labels": labels, "--calibration": calibration})
     folder = Path(out) if out is not None else _beside(run)
@@ -104,7 +105,7 @@ def export(
     dtype = np.dtype(description["dtype"])
     _refuse_depth(target, dtype)
     if ENGINE in TARGETS[target]:
-        need_tensorrt()  # now, not after the minutes that int8 takes
+        need_tensorrt()  # before int8, which takes minutes
     classifier = load_classifier(run)
     reader = Reader(description, dtype)
     samples = draw_samples(reader, run, pictures, calibration, calibrate=_has_int8(target))
@@ -121,7 +122,7 @@ def export(
 
 
 def _beside(run: str | Path) -> Path:
-    """The run's path with `-bundle` after its name, which `.` and `..` do not say."""
+    """The run's absolute path with `-bundle` appended; `.` and `..` would give no name."""
     path = Path(os.path.abspath(run))
     return path.parent / f"{path.name}-bundle"
 
@@ -134,7 +135,7 @@ def _write(
     manifest: dict[str, Any],
     overwrite: bool,
 ) -> None:
-    """The bundle with everything in it, and the programs that its target needs."""
+    """Writes the bundle, including the programs that its target needs."""
     programs = [RUNTIME]
     if target in ("jetson", "tensorrt"):
         programs.append(BUILD_ENGINE)
@@ -195,7 +196,7 @@ def _refuse_target(target: str, any_size: bool, of_int8: Mapping[str, Any]) -> N
     named = [option for option, value in of_int8.items() if value is not None]
     if named and not _has_int8(target):
         raise UsageError(
-            f"{' and '.join(named)}: of int8 only, and target {target} has none; leave it out, or "
+            f"{' and '.join(named)}: for int8 only, and target {target} has none; leave it out, or "
             "give --target onnx-int8 or jetson"
         )
 
@@ -205,7 +206,7 @@ def _has_int8(target: str) -> bool:
 
 
 def _refuse_depth(target: str, dtype: Any) -> None:
-    """Neither TensorRT nor ExecuTorch knows uint16."""
+    """Raises UsageError for uint16, which neither TensorRT nor ExecuTorch supports."""
     if target in ONE_SIZE and dtype != np.uint8:
         raise UsageError(
             f"target {target} takes uint8 pictures, this encoder {dtype}; give --target onnx, "
@@ -253,7 +254,7 @@ def _version(package: str) -> str | None:
 
 
 def _metadata(manifest: Mapping[str, Any]) -> dict[str, str]:
-    """What the ONNX file says of itself, so that it can travel without the manifest."""
+    """Metadata of the ONNX file, so that it can be used without the manifest."""
     flat = {"tinyssl": str(manifest["tinyssl"])}
     for section in ("encoder", "input", "features"):
         flat |= {f"{section}.{key}": str(value) for key, value in manifest[section].items()}

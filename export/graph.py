@@ -1,4 +1,4 @@
-"""An encoder as one ONNX graph that takes pictures as they come from a decoder.
+"""An encoder as one ONNX graph that takes pictures as a decoder returns them.
 
 b = batch, s = picture size, c = channels.
 """
@@ -26,13 +26,13 @@ _SCALE = {torch.uint8: 255.0, torch.uint16: 65535.0}
 
 
 class Deployed(nn.Module):
-    """Encoder with everything around it that a device would otherwise have to repeat.
+    """The encoder with its pre- and postprocessing, so that a device need not repeat them.
 
     Args:
-        encoder: in evaluation mode; its normalization goes into the graph.
+        encoder: in evaluation mode; its normalization becomes part of the graph.
         dtype: of the pictures, uint8 or uint16.
         unit: scale features to unit length.
-        classifier: of the encoder's features as they are.
+        classifier: applied to the encoder's unscaled features.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Deployed(nn.Module):
 
     @property
     def outputs(self) -> list[str]:
-        """Names of what `forward` gives."""
+        """Names of the outputs of `forward`."""
         return [FEATURES] if self.linear is None else [FEATURES, PROBABILITIES]
 
     def forward(self, pictures: Tensor) -> Tensor | tuple[Tensor, Tensor]:
@@ -58,7 +58,7 @@ class Deployed(nn.Module):
         # Cast before permuting: TensorRT does not transpose uint8.
         scaled = pictures.float().permute(0, 3, 1, 2) / self.scale
         if torch.compiler.is_exporting():
-            # Else pooling keeps the channels last in memory by layers that few devices know.
+            # Otherwise pooling keeps channels last in memory by layers that few devices support.
             scaled = scaled.contiguous()
         raw: Tensor = self.encoder(scaled)
         features = raw
@@ -68,7 +68,7 @@ class Deployed(nn.Module):
 
 
 def _linear(classifier: Classifier) -> nn.Linear:
-    """Its logits, the temperature taken into the weights."""
+    """A layer that computes the classifier's logits, divided by its temperature."""
     linear = nn.Linear(classifier.weight.shape[1], classifier.weight.shape[0])
     with torch.no_grad():
         linear.weight.copy_(classifier.weight / classifier.temperature)
@@ -79,13 +79,13 @@ def _linear(classifier: Classifier) -> nn.Linear:
 def to_onnx(
     deployed: Deployed, example: Tensor, metadata: Mapping[str, str], *, any_size: bool = False
 ) -> onnx.ModelProto:
-    """The graph with a dynamic batch, checked; weights inside.
+    """Exports the graph, weights included, with a dynamic batch, and checks it.
 
     Args:
         deployed: on the CPU.
-        example: (b, s, s, c) pictures to trace with; their size is the graph's.
-        metadata: written into the file.
-        any_size: leave height and width open too.
+        example: (b, s, s, c) pictures to trace with; their size becomes the graph's.
+        metadata: written to the file.
+        any_size: make height and width dynamic too.
     """
     open_axes: dict[int, Any] = {0: "batch"}
     if any_size:
@@ -108,14 +108,14 @@ def to_onnx(
 
 
 def within(node: onnx.NodeProto, module: str) -> bool:
-    """Whether `to_onnx` made a node of a module, by its name in `Deployed`, or of one inside it."""
+    """Whether a node of `to_onnx` comes from a module, by its name in `Deployed`, or its parts."""
     scopes = next((p.value for p in node.metadata_props if p.key == _SCOPES), "")
     return f"'{module}'" in scopes
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter tells of its own steps and of its own deprecated calls; errors still come."""
+    """Silences the exporter's progress and its warnings on its own code; errors are raised."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""A float32 graph to float16: what TensorRT's strongly typed engines and small GPUs want."""
+"""Float32 graphs to float16, for TensorRT's strongly typed engines and small GPUs."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from .graph import IN_FLOAT, within
 
 
 def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The encoder in float16; the type of the input and of the features stays as it is.
+    """Converts the encoder to float16; the types of input and features are unchanged.
 
-    Scaling the pictures, descriptors, pooling and the features' length stay in float32: 65,535 and
-    sums of squares are beyond what float16 holds, shares of few pixels below it.
+    Scaling of the pictures, descriptors, pooling and the length of features stay in float32:
+    65,535 and sums of squares overflow float16, and shares of few pixels underflow.
     """
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
@@ -26,11 +26,11 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of weights that become 0 in float16
+        warnings.simplefilter("ignore")  # on weights that become 0 in float16
         half: onnx.ModelProto = convert_float_to_float16(
             copy, keep_io_types=True, node_block_list=outside
         )
-    del half.graph.value_info[:]  # some still say what a value was before the conversion
+    del half.graph.value_info[:]  # some still have the type from before the conversion
     _restore_constants(half.graph, model.graph)
     _drop_round_trips(half.graph)
     half = _sorted(half)
@@ -39,10 +39,10 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _drop_round_trips(graph: onnx.GraphProto) -> None:
-    """Joins layers that stayed in float32 directly.
+    """Connects layers that stayed in float32 directly.
 
-    The converter leads every value between them through float16 and back, and so loses what it
-    left them alone for: a sum of squares above 65,504 would be infinite, and the features 0.
+    The converter casts every value between them to float16 and back, which defeats the purpose: a
+    sum of squares above 65,504 would become infinite, and the features 0.
     """
     halved = {n.output[0]: n.input[0] for n in graph.node if _casts_to(n, onnx.TensorProto.FLOAT16)}
     back = {
@@ -51,7 +51,7 @@ def _drop_round_trips(graph: onnx.GraphProto) -> None:
         if _casts_to(n, onnx.TensorProto.FLOAT) and n.input[0] in halved
     }
     kept = [node for node in graph.node if node.output[0] not in back]
-    # A result of the graph keeps its name, so what makes it takes that name over.
+    # Outputs of the graph must keep their names, so the nodes that compute them take these over.
     renamed = {back[output.name]: output.name for output in graph.output if output.name in back}
     for node in kept:
         inputs = [back.get(name, name) for name in node.input]
@@ -63,7 +63,7 @@ def _drop_round_trips(graph: onnx.GraphProto) -> None:
 
 
 def _restore_constants(graph: onnx.GraphProto, original: onnx.GraphProto) -> None:
-    """Gives the same layers their constants as they were: in float16 65,535 would be infinite."""
+    """Restores float32 constants of these layers: in float16 65,535 would be infinite."""
     constants = {constant.name: constant for constant in original.initializer}
     for node in list(graph.node):
         if _casts_to(node, onnx.TensorProto.FLOAT) and node.input[0] in constants:
@@ -82,7 +82,7 @@ def _casts_to(node: onnx.NodeProto, kind: int) -> bool:
 
 
 def _sorted(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The converter appends its casts at the end of the list; nodes must follow their inputs."""
+    """Sorts nodes after their inputs; the converter appends its casts at the end of the list."""
     graph = onnx_ir.serde.deserialize_model(model)
     graph.graph.sort()
     ordered: onnx.ModelProto = onnx_ir.serde.serialize_model(graph)

@@ -1,7 +1,7 @@
-"""Static int8 variants (QDQ): calibrated on pictures, chosen by what they do to the features.
+"""Static int8 variants (QDQ): calibrated on pictures, chosen by how well they keep the features.
 
-onnxruntime and TensorRT want different files: the first unsigned activations of every layer that it
-can fuse, the second symmetric inputs of convolutions and products, and float biases.
+onnxruntime and TensorRT need different files: onnxruntime unsigned activations of every layer that
+it can fuse, TensorRT symmetric inputs of convolutions and products, and float biases.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
 from .graph import IN_FLOAT, within
 
-PERCENTILES = (100.0, 99.99, 99.9)  # shares of the activations that must not be clipped
+PERCENTILES = (100.0, 99.99, 99.9)  # % of the activations that are not clipped
 MIN_CENTRED = 0.95
 _PRODUCTS = ["Conv", "Gemm", "MatMul"]
 _PROJECTION = "encoder.projection"
 _BATCH = 16
-_MOST_FLOAT = 0.25  # share of the layers; beyond, float16 is smaller and faster
+_MOST_FLOAT = 0.25  # share of the layers; beyond it float16 is smaller and faster
 
 Judge = Callable[[bytes], float]
 
 
 @dataclass(frozen=True)
 class Style:
-    """What one engine wants of a QDQ file."""
+    """What one inference engine needs in a QDQ file."""
 
     activation: QuantType
     operators: Sequence[str]
@@ -58,7 +58,7 @@ STYLES: Mapping[str, Style] = {
             "ActivationSymmetric": True,
             "WeightSymmetric": True,
             "QuantizeBias": False,
-            # A layer's output is rounded once, after its activation, as the next one's input.
+            # An output is rounded once, after the activation, as the next layer's input.
             "OpTypesToExcludeOutputQuantization": _PRODUCTS,
         },
     ),
@@ -67,15 +67,15 @@ STYLES: Mapping[str, Style] = {
 
 @dataclass(frozen=True)
 class Quantized:
-    """An int8 model and how it came about.
+    """An int8 model and how it was chosen.
 
     Attributes:
-        model: the ONNX file's content.
-        score: what the judge gave it.
+        model: content of the ONNX file.
+        score: by the judge.
         percentile: of the calibration that scored best.
-        float_layers: left in float, the most sensitive first.
-        harm: what quantizing one layer alone takes off a perfect score, the worst first; empty
-            where nothing had to be left out.
+        float_layers: layers left in float, the most sensitive first.
+        harm: loss from a perfect score when one layer alone is quantized, the worst first; empty
+            if all layers could be quantized.
     """
 
     model: bytes
@@ -86,12 +86,12 @@ class Quantized:
 
 
 class Calibration:
-    """A float32 model and the histograms of its activations on some pictures.
+    """A float32 model with histograms of its activations on some pictures.
 
     Args:
-        model: takes `pictures`.
+        model: with the input `pictures`.
         pictures: (n, s, s, c), as the model takes them.
-        advance: told the number of pictures done.
+        advance: called with the number of newly finished pictures.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Calibration:
                 extra_options={"symmetric": False, "num_bins": 2048},
             )
             name = model.graph.input[0].name
-            # Batch by batch: the calibrator keeps every activation of what it is given at once.
+            # In batches, since the calibrator keeps all activations of what it is given at once.
             for start in range(0, len(pictures), _BATCH):
                 batch = pictures[start : start + _BATCH]
                 self.calibrator.collect_data(_One({name: batch}))
@@ -131,11 +131,11 @@ class Calibration:
         only: Sequence[str] = (),
         without: Sequence[str] = (),
     ) -> bytes:
-        """The model in int8: all layers, only those named, or all without those named.
+        """The model in int8: all layers, only those in `only`, or all but those in `without`.
 
-        What is beside or after the network, descriptors, pooling, features and their components, is
-        computed in float32: it costs little, and features of all levels share no scale. The
-        projection, larger than a small network in int8, is kept in float16.
+        Descriptors, pooling, and the standardization and components of features are computed in
+        float32: they cost little, and features of several levels have no common scale. The
+        projection, which is larger than a small network in int8, is stored in float16.
         """
         with _quiet():
             self.calibrator.collector.percentile = percentile
@@ -159,19 +159,20 @@ class Calibration:
 
 
 def quantize_best(calibration: Calibration, style: Style, judge: Judge, enough: float) -> Quantized:
-    """The calibration that scores best, and where that is not enough, as few layers in float as do.
+    """Quantizes with the best calibration and, if that is not enough, leaves layers in float.
 
-    Layers are left out in the order of the harm that each does alone, twice as many each time and
-    at most a quarter of all.
+    Layers are left out by the harm that each does alone, twice as many each time until the score
+    suffices, at most a quarter of all.
 
     Args:
         calibration: of the float32 model.
-        style: of the engine that will run it.
-        judge: model to score, 1 for features like those in float32.
+        style: of the engine that will run the model.
+        judge: maps a model to a score, 1 for the same features as in float32.
         enough: score to reach.
 
     Returns:
-        The first that reaches `enough`, else the best there is, with the harm of each layer.
+        The first model that reaches `enough`, otherwise the best one; with the harm of each layer
+        unless a calibration alone suffices.
     """
 
     def quantized(percentile: float, without: Sequence[str] = ()) -> Quantized:
@@ -207,10 +208,10 @@ def _growing(layers: Sequence[str]) -> Iterator[list[str]]:
 
 
 def _finish(model: onnx.ModelProto) -> list[str]:
-    """Names of the nodes from the joining and standardizing of features on, or a classifier's."""
+    """Names of nodes that join and standardize features, all later ones, and the classifier's."""
     nodes, seen = model.graph.node, {"encoder.centre", "linear.weight"}
     found = []
-    for node in nodes:  # in an order in which each comes after what it takes
+    for node in nodes:  # sorted: each comes after the nodes that compute its inputs
         if seen & set(node.input):
             seen |= set(node.output)
             found.append(node)
@@ -220,7 +221,7 @@ def _finish(model: onnx.ModelProto) -> list[str]:
 
 
 def _halve(graph: onnx.GraphProto, name: str) -> None:
-    """Stores a constant in float16; a cast, which engines fold away, gives it back in float32."""
+    """Stores a constant in float16, with a cast to float32 that engines fold away."""
     for constant in graph.initializer:
         if constant.name == name:
             values = onnx.numpy_helper.to_array(constant).astype(np.float16)
@@ -232,7 +233,7 @@ def _halve(graph: onnx.GraphProto, name: str) -> None:
 
 
 class _One:
-    """Hands over one batch."""
+    """A reader of one batch, as the calibrator wants it."""
 
     def __init__(self, feed: dict[str, NDArray[Any]]) -> None:
         self.feeds = iter([feed])
@@ -243,7 +244,7 @@ class _One:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The quantizer prints its progress and warns of what was done before it."""
+    """Silences the quantizer's progress and its warnings on preprocessing."""
     logging.disable(logging.WARNING)
     try:
         with contextlib.redirect_stdout(io.StringIO()):

@@ -1,4 +1,4 @@
-"""An encoder as one ExecuTorch program, for phones and small boards, and its runner here.
+"""An encoder as one ExecuTorch program, for phones and small boards, and how to run it here.
 
 s = picture size, c = channels, n = pictures.
 """
@@ -28,7 +28,7 @@ MODEL = "encoder.pte"
 
 
 def need_executorch() -> None:
-    """Raises UsageError, which says what to install, where there is no ExecuTorch."""
+    """Raises UsageError, which says what to install, if ExecuTorch is missing."""
     if find_spec("executorch") is None:
         raise UsageError(
             "target mobile needs executorch; install with: pip install 'tinyssl[mobile]'"
@@ -36,18 +36,18 @@ def need_executorch() -> None:
 
 
 def to_pte(deployed: Deployed, example: Tensor) -> bytes:
-    """The encoder as an ExecuTorch program whose layers run in XNNPACK; weights inside.
+    """The encoder, weights included, as an ExecuTorch program whose layers run in XNNPACK.
 
-    It takes (1, s, s, c) pictures and gives (1, width) float32. An open batch works too, but was
-    a sixth slower for one picture and reserves memory for the largest batch.
+    It maps (1, s, s, c) pictures to (1, width) float32. A dynamic batch works too, but was a sixth
+    slower for one picture and reserves memory for the largest batch.
 
     Args:
         deployed: on the CPU.
-        example: (n, s, s, c) pictures; the first is traced.
+        example: (n, s, s, c) pictures; the first one is used for tracing.
 
     Raises:
         UsageError: ExecuTorch is not installed, or the pictures are not uint8.
-        JobError: a layer that ExecuTorch cannot take; tells its reason.
+        JobError: ExecuTorch does not support a layer; contains its reason.
     """
     need_executorch()
     if example.dtype != torch.uint8:
@@ -60,7 +60,7 @@ def to_pte(deployed: Deployed, example: Tensor) -> bytes:
             program = torch.export.export(deployed.eval(), (example[:1],))
             lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
             return bytes(lowered.to_executorch().buffer)
-        except Exception as error:  # a compiler of many layers raises nearly anything
+        except Exception as error:  # the compiler raises errors of many kinds
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
             raise JobError(f"ExecuTorch cannot take {deployed.encoder.name}: {reason}") from error
 
@@ -70,7 +70,7 @@ def pte_features(model: bytes, pictures: NDArray[Any]) -> NDArray[np.float32]:
 
     Raises:
         UsageError: ExecuTorch is not installed.
-        JobError: no program of ExecuTorch, or one for other pictures.
+        JobError: not an ExecuTorch program, or one for pictures of another shape.
     """
     need_executorch()
     with _quiet():
@@ -79,7 +79,7 @@ def pte_features(model: bytes, pictures: NDArray[Any]) -> NDArray[np.float32]:
         try:
             method = Runtime.get().load_program(model).load_method("forward")
             assert method is not None
-            # Copied, since every call may write into the same memory.
+            # Copied, since the next call may overwrite the memory.
             rows = [
                 method.execute([torch.from_numpy(picture[None])])[0].numpy().copy()
                 for picture in pictures
@@ -93,7 +93,7 @@ def pte_features(model: bytes, pictures: NDArray[Any]) -> NDArray[np.float32]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """ExecuTorch reports on processors and on its own imports, from C++ too; errors still come."""
+    """Silences ExecuTorch's notes on processors and imports, in C++ too; errors are raised."""
     logging_before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

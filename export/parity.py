@@ -1,4 +1,4 @@
-"""How far features of one encoder, computed in two ways, are apart.
+"""Parity: how far features of one encoder are apart that were computed in two ways.
 
 n = pictures, d = feature width.
 """
@@ -21,10 +21,10 @@ class Parity:
     Attributes:
         max_abs: largest absolute difference.
         mean_cosine: over the pictures.
-        worst_cosine: of the picture that fares worst.
-        centred_cosine: mean cosine after the reference's mean is taken off both. Features of
-            different pictures share a large mean, which makes the plain cosine flatter.
-        same_nearest: share of pictures whose nearest neighbour stays the same.
+        worst_cosine: the lowest cosine of a picture.
+        centred_cosine: mean cosine after subtracting the reference's mean from both. Features of
+            different pictures share a large mean, so that the plain cosine flatters.
+        same_nearest: share of pictures whose nearest neighbour is the same.
     """
 
     max_abs: float
@@ -35,7 +35,7 @@ class Parity:
 
 
 def compare(reference: Floats, found: Floats) -> Parity:
-    """Parity of `found` with `reference`, both (n, d); n of 1 has no neighbours (nan)."""
+    """Parity of `found` with `reference`, both (n, d); for n = 1 `same_nearest` is NaN."""
     wanted, other = reference.astype(np.float64), found.astype(np.float64)
     plain = _cosines(wanted, other)
     mean = wanted.mean(axis=0)

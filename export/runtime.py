@@ -1,14 +1,14 @@
-"""Features of pictures on the device: numpy, Pillow, and onnxruntime or TensorRT, nothing else.
+"""Features of pictures on the device; needs only numpy, Pillow, and onnxruntime or TensorRT.
 
     python runtime.py pictures/ more.png --out features.npz    (or .csv)
-    python runtime.py pictures/                                (prints classes, if it has any)
-    python runtime.py --check                                  (same features as in training?)
+    python runtime.py pictures/                                (prints classes of a classifier)
+    python runtime.py --check                                  (compares with training's features)
     python runtime.py --benchmark
 
     from runtime import Extractor
     features = Extractor("bundle/").embed(["a.png", array])    # (2, width) float32
 
-Exit status: 0 fine; 1 some pictures could not be read, or the check failed; 2 wrong use or a
+Exit status: 0 success; 1 some pictures could not be read, or the check failed; 2 wrong usage or a
 damaged bundle.
 """
 
@@ -42,7 +42,7 @@ _SIXTEEN_BIT = {"I", "I;16", "I;16B", "I;16L", "I;16N"}
 _GRAY = {"1", "L", "LA", "La"} | _SIXTEEN_BIT
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # EPS would start a program
-MAX_PIXELS = 89_478_485  # of a picture, where the manifest does not say
+MAX_PIXELS = 89_478_485  # of a picture, unless the manifest sets another limit
 _LARGEST_MANIFEST = 1 << 26  # bytes
 _SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".gif", ".tif", ".tiff", ".webp",
@@ -50,37 +50,38 @@ _SUFFIXES = (
 )  # fmt: skip
 _BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a")
 
-Array = Any  # numpy arrays; devices have old numpys without types
+Array = Any  # numpy arrays; old versions of numpy on devices have no types
 Picture = Any  # a path, a Pillow image, or an array (h, w) or (h, w, c) of uint8 or uint16
 
 
 class BundleError(Exception):
-    """The bundle cannot be used; the text is one line."""
+    """The bundle cannot be used; the message is one line."""
 
 
 class Unreadable(Exception):
-    """A picture cannot be used; the text is the reason."""
+    """A picture cannot be used; the message is the reason."""
 
 
 class Extractor:
     """An exported encoder.
 
     Args:
-        bundle: the folder; the one of this file when None.
-        variant: which of its models, such as `encoder.fp16.onnx`. None takes the TensorRT engine
-            where one was built here and can run, else `encoder.onnx`.
+        bundle: its folder; the folder of this file when None.
+        variant: one of its models, such as `encoder.fp16.onnx`. When None the TensorRT engine if
+            one was built here and can run, otherwise `encoder.onnx`.
         device: auto (TensorRT, CUDA, CPU, in this order), tensorrt, cuda or cpu.
-        threads: of the CPU; 0 lets onnxruntime choose.
+        threads: number of CPU threads; 0 lets onnxruntime choose.
 
     Attributes:
         variant: the model in use.
-        provider: what computes it.
-        passed_over: why the engine that is there was not taken; empty otherwise.
+        provider: the backend that runs it.
+        passed_over: why an existing engine is not used; otherwise empty.
         width: of the features.
-        classes: names of the classes, where the bundle has a classifier; else empty.
+        classes: names of the classes; empty without a classifier.
 
     Raises:
-        BundleError: damaged, incomplete, of another format, or no such device.
+        BundleError: the bundle is damaged, incomplete or of another format, or the device cannot
+            be used.
     """
 
     def __init__(
@@ -129,7 +130,7 @@ class Extractor:
         return session
 
     def _refuse_unlike(self, told: dict[str, str]) -> None:
-        """The model says itself what it takes: prepared otherwise, pictures get other features."""
+        """Compares the manifest with the model's metadata: another input gives other features."""
         for key in ("size", "resize", "channels", "dtype"):
             mine, its = str(self.manifest["input"][key]), told.get(f"input.{key}")
             if its not in (None, mine):
@@ -140,7 +141,7 @@ class Extractor:
 
     @property
     def tolerance(self) -> dict[str, float]:
-        """What features may differ from training's; an engine has that of the model it is of."""
+        """Limits of differences from training's features; an engine has those of its model."""
         model = self.session.model if isinstance(self.session, EngineSession) else self.variant
         limits = self.manifest["files"].get(model, {}).get("tolerance")
         if limits is None:
@@ -151,7 +152,7 @@ class Extractor:
         """Features (n, width) float32 of paths, Pillow images or arrays.
 
         Raises:
-            BundleError: a single picture instead of several, or a batch of none.
+            BundleError: a single picture instead of several, or a batch size below 1.
             Unreadable: a picture cannot be used; says which and why.
         """
         return self._of_all(pictures, batch_size, FEATURES, self.width)
@@ -160,7 +161,7 @@ class Extractor:
         """Probabilities (n, classes) float32 of paths, Pillow images or arrays.
 
         Raises:
-            BundleError: the bundle has no classifier; or as `embed`.
+            BundleError: the bundle has no classifier, or as for `embed`.
             Unreadable: a picture cannot be used; says which and why.
         """
         if not self.classes:
@@ -181,7 +182,7 @@ class Extractor:
     def run_files(
         self, paths: Sequence[Path], batch_size: int = 32
     ) -> Iterator[tuple[list[Path], dict[str, Array], list[tuple[Path, str]]]]:
-        """Batch by batch: readable paths, their outputs, and (path, reason) of the others."""
+        """Yields, by batch, readable paths, their outputs, and (path, reason) of the others."""
         _refuse_odd_batches(paths, batch_size)
         for start in range(0, len(paths), batch_size):
             good: list[Path] = []
@@ -200,10 +201,10 @@ class Extractor:
         return self.outputs(pictures)[FEATURES]
 
     def outputs(self, pictures: Array) -> dict[str, Array]:
-        """Features, and probabilities where there is a classifier, of prepared pictures.
+        """Features, and with a classifier probabilities, of prepared pictures.
 
         Raises:
-            BundleError: the model cannot run, or gives something else.
+            BundleError: the model cannot run, or returns something else.
         """
         found = self.session.run(pictures)
         wanted = [(FEATURES, self.width)]
@@ -218,7 +219,7 @@ class Extractor:
         return found
 
     def prepare(self, picture: Picture) -> Array:
-        """A picture as (size, size, channels), just as training's evaluation saw it."""
+        """A picture as (size, size, channels), exactly as in evaluation during training."""
         decoded = decode(picture, self.channels, self.max_pixels)
         shaped = to_depth(to_channels(decoded, self.channels), self.dtype)
         return resize(shaped, self.size, self.rule)
@@ -232,7 +233,7 @@ class Extractor:
 
 
 def read_manifest(bundle: Path) -> dict[str, Any]:
-    """The content of `manifest.json`; raises BundleError when there is none that can be used."""
+    """The content of `manifest.json`; raises BundleError if it is missing or unusable."""
     try:
         with (bundle / MANIFEST).open("rb") as file:
             text = file.read(_LARGEST_MANIFEST + 1)
@@ -257,7 +258,7 @@ def read_manifest(bundle: Path) -> dict[str, Any]:
 
 
 def _nonsense(manifest: dict[str, Any]) -> str:
-    """What cannot be in a manifest, which may come from a stranger; empty if all is well."""
+    """The first fault of a manifest, which is untrusted; empty if there is none."""
     taken, given = manifest.get("input"), manifest.get("features")
     files, classes = manifest.get("files"), manifest.get("classes", [])
     if not (isinstance(taken, dict) and isinstance(given, dict) and isinstance(files, dict)):
@@ -274,7 +275,7 @@ def _nonsense(manifest: dict[str, Any]) -> str:
         "classes": isinstance(classes, list) and all(isinstance(name, str) for name in classes),
     }
     wanted.update({f"files: {name[:80]!r}": _listed(name, facts) for name, facts in files.items()})
-    return next((f"{key} cannot be so" for key, good in wanted.items() if not good), "")
+    return next((f"{key} is invalid" for key, good in wanted.items() if not good), "")
 
 
 def _named(encoder: Any) -> bool:
@@ -293,7 +294,7 @@ def _whole(value: Any, most: int) -> bool:
 
 
 def _listed(name: str, facts: Any) -> bool:
-    """A file of the bundle: no path that leads elsewhere, with a size and a checksum."""
+    """Whether an entry is a plain file name, not a path, with size, checksum and tolerance."""
     plain = set(name).isdisjoint("/\\\0") and name not in ("", ".", "..")
     told = isinstance(facts, dict) and isinstance(facts.get("sha256"), str)
     limits = facts.get("tolerance", {"max_abs": 0, "cosine": 0}) if told else None
@@ -307,7 +308,7 @@ def _listed(name: str, facts: Any) -> bool:
 
 
 def verified(bundle: Path, manifest: dict[str, Any], name: str) -> bytes:
-    """The bytes of one of the bundle's files, if they are those that were exported."""
+    """The bytes of one of the bundle's files; raises BundleError if they were changed."""
     listed = manifest["files"]
     if name not in listed:
         raise BundleError(f"{bundle} has no {name}; it has: {', '.join(sorted(listed))}")
@@ -326,7 +327,7 @@ def verified(bundle: Path, manifest: dict[str, Any], name: str) -> bytes:
 
 
 def read_engine(bundle: Path, manifest: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
-    """The engine that build_engine.py made of this bundle, and what it wrote of it."""
+    """The engine that build_engine.py built from this bundle, and its facts."""
     try:
         facts = json.loads((bundle / ENGINE_FACTS).read_text(encoding="utf-8"))
         data = (bundle / ENGINE).read_bytes()
@@ -334,29 +335,29 @@ def read_engine(bundle: Path, manifest: dict[str, Any]) -> tuple[bytes, dict[str
         built_of = facts.get("model_sha256")
     except (OSError, ValueError, KeyError, TypeError):
         raise BundleError(
-            f"{bundle} has no whole {ENGINE} with its {ENGINE_FACTS}; run build_engine.py here"
+            f"{bundle} has no complete {ENGINE} with its {ENGINE_FACTS}; run build_engine.py here"
         ) from None
     if hashlib.sha256(data).hexdigest() != checksum:
         raise BundleError(f"{bundle / ENGINE} is damaged; run build_engine.py again")
-    # A new bundle copied over an old one leaves the old one's engine there.
+    # A new bundle that is copied over an old one leaves the old engine in place.
     listed = manifest["files"].get(model)
     if listed and built_of not in (None, listed["sha256"]):
         raise BundleError(
-            f"{bundle / ENGINE} was built of another {model}; run build_engine.py again"
+            f"{bundle / ENGINE} was built from another {model}; run build_engine.py again"
         )
     return data, facts
 
 
-_AT_ONCE = 8  # pictures: on CPUs more of them take memory and are no faster
+_AT_ONCE = 8  # pictures in a batch: on CPUs more of them take memory and are no faster
 
 
 class OnnxSession:
-    """A model in onnxruntime; on a CPU it computes 8 pictures at a time.
+    """A model in onnxruntime; on a CPU it runs on 8 pictures at a time.
 
     Args:
         model: content of the ONNX file.
-        device: auto or cuda take a GPU.
-        threads: of the CPU; 0 lets onnxruntime choose.
+        device: auto and cuda use a GPU, auto only if there is one.
+        threads: number of CPU threads; 0 lets onnxruntime choose.
     """
 
     def __init__(self, model: bytes, device: str, threads: int) -> None:
@@ -374,7 +375,7 @@ class OnnxSession:
             raise BundleError(f"the model cannot be loaded: {error}".partition("\n")[0]) from None
         self.told: dict[str, str] = self.session.get_modelmeta().custom_metadata_map
         self.provider = str(self.session.get_providers()[0])
-        # onnxruntime lists CUDA without a GPU too, and then falls back without an error.
+        # onnxruntime lists CUDA even without a GPU, and then falls back without an error.
         if device == "cuda" and self.provider != "CUDAExecutionProvider":
             raise BundleError("device cuda cannot be used here: onnxruntime has no working GPU")
         self.input = self.session.get_inputs()[0].name
@@ -396,11 +397,11 @@ class OnnxSession:
 
 
 class EngineSession:
-    """A TensorRT engine; batches beyond what it was built for are split.
+    """A TensorRT engine; batches larger than it was built for are split.
 
     Args:
         engine: content of the engine file.
-        facts: what build_engine.py wrote of it.
+        facts: content of the file that build_engine.py wrote beside it.
     """
 
     provider = "TensorRT"
@@ -455,7 +456,7 @@ class EngineSession:
 
 def _tensorrt(facts: dict[str, Any]) -> Any:
     name, built = str(facts.get("package")), str(facts.get("version"))
-    if name not in ("tensorrt", "tensorrt_rtx"):  # it is imported: not any name will do
+    if name not in ("tensorrt", "tensorrt_rtx"):  # untrusted, and imported below
         raise BundleError(f"{ENGINE_FACTS} names no TensorRT; run build_engine.py here")
     try:
         trt = importlib.import_module(name)
@@ -469,7 +470,7 @@ def _tensorrt(facts: dict[str, Any]) -> Any:
 
 
 class Cuda:
-    """The few functions of CUDA's runtime library that an engine needs, without a package."""
+    """The functions of CUDA's runtime library that an engine needs, without a Python package."""
 
     _TO_DEVICE, _TO_HOST = 1, 2
 
@@ -479,7 +480,7 @@ class Cuda:
         self._call("cudaGetDeviceCount", ctypes.byref(count))
 
     def allocate(self, size: int) -> ctypes.c_void_p:
-        """`size` bytes of the GPU's memory, kept until the process ends."""
+        """Allocates `size` bytes of GPU memory, which is kept until the process ends."""
         pointer = ctypes.c_void_p()
         self._call("cudaMalloc", ctypes.byref(pointer), ctypes.c_size_t(size))
         return pointer
@@ -491,7 +492,7 @@ class Cuda:
         return handle
 
     def wait(self, stream: ctypes.c_void_p) -> None:
-        """Returns when all work on the stream is done."""
+        """Waits until all work on the stream is done."""
         self._call("cudaStreamSynchronize", stream)
 
     def to_device(self, there: ctypes.c_void_p, array: Array) -> None:
@@ -499,7 +500,7 @@ class Cuda:
         self._copy(there, ctypes.c_void_p(array.ctypes.data), array.nbytes, self._TO_DEVICE)
 
     def to_host(self, array: Array, there: ctypes.c_void_p) -> None:
-        """Fills a contiguous array from the GPU."""
+        """Copies from the GPU to a contiguous array."""
         self._copy(ctypes.c_void_p(array.ctypes.data), there, array.nbytes, self._TO_HOST)
 
     def _copy(self, to: ctypes.c_void_p, of: ctypes.c_void_p, size: int, kind: int) -> None:
@@ -514,7 +515,7 @@ class Cuda:
 
 
 def _load_cudart() -> Any:
-    """From the system's paths, or from the packages that pip's TensorRT brings along."""
+    """Loads CUDA's runtime library from the system's paths or the packages of pip's TensorRT."""
     beside = Path(np.__file__).parents[1]
     packaged = sorted(map(str, beside.glob("nvidia/*/lib/libcudart.so.*")), reverse=True)
     plain = ["libcudart.so", "libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0"]
@@ -530,7 +531,7 @@ def _refuse_odd_batches(pictures: object, batch_size: int) -> None:
     single = isinstance(pictures, (str, os.PathLike, Image.Image))
     if isinstance(pictures, np.ndarray) and pictures.dtype.kind in "biuf":
         colour = pictures.ndim == 3 and 1 <= pictures.shape[2] <= 4
-        single = pictures.ndim == 2 or colour  # of other three axes the first counts gray ones
+        single = pictures.ndim == 2 or colour  # otherwise three axes are several gray pictures
     if single:
         raise BundleError("a list of pictures is wanted; put a single one into a list")
     if batch_size < 1:
@@ -538,10 +539,10 @@ def _refuse_odd_batches(pictures: object, batch_size: int) -> None:
 
 
 def decode(source: Picture, channels: int, max_pixels: int = MAX_PIXELS) -> Array:
-    """A picture to (h, w, c) uint8 or uint16, upright, c = 1 or 3, or `channels` with alpha.
+    """A picture as (h, w, c) uint8 or uint16, upright; c is 1 or 3, or `channels` with alpha.
 
     Raises:
-        Unreadable: no picture, broken, or of more than `max_pixels`; says why.
+        Unreadable: not a picture, damaged, or larger than `max_pixels`; says why.
     """
     if isinstance(source, np.ndarray):
         known = source.dtype in (np.uint8, np.uint16) and source.ndim in (2, 3)
@@ -562,7 +563,7 @@ def decode(source: Picture, channels: int, max_pixels: int = MAX_PIXELS) -> Arra
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if (Image.MAX_IMAGE_PIXELS or max_pixels) < max_pixels:
-                Image.MAX_IMAGE_PIXELS = max_pixels  # or Pillow refuses what is allowed here
+                Image.MAX_IMAGE_PIXELS = max_pixels  # or Pillow refuses pictures allowed here
             with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
                 if image.width * image.height > max_pixels:
                     raise Unreadable(f"{image.width} x {image.height}: over {max_pixels:,} pixels")
@@ -575,7 +576,7 @@ def decode(source: Picture, channels: int, max_pixels: int = MAX_PIXELS) -> Arra
         raise Unreadable(f"not a picture in {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}") from None
     except OSError as error:
         raise Unreadable(error.strerror or str(error).partition("\n")[0]) from None
-    except Exception as error:  # decoders raise nearly anything on broken data
+    except Exception as error:  # decoders raise errors of many kinds on damaged data
         raise Unreadable(f"broken data: {error}".partition("\n")[0]) from None
 
 
@@ -607,7 +608,7 @@ def _from_pillow(image: Image.Image, channels: int) -> Array:
 
 
 def _white_value(image: Image.Image) -> int | None:
-    """The largest value of a TIFF whose white is 0; Pillow turns only those of 8 bits over."""
+    """The largest value of a TIFF whose white is 0, or None; Pillow inverts only 8-bit ones."""
     if image.format != "TIFF" or image.tag_v2.get(0x0106) != 0:  # type: ignore[attr-defined]
         return None
     bits: tuple[int, ...] = image.tag_v2.get(0x0102, (8,))  # type: ignore[attr-defined]
@@ -615,7 +616,7 @@ def _white_value(image: Image.Image) -> int | None:
 
 
 def _refuse_misread(image: Image.Image, channels: int) -> None:
-    """Refuses a TIFF of more than colours and transparency, whose rest Pillow drops or mixes in."""
+    """Refuses a TIFF with channels beyond colours and alpha, which Pillow drops or mixes in."""
     if image.format != "TIFF":
         return
     tags = image.tag_v2  # type: ignore[attr-defined]
@@ -625,7 +626,7 @@ def _refuse_misread(image: Image.Image, channels: int) -> None:
     if not unsigned or samples <= colours or bits not in ({8}, {16}):
         return
     alpha = samples == colours + 1 and bool(extra) and extra[-1] in (1, 2)
-    gray_planes = colours == 1 and tags.get(0x011C, 1) == 2  # Pillow mixes these up
+    gray_planes = colours == 1 and tags.get(0x011C, 1) == 2  # Pillow confuses these
     if alpha and bits == {8} and not gray_planes:
         return
     if samples != channels:
@@ -642,7 +643,7 @@ def _is_gray(image: Image.Image) -> bool:
 
 
 def _deep_colour(image: Image.Image) -> bool:
-    """Pillow would squash these to 8 bits without a word."""
+    """Whether colours have 16 bits, which Pillow would reduce to 8 without a warning."""
     if image.format == "PNG" and getattr(image, "tile", None):
         arguments = image.tile[0][3]  # type: ignore[attr-defined]
         raw = arguments[0] if isinstance(arguments, tuple) else str(arguments)
@@ -657,7 +658,7 @@ def _deep_colour(image: Image.Image) -> bool:
 
 
 def to_channels(picture: Array, channels: int) -> Array:
-    """(h, w, c) to (h, w, channels): gray from RGB by luma, RGB from gray by repetition."""
+    """(h, w, c) to (h, w, channels): RGB to gray by luma, gray to RGB by repetition."""
     have = picture.shape[2]
     if have == channels:
         return picture
@@ -670,7 +671,7 @@ def to_channels(picture: Array, channels: int) -> Array:
 
 
 def to_depth(picture: Array, dtype: Any) -> Array:
-    """Between uint8 and uint16, keeping black black and white white (times or by 257)."""
+    """Converts between uint8 and uint16 by a factor of 257, which keeps black and white."""
     if picture.dtype == dtype:
         return picture
     if dtype == np.uint16:
@@ -679,7 +680,7 @@ def to_depth(picture: Array, dtype: Any) -> Array:
 
 
 def resize(picture: Array, size: int, rule: str) -> Array:
-    """(h, w, c) to (size, size, c); bicubic with antialiasing; rule is crop, pad or squash."""
+    """(h, w, c) to (size, size, c), bicubic with antialiasing; rule is crop, pad or squash."""
     h, w, c = picture.shape
     if rule == "crop":
         keep = min(h, w)
@@ -709,9 +710,9 @@ def _scale(picture: Array, height: int, width: int) -> Array:
 
 
 def find_pictures(names: Sequence[str]) -> list[Path]:
-    """Pictures named, and those below folders named, in order.
+    """The named pictures, and those below named folders, in order.
 
-    Hidden ones are passed over; linked folders are entered once.
+    Hidden files and folders are skipped; linked folders are entered once.
     """
     found: list[Path] = []
     for name in names:
@@ -730,7 +731,7 @@ def _pictures_below(folder: Path) -> Iterator[Path]:
     seen: set[str] = set()
     for base, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(base)
-        if real in seen:  # a link led back
+        if real in seen:  # by a link
             folders.clear()
             continue
         seen.add(real)
@@ -740,7 +741,7 @@ def _pictures_below(folder: Path) -> Iterator[Path]:
 
 
 def _is_picture(path: Path) -> bool:
-    """By its name, or by its content where that is JPEG, PNG, GIF or WebP under another one."""
+    """Whether a file is a picture by its suffix or, for JPEG, PNG, GIF and WebP, its content."""
     if path.suffix.lower() in _SUFFIXES:
         return True
     try:
@@ -754,7 +755,7 @@ def _is_picture(path: Path) -> bool:
 
 
 def check(extractor: Extractor) -> tuple[bool, str]:
-    """Compares this device's features with those of training: (passed, one line)."""
+    """Compares this device's features with training's; returns (passed, one line)."""
     data = verified(extractor.bundle, extractor.manifest, GOLDEN)
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as golden:
@@ -763,7 +764,7 @@ def check(extractor: Extractor) -> tuple[bool, str]:
         worst = float(np.abs(found - wanted).max())
         lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(wanted, axis=1)
         cosine = float(((found * wanted).sum(axis=1) / np.maximum(lengths, 1e-30)).min())
-    except Exception as error:  # of zip files, arrays, memory and onnxruntime
+    except Exception as error:  # from zip files, arrays, memory and onnxruntime
         raise BundleError(f"{GOLDEN} cannot be used: {error}".partition("\n")[0]) from None
     limits = extractor.tolerance
     passed = worst <= limits["max_abs"] and cosine >= limits["cosine"]
@@ -775,7 +776,7 @@ def check(extractor: Extractor) -> tuple[bool, str]:
 
 
 def benchmark(extractor: Extractor, batch: int, seconds: float = 2.0) -> dict[str, float]:
-    """Latency of the model alone, without decoding: median and p95 in ms, and pictures/s."""
+    """Latency of the model alone, without decoding; see `latency` for what it returns."""
     shape = (batch, extractor.size, extractor.size, extractor.channels)
     high = np.iinfo(extractor.dtype).max
     pictures = np.random.default_rng(0).integers(0, high, shape, extractor.dtype)
@@ -783,7 +784,7 @@ def benchmark(extractor: Extractor, batch: int, seconds: float = 2.0) -> dict[st
 
 
 def latency(call: Callable[[], Any], batch: int, seconds: float) -> dict[str, float]:
-    """Times a call that takes `batch` pictures: median and p95 in ms, pictures/s, and how often."""
+    """Times a call on `batch` pictures: median and p95 in ms, pictures/s, and number of runs."""
     for _ in range(3):
         call()
     times: list[float] = []
@@ -802,9 +803,9 @@ def latency(call: Callable[[], Any], batch: int, seconds: float) -> dict[str, fl
 
 
 def _peak_mb() -> float | None:
-    """The most memory this process has held, in MB; None where the system does not say."""
+    """Peak memory of this process in MB; None if the system does not report it."""
     try:
-        # Not getrusage: its peak counts the process that started this one too.
+        # Not getrusage, whose peak includes the process that started this one.
         status = Path("/proc/self/status").read_text(encoding="utf-8")
         lines = dict(line.split(":", 1) for line in status.splitlines())
         return int(lines["VmHWM"].split()[0]) * 1024 / 1e6
@@ -813,7 +814,7 @@ def _peak_mb() -> float | None:
 
 
 def _refuse_unwritable(out: Path, overwrite: bool) -> None:
-    """Raises BundleError where no file can be written, before there is anything to lose."""
+    """Raises BundleError if the file cannot be written, before any work is done."""
     if out.is_dir():
         raise BundleError(f"--out {out} is a folder; name a file in it")
     if os.path.lexists(out) and not out.is_file():
@@ -827,8 +828,8 @@ def _refuse_unwritable(out: Path, overwrite: bool) -> None:
 
 
 def _write(out: Path, extractor: Extractor, names: list[str], columns: dict[str, Array]) -> None:
-    """Columns (n,) or (n, width), beside the paths; in an npz with the names of the classes."""
-    place = Path(os.path.realpath(out))  # a link stays one
+    """Writes columns (n,) or (n, width) with the paths; an npz also has the class names."""
+    place = Path(os.path.realpath(out))  # a link remains a link
     try:
         with tempfile.TemporaryDirectory(dir=place.parent, prefix=".runtime-") as folder:
             whole = Path(folder, place.name)
@@ -891,13 +892,13 @@ def _extract(extractor: Extractor, names: Sequence[str], out: Path | None, batch
 
 
 def _shown(name: object) -> str:
-    """A name without what would act on a terminal."""
+    """A name with the characters escaped that would control a terminal."""
     text = str(name)
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _labels(extractor: Extractor, outputs: dict[str, Array]) -> dict[str, Array]:
-    """The likeliest class and its probability, where there is a classifier."""
+    """The likeliest class and its probability; empty without a classifier."""
     if not extractor.classes:
         return {}
     probabilities = outputs[PROBABILITIES]
@@ -906,7 +907,7 @@ def _labels(extractor: Extractor, outputs: dict[str, Array]) -> dict[str, Array]
 
 
 def _check_all(first: Extractor, given: argparse.Namespace) -> int:
-    """Checks the model asked for, or else every ONNX model that was copied here, a line each."""
+    """Checks the requested model, or all ONNX models in the bundle, with a line for each."""
     alone = given.variant or given.device == "tensorrt"
     names = [] if alone else sorted(set(first.manifest["files"]) - {first.variant})
     there = [n for n in names if n.endswith(".onnx") and (first.bundle / n).exists()]
@@ -927,15 +928,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("pictures", nargs="*", help="picture files or folders")
     parser.add_argument("--out", type=Path, help="features.npz or features.csv")
     parser.add_argument("--overwrite", action="store_true", help="replace a file at --out")
-    parser.add_argument("--bundle", type=Path, help="folder of the bundle (this file's)")
-    parser.add_argument("--variant", help="model file of the bundle (the engine, or encoder.onnx)")
+    parser.add_argument("--bundle", type=Path, help="folder of the bundle (default: this file's)")
+    parser.add_argument(
+        "--variant", help="model file of the bundle (default: the engine, or encoder.onnx)"
+    )
     parser.add_argument("--device", default="auto", help="auto, tensorrt, cuda or cpu")
-    parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0: all")
-    parser.add_argument("--batch", type=int, default=32, help="pictures at a time, read or timed")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 for all")
+    parser.add_argument("--batch", type=int, default=32, help="pictures at a time")
     parser.add_argument("--check", action="store_true", help="compare with training's features")
     parser.add_argument("--benchmark", action="store_true", help="latency on this machine")
-    parser.add_argument("--seconds", type=float, default=2.0, help="that --benchmark takes")
-    parser.add_argument("--json", action="store_true", help="--benchmark prints JSON")
+    parser.add_argument("--seconds", type=float, default=2.0, help="duration of --benchmark")
+    parser.add_argument("--json", action="store_true", help="print JSON with --benchmark")
     return parser
 
 
@@ -946,11 +949,11 @@ def _main(arguments: Sequence[str] | None = None) -> int:
     if wanted != 1:
         parser.error("give pictures, or --check, or --benchmark")
     if given.out is not None and not given.pictures:
-        parser.error("--check and --benchmark write no --out")
+        parser.error("--out works with pictures only")
     if given.out is not None and given.out.suffix not in (".npz", ".csv"):
         parser.error("give --out FILE.npz or --out FILE.csv")
     if given.json and not given.benchmark:
-        parser.error("--json is of --benchmark only")
+        parser.error("--json works with --benchmark only")
     if given.batch < 1:
         parser.error("--batch must be at least 1")
     if not 0 <= given.seconds < float("inf"):
@@ -979,14 +982,14 @@ def _main(arguments: Sequence[str] | None = None) -> int:
 
 
 def main() -> None:
-    """Entry point: one line and exit status 2 for what cannot be used or written."""
+    """Entry point; if something cannot be used or written, prints one line, exits with status 2."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # classes have names of any script
+            stream.reconfigure(errors="backslashreplace")  # class names may be of any script
     try:
         status = _main()
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever read the output has seen enough
+    except BrokenPipeError:  # the reader of the output, such as head, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 141
     except KeyboardInterrupt:

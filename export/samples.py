@@ -1,4 +1,4 @@
-"""The real pictures that an export is measured on, and those that int8 is calibrated on."""
+"""The real pictures that parity is measured on, and those that int8 is calibrated on."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from tinyssl.weights import DESCRIPTION
 from . import runtime
 
 MEASURED, CALIBRATED, LABELED = 64, 128, 1000
-_TRIED = 16  # with the runtime's decoder: large photographs take a second each
-FEW = 32  # measured: fewer say little of others
+_TRIED = 16  # pictures read by the runtime's decoder: large photographs take a second each
+FEW = 32  # parity on fewer pictures says little about others
 _MEASURED = "an export is measured"
 Pictures = NDArray[Any]
 
 
 @dataclass(frozen=True)
 class Reader:
-    """How pictures become an encoder's input.
+    """Reads pictures as an encoder's input.
 
     Attributes:
         description: the content of `encoder.json`.
@@ -47,7 +47,7 @@ class Reader:
     dtype: Any
 
     def read(self, paths: Sequence[Path]) -> Pictures:
-        """Those that can be read, (n, s, s, c); tells if the bundle's runtime could not."""
+        """The readable ones, (n, s, s, c); warns of those that the bundle's runtime cannot read."""
         found = load_pictures(
             paths,
             size=self.description["image_size"],
@@ -60,11 +60,14 @@ class Reader:
 
     @property
     def max_pixels(self) -> int:
-        """Of a picture."""
+        """Limit of a picture's size."""
         return int(self.description["max_pixels"])
 
     def _tell_of_refused(self, paths: Sequence[str]) -> None:
-        """Its decoder is Pillow alone, which reads less than training's, such as 16-bit colour."""
+        """Warns of pictures that the runtime's decoder, Pillow alone, cannot read.
+
+        Training reads more, such as 16-bit colour.
+        """
         some = _spaced(paths, _TRIED)
         with reading(self.max_pixels), ThreadPoolExecutor() as pool:
             found = zip(some, pool.map(self._refused, some), strict=True)
@@ -87,14 +90,14 @@ class Reader:
 
 @dataclass(frozen=True)
 class Samples:
-    """Pictures to measure on, and others to calibrate on, (0, ...) where none were asked for."""
+    """Pictures to measure on, and others to calibrate on; (0,) where these are not needed."""
 
     measured: Pictures
     calibrated: Pictures
 
     @property
     def calibration(self) -> dict[str, Any]:
-        """What the manifest says of the calibration's pictures."""
+        """The manifest's entry for the calibration pictures."""
         digest = hashlib.sha256(self.calibrated.tobytes()).hexdigest()
         return {"pictures": len(self.calibrated), "sha256": digest}
 
@@ -107,15 +110,15 @@ def draw_samples(
     *,
     calibrate: bool,
 ) -> Samples:
-    """Evenly spaced pictures, none of them in both samples.
+    """Draws evenly spaced pictures for both samples.
 
     Args:
         reader: of the encoder.
-        run: its training pictures are taken where no others are given; of a fine-tuned run those
-            that its encoder was pretrained on, as far as they are there, and the labeled ones.
+        run: its training pictures are used if no others are given; of a fine-tuned run the
+            labeled ones and those of its pretraining, if they still exist.
         pictures: to measure on.
-        calibration: to calibrate on; part of the pictures to measure on when None.
-        calibrate: whether int8 is wanted.
+        calibration: to calibrate on; when None two thirds of the pictures to measure on.
+        calibrate: whether int8 is to be made.
 
     Raises:
         UsageError: no pictures, or too few.
@@ -136,7 +139,7 @@ def draw_samples(
 
 
 def labeled_pictures(reader: Reader, labels: str | Path) -> tuple[Pictures, NDArray[np.int64]]:
-    """At most 1,000 evenly spaced labeled pictures, of a CSV or of class folders."""
+    """At most 1,000 evenly spaced labeled pictures from a CSV or class folders."""
     found = read_labeled(labels, reader.description)
     rows = _spaced(range(len(found.labels)), LABELED)
     return to_depth(found.array[rows], reader.dtype), found.labels[rows]
@@ -150,7 +153,7 @@ def _paths(run: str | Path, pictures: str | Path | None) -> list[Path]:
 
 
 def _own_paths(run: str | Path) -> list[Path]:
-    """The training pictures of a run and of those that it was fine-tuned from, as far as there.
+    """The existing training pictures of a run and of the runs that it was fine-tuned from.
 
     Raises:
         UsageError: none of them can be found.
@@ -168,7 +171,7 @@ def _own_paths(run: str | Path) -> list[Path]:
 
 
 def _lineage(run: str | Path) -> Iterator[Path]:
-    """The run; if it is a fine-tuned one also what it was made from, back to the pretrained one."""
+    """The run and, if it is fine-tuned, the runs it came from, back to the pretrained one."""
     step: Path | None = Path(os.path.abspath(run))
     seen: set[Path] = set()
     while step is not None and step not in seen:
@@ -178,18 +181,18 @@ def _lineage(run: str | Path) -> Iterator[Path]:
 
 
 def _origin(run: Path) -> Path | None:
-    """The run that a fine-tuned one was made from; None where it is gone, and for all others."""
+    """The run that a fine-tuned one came from; None if it is gone or the run is pretrained."""
     result, description = _object(run / RESULT), _object(run / DESCRIPTION)
     if not result and "classes" not in description:
         return None
-    # The first is absolute, the second as it was typed.
+    # The first path is absolute, the second as the user typed it.
     named = [str(description.get("init", "")), str(result.get("run", ""))]
     there = [name for name in named if os.path.isfile(os.path.join(name, DESCRIPTION))]
     return Path(os.path.abspath(there[0])) if there else None
 
 
 def _object(path: Path) -> dict[str, Any]:
-    """What a JSON file says; nothing where it is gone or damaged."""
+    """The object in a JSON file; empty if the file is missing or damaged."""
     try:
         told = read_json(path)
     except (OSError, ValueError):
@@ -202,10 +205,10 @@ def _spaced(items: Sequence[Any], count: int) -> list[Any]:
 
 
 def _tell_of_few(pictures: Pictures, wanted: int) -> Pictures:
-    """The pictures; tells if they are few, and how many more to give."""
+    """Returns the pictures; warns if they are few, with the number to give."""
     if len(pictures) < FEW:
         log.warning(
-            f"measured on {len(pictures)} pictures only, which say little of others; give "
+            f"measured on {len(pictures)} pictures only, which say little about others; give "
             f"{wanted} or more by --pictures DIR"
         )
     return pictures

@@ -1,4 +1,4 @@
-"""Every form that a model of a bundle can take, made and measured.
+"""The variants of a bundle's model, by precision and runtime: making and measuring them.
 
 n = pictures, s = picture size, c = channels.
 """
@@ -41,7 +41,7 @@ TARGETS: Mapping[str, tuple[str, ...]] = {
     "jetson": (FLOAT, HALF, INT8_TRT),
     "mobile": (FLOAT, PTE),
 }
-ONE_SIZE = ("tensorrt", "jetson", "mobile")  # targets: engines and programs are built for one
+ONE_SIZE = ("tensorrt", "jetson", "mobile")  # targets built for one picture size
 ENGINE_BATCH = 8
 MAX_KNN_LOSS = 0.01
 _INSTEAD = "half as large as float32 and keeps them (--target onnx-fp16)"
@@ -54,12 +54,12 @@ Labeled = tuple[NDArray[Any], NDArray[np.int64]]
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What an exported model may differ from torch: checked here and on the device.
+    """Limits of a model's differences from torch, checked here and on the device.
 
     Attributes:
-        max_abs: of the largest difference.
-        cosine: of the worst picture.
-        mean_cosine: over the pictures.
+        max_abs: largest absolute difference allowed.
+        cosine: lowest cosine allowed of any picture.
+        mean_cosine: lowest mean cosine allowed.
     """
 
     max_abs: float
@@ -67,7 +67,7 @@ class Tolerance:
     mean_cosine: float = -1.0
 
     def allows(self, parity: Parity) -> bool:
-        """Whether all three hold."""
+        """Whether parity is within all three limits."""
         return (
             parity.max_abs <= self.max_abs
             and parity.worst_cosine >= self.cosine
@@ -85,15 +85,15 @@ TOLERANCES: Mapping[str, Tolerance] = {
 
 @dataclass(frozen=True)
 class Variant:
-    """One model file and what was measured of it.
+    """One model file and its measurements.
 
     Attributes:
         content: of the file.
         parity: of its features with torch's.
-        tolerance: that it was and will be held to.
-        same_class: share of pictures given the same class; None without a classifier.
-        facts: more for the manifest.
-        beside: files that go with it, by name.
+        tolerance: for its features, here and on the device.
+        same_class: share of pictures with the same class as by torch; None without a classifier.
+        facts: further entries of the manifest.
+        beside: accompanying files, by name.
     """
 
     content: bytes
@@ -104,7 +104,7 @@ class Variant:
     beside: Mapping[str, bytes] = field(default_factory=dict)
 
     def manifest(self) -> dict[str, Any]:
-        """What the manifest says of it."""
+        """Its entry in the manifest."""
         told = {"tolerance": asdict(self.tolerance), "parity": asdict(self.parity)}
         if self.same_class is not None:
             told["parity"]["same_class"] = self.same_class
@@ -117,9 +117,9 @@ class Workshop:
     Args:
         deployed: in evaluation mode, on the CPU.
         model: its float32 graph.
-        samples: to measure and to calibrate on.
-        labeled: (n, s, s, c) pictures and their (n,) classes, that int8 must not lose.
-        force: take int8 however it changes the features.
+        samples: pictures to measure and to calibrate on.
+        labeled: (n, s, s, c) pictures and (n,) classes, whose k-NN accuracy int8 must keep.
+        force: keep int8 even if it changes the features too much.
     """
 
     def __init__(
@@ -136,7 +136,9 @@ class Workshop:
         self.float = model.SerializeToString()
 
     def make(self, names: Sequence[str], *, workspace: int, strict: bool) -> dict[str, Variant]:
-        """The variants named; an int8 that changes the features is left out, or refused if strict.
+        """Makes the named variants.
+
+        An int8 model that changes the features too much is left out, or raises if `strict`.
 
         Raises:
             JobError: a variant differs from torch by more than its tolerance, or cannot be made.
@@ -166,14 +168,14 @@ class Workshop:
         if PROBABILITIES in found:
             classes = [o[PROBABILITIES].argmax(axis=1) for o in (self.wanted, found)]
             same = float((classes[0] == classes[1]).mean())
-        # Int8 differs between processors, so a device may be a little further off than here.
+        # Int8 differs between processors, so a device may differ a little more than this machine.
         loose = Tolerance(2 * parity.max_abs, parity.worst_cosine - 0.05)
         return Variant(content, parity, TOLERANCES.get(name, loose), same, **more)
 
     def _int8(self, styles: Mapping[str, Any], strict: bool) -> dict[str, Variant]:
         with progress("calibrating", len(self.samples.calibrated)) as advance:
             calibration = Calibration(self.model, self.samples.calibrated, advance)
-        log.info("choosing the best int8 by its features; takes minutes where layers hurt")
+        log.info("choosing the best int8 by its features; takes minutes if layers are sensitive")
         made = {}
         for name, style in styles.items():
             found = quantize_best(calibration, style, self._centred, MIN_CENTRED)
@@ -191,7 +193,7 @@ class Workshop:
         return compare(self.wanted[FEATURES], found).centred_cosine
 
     def _engine(self, half: bytes, workspace: int) -> Variant:
-        """The engine of the float16 model for this machine's GPU."""
+        """Builds the engine of the float16 model for this machine's GPU."""
         log.info("building the TensorRT engine; this takes some minutes")
         try:
             trt = load_tensorrt()
@@ -208,7 +210,7 @@ class Workshop:
 
 
 def need_tensorrt() -> None:
-    """Raises JobError, which says what to do instead, where no TensorRT or no GPU can be used."""
+    """Raises JobError, which says what to do instead, if TensorRT or a GPU is missing."""
     try:
         load_tensorrt()
         Cuda()
@@ -218,7 +220,7 @@ def need_tensorrt() -> None:
 
 @torch.inference_mode()
 def torch_outputs(deployed: Deployed, pictures: NDArray[Any]) -> Outputs:
-    """Features, and probabilities where there is a classifier, of (n, s, s, c) by torch."""
+    """Features, and with a classifier probabilities, of pictures (n, s, s, c) by torch."""
     batches = torch.split(torch.from_numpy(pictures), _BATCH)
     outputs = [deployed.eval()(batch) for batch in batches]
     rows = [o if isinstance(o, tuple) else (o,) for o in outputs]
@@ -227,7 +229,7 @@ def torch_outputs(deployed: Deployed, pictures: NDArray[Any]) -> Outputs:
 
 
 def onnx_outputs(model: bytes, pictures: NDArray[Any]) -> Outputs:
-    """The same by onnxruntime on the CPU."""
+    """Outputs as of `torch_outputs`, by onnxruntime on the CPU."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
@@ -254,14 +256,14 @@ def _faults(found: Quantized, reference: bytes, labeled: Labeled | None) -> list
 def _refuse_int8(name: str, faults: Sequence[str], strict: bool) -> None:
     told = f"{name} changes the features too much: {'; '.join(faults)}; {HALF} is {_INSTEAD}"
     if strict:
-        raise JobError(f"{told}; --force writes int8 all the same; no bundle was written")
-    log.warning(f"{told}; it was left out, --force writes it all the same")
+        raise JobError(f"{told}; --force writes int8 anyway; no bundle was written")
+    log.warning(f"{told}; it was left out, --force writes it anyway")
 
 
 def _knn_loss(
     reference: bytes, model: bytes, pictures: NDArray[Any], labels: NDArray[np.int64]
 ) -> float:
-    """Balanced leave-one-out k-NN accuracy that int8 loses, in [-1, 1]; k chosen on float32."""
+    """Loss of balanced leave-one-out k-NN accuracy, in [-1, 1]; k is chosen on float32."""
     before, after = (onnx_outputs(m, pictures)[FEATURES] for m in (reference, model))
     k = choose_k(before, labels)
     return knn_loo_score(before, labels, k=k) - knn_loo_score(after, labels, k=k)

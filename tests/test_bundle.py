@@ -104,7 +104,7 @@ def test_what_comes_at_the_last_moment_is_kept_beside(
     assert (out / "a.onnx").read_bytes() == b"second"
     (aside,) = out.parent.glob(".bundle.*.old")
     assert contents(aside) == {"notes.txt": b"mine"}
-    assert f"{aside} is what the new bundle replaced" in caplog.text
+    assert f"{aside} is the bundle that was replaced" in caplog.text
 
 
 def test_ctrl_c_between_the_two_moves_brings_the_old_one_back(

@@ -150,7 +150,7 @@ def test_unreadable_pictures_are_told_and_passed_over(
     good.write_bytes(b"P5 # a comment\n2 1\n255\n\x00\xff")
     contents = {
         "cut": (b"P6 2 2 255\n\x00", "cut short"),
-        "jpeg": (b"\xff\xd8\xff\xe0", "no binary PPM or PGM file"),
+        "jpeg": (b"\xff\xd8\xff\xe0", "not a binary PPM or PGM file"),
         "deep": (b"P5 1 1 65535\n\x00\x00", "white is 65535, not 255"),
         "header": (b"P6 x", "broken header"),
     }

@@ -195,7 +195,7 @@ def test_the_engine_of_an_earlier_bundle_is_passed_over(
     write_engine(earlier, (bundle / "encoder.onnx").read_bytes(), stand_in)
     for name in ("encoder.engine", "encoder.engine.json"):
         shutil.copy(earlier / name, bundle / name)
-    line = "was built of another encoder.onnx; run build_engine.py again"
+    line = "was built from another encoder.onnx; run build_engine.py again"
     assert line in told(bundle, device="tensorrt")
     extractor = runtime.Extractor(bundle)
     assert extractor.variant == "encoder.onnx"
@@ -223,7 +223,7 @@ def test_damaged_engines(bundle: Path, stand_in: SimpleNamespace, damage: str) -
         sys.modules["tensorrt"] = None  # type: ignore[assignment]
     line = told(bundle, variant="encoder.engine")
     wanted = {"changed": "is damaged", "no package": "not installed here"}
-    assert wanted.get(damage, "no whole encoder.engine") in line
+    assert wanted.get(damage, "no complete encoder.engine") in line
     assert runtime.Extractor(bundle).variant == "encoder.onnx"
 
 

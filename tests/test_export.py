@@ -588,8 +588,8 @@ def test_the_program_overwrites_nothing_but_its_out(
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--check", "--out", "f.npz"], "--check and --benchmark write no --out"),
-        (["--check", "--json"], "--json is of --benchmark only"),
+        (["--check", "--out", "f.npz"], "--out works with pictures only"),
+        (["--check", "--json"], "--json works with --benchmark only"),
         (["--benchmark", "--seconds", "nan"], "--seconds must be 0 or more"),
         (["--benchmark", "--seconds", "-1"], "--seconds must be 0 or more"),
         (["--check", "--threads", "-1"], r"threads: got -1; give 0 \(all\) or more"),
@@ -747,7 +747,7 @@ def test_benchmark_of_wrong_use(
         ("golden", "golden.npz cannot be read"),
         ("empty folder", "no pictures in"),
         ("device", "device: got 'tpu', allowed are auto, tensorrt, cuda and cpu"),
-        ("normalized", "manifest.json is damaged: features.normalized cannot be so"),
+        ("normalized", "manifest.json is damaged: features.normalized is invalid"),
         ("size", "input.size is 64, that of encoder.onnx 48; take another copy of the bundle"),
         ("resize", "input.resize is pad, that of encoder.onnx crop"),
         ("channels", "input.channels is 1, that of encoder.onnx 3"),
@@ -826,7 +826,7 @@ def test_wrong_use_is_told(case: str, small: tuple[Path, Path, Path], tmp_path: 
     elif case == "no run":
         given["run"], told = pictures, "no encoder in"
     elif case in ("labels", "calibration"):
-        given[case], told = tmp_path / "none", f"--{case}: of int8 only, and target onnx has none"
+        given[case], told = tmp_path / "none", f"--{case}: for int8 only, and target onnx has none"
     else:
         given["pictures"], told = None, "give --pictures DIR"
     before = sorted(bundle.iterdir()), sorted(pictures.iterdir())
@@ -856,7 +856,9 @@ def test_too_few_pictures_are_told(
         export(run, out=tmp_path / "b", pictures=pictures / "00.png")
     reader = Reader(read_description(run), np.dtype(np.uint8))
     draw_samples(reader, run, pictures, None, calibrate=False)
-    told = "measured on 12 pictures only, which say little of others; give 32 or more by --pictures"
+    told = (
+        "measured on 12 pictures only, which say little about others; give 32 or more by --pictures"
+    )
     assert told in caplog.text
 
 

@@ -1,11 +1,11 @@
-// Features of pictures by a bundle's encoder.onnx: C++17 and onnxruntime, nothing else.
+// Features of pictures by a bundle's encoder.onnx, in C++17 with onnxruntime alone.
 //
 //   cmake -S . -B build && cmake --build build
 //   build/extract bundle pictures/ more.ppm > features.csv
 //
-// Reads binary PPM (P6) and PGM (P5) files of 8 bits, and gives the encoder the very pixels that
-// runtime.py gives it: the resize is Pillow 13's bicubic one, to the bit. Replace `read_picture` by
-// your camera. Exit status: 0 fine; 1 some pictures could not be read; 2 wrong use.
+// Reads binary PPM (P6) and PGM (P5) files of 8 bits. The encoder gets exactly the same pixels as
+// in runtime.py: the resize is Pillow 13's bicubic one, to the bit. Replace `read_picture` by code
+// that reads your camera. Exit status: 0 success; 1 some pictures could not be read; 2 wrong usage.
 
 #include <onnxruntime_cxx_api.h>
 
@@ -29,7 +29,7 @@ using Bytes = std::vector<std::uint8_t>;
 
 struct Picture {
   std::size_t height, width, channels;
-  Bytes values;  // height, width, channels; the last runs fastest
+  Bytes values;  // (height, width, channels), channels innermost
 };
 
 struct Unreadable : std::runtime_error {
@@ -38,7 +38,7 @@ struct Unreadable : std::runtime_error {
 
 // --- Reading -------------------------------------------------------------------------------------
 
-// The next number of a PNM header; comments run from # to the end of the line.
+// Reads the next number of a PNM header; comments go from # to the end of the line.
 std::size_t header_number(const Bytes& data, std::size_t& at) {
   while (at < data.size() && (std::isspace(data[at]) || data[at] == '#')) {
     if (data[at++] == '#') {
@@ -58,21 +58,21 @@ Picture read_picture(const fs::path& path) {
   if (!file || fs::is_directory(path)) throw Unreadable("cannot be opened");
   const Bytes data{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
   if (data.size() < 2 || data[0] != 'P' || (data[1] != '5' && data[1] != '6')) {
-    throw Unreadable("no binary PPM or PGM file (P6, P5)");
+    throw Unreadable("not a binary PPM or PGM file (P6, P5)");
   }
   std::size_t at = 2;
   const std::size_t width = header_number(data, at), height = header_number(data, at);
   const std::size_t brightest = header_number(data, at), channels = data[1] == '5' ? 1 : 3;
   if (brightest != 255) throw Unreadable("white is " + std::to_string(brightest) + ", not 255");
   if (width == 0 || height == 0) throw Unreadable("no pixels");
-  ++at;  // the one blank after the header
+  ++at;  // the single whitespace after the header
   const std::uint64_t wanted = std::uint64_t{width} * height * channels;
   if (at > data.size() || data.size() - at < wanted) throw Unreadable("cut short");
   const auto begin = data.begin() + static_cast<std::ptrdiff_t>(at);
   return {height, width, channels, Bytes(begin, begin + static_cast<std::ptrdiff_t>(wanted))};
 }
 
-// RGB from gray by repetition, gray from RGB by luma (ITU-R BT.601).
+// Gray to RGB by repetition, RGB to gray by luma (ITU-R BT.601).
 Picture to_channels(const Picture& picture, std::size_t channels) {
   if (picture.channels == channels) return picture;
   Picture made{picture.height, picture.width, channels, {}};
@@ -91,9 +91,9 @@ Picture to_channels(const Picture& picture, std::size_t channels) {
 
 // --- Resizing ------------------------------------------------------------------------------------
 
-constexpr int kBits = 22;  // Pillow's fixed point: 32 bits, less 8 of the value and 2 of overshoot
+constexpr int kBits = 22;  // as in Pillow: 32 bits, less 8 for the value and 2 for overshoot
 
-// Keys' cubic with a = -0.5.
+// Keys' cubic kernel with a = -0.5.
 double cubic(double x) {
   x = std::fabs(x);
   if (x < 1) return (1.5 * x - 2.5) * x * x + 1;
@@ -101,7 +101,7 @@ double cubic(double x) {
   return 0;
 }
 
-// Which values of the line make one new value, and their weights as fixed-point numbers.
+// The old values of a line that one new value is computed from, with fixed-point weights.
 struct Taps {
   std::size_t first;
   std::vector<std::int32_t> weights;
@@ -150,8 +150,8 @@ Bytes resample(const Bytes& old, std::size_t outer, std::size_t from, std::size_
   return made;
 }
 
-// Each pass rounds, so their order shows: since Pillow 13 the height comes first where it shrinks
-// by more than twice what the width does; before, it always came last.
+// Each pass rounds, so their order matters: since Pillow 13 the height is resized first if it
+// shrinks by more than twice as much as the width; before, it was always resized last.
 Picture scale(const Picture& old, std::size_t height, std::size_t width) {
   const std::size_t h = old.height, w = old.width, c = old.channels;
   if (h > height && h + 2 * width > height + 2 * w) {
@@ -162,7 +162,7 @@ Picture scale(const Picture& old, std::size_t height, std::size_t width) {
   return {height, width, c, resample(narrow, 1, h, width * c, height)};
 }
 
-// Copies a rectangle of (height, width) between two places.
+// Copies a rectangle of (height, width) from one picture to another.
 void paste(const Picture& from, std::size_t from_top, std::size_t from_left, Picture& to,
            std::size_t to_top, std::size_t to_left, std::size_t height, std::size_t width) {
   const std::size_t c = from.channels;
@@ -172,7 +172,7 @@ void paste(const Picture& from, std::size_t from_top, std::size_t from_left, Pic
   }
 }
 
-// To (size, size); rule is crop (the middle square), pad (black) or squash.
+// Resizes to (size, size); rule is crop (the middle square), pad (with black) or squash.
 Picture resize(const Picture& old, std::size_t size, const std::string& rule) {
   const std::size_t h = old.height, w = old.width, c = old.channels;
   if (rule == "crop") {
@@ -204,7 +204,7 @@ class Encoder {
     rule_ = told("input.resize");
     if (told("input.dtype") != "uint8" || (channels_ != 1 && channels_ != 3)) {
       throw std::runtime_error("the encoder takes " + told("input.dtype") + " pictures of " +
-                               told("input.channels") + " channels; only uint8 of 1 or 3 here");
+                               told("input.channels") + " channels; here only uint8 of 1 or 3");
     }
   }
 
@@ -229,11 +229,11 @@ class Encoder {
     return made;
   }
 
-  // What the model file says of itself; tinyssl export wrote it.
+  // A value of the model's metadata, as written by tinyssl export.
   std::string told(const char* key) {
     Ort::AllocatorWithDefaultOptions allocator;
     const auto value = session_.GetModelMetadata().LookupCustomMetadataMapAllocated(key, allocator);
-    if (!value) throw std::runtime_error(std::string("the model does not tell its ") + key);
+    if (!value) throw std::runtime_error(std::string("the model has no metadata for ") + key);
     return value.get();
   }
 
@@ -245,7 +245,7 @@ class Encoder {
 
 // --- The program ---------------------------------------------------------------------------------
 
-// A picture file itself, or all below a folder in order; hidden ones are passed over.
+// The named file, or all pictures below a folder in order; hidden ones are skipped.
 std::vector<fs::path> find_pictures(const fs::path& place) {
   if (!fs::is_directory(place)) return {place};
   std::vector<fs::path> found;
@@ -264,7 +264,7 @@ std::vector<fs::path> find_pictures(const fs::path& place) {
   return found;
 }
 
-// As CSV wants it: in quotes, and quotes doubled, where it holds what would end a field.
+// A CSV field: quoted, with quotes doubled, if it contains a separator, quote or line break.
 std::string quoted(const std::string& text) {
   if (text.find_first_of(",\"\r\n") == std::string::npos) return text;
   std::string made = "\"";

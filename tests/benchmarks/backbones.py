@@ -1,10 +1,10 @@
-"""What export does to every backbone after a short training: parity, size, int8 speed on the CPU.
+"""Export of every backbone after a short training: parity, size and int8 speed on the CPU.
 
     python -m tests.benchmarks.backbones --out tests/benchmarks/results/export-backbones.json
 
 Each backbone is pretrained on solar cells from random weights, gray or repeated to three channels,
-and exported with --force, so that an int8 that would be refused is in the table too. Latency:
-float32 and int8 ONNX in turn, batch 1, one thread, in one process.
+and exported with --force, so that int8 models which would be refused are measured too. For latency
+the float32 and int8 ONNX models take turns, with batch 1 and one thread, in one process.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def measure(name: str, stem: str, channels: int, cells: Path, folder: Path, view
 
 
 def latencies(files: Sequence[Path], shape: tuple[int, ...], rounds: int = 11) -> dict[str, Any]:
-    """Median ms of each round; the models take turns."""
+    """Median ms of both models, which take turns, over the rounds, and the ratios of rounds."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     sessions = [onnxruntime.InferenceSession(str(f), options) for f in files]

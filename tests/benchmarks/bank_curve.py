@@ -1,9 +1,9 @@
-"""What a step costs in the memory bank alone, by the number of pictures.
+"""Cost of a step in the memory bank alone, by the number of pictures.
 
     python -m tests.benchmarks.bank_curve --out tests/benchmarks/results/bank-curve-cpu.json
 
-A step scores a batch of embeddings, takes the loss and its gradient, and moves the bank: all that
-grows with n. A kind of bank that would need more than `--memory` GB is left out.
+A step scores a batch of embeddings, computes the loss and its gradient, and updates the bank, which
+is everything that grows with n. Kinds of bank that would need more than `--memory` GB are left out.
 """
 
 import argparse
@@ -34,12 +34,12 @@ KINDS = (
 
 
 class Steps:
-    """The bank's part of a step, over and over on random embeddings."""
+    """The bank's part of a step, repeated on random embeddings."""
 
     def __init__(self, n: int, scored: str, dtype: str, batch: int, width: int, device: str):
         self.n, self.batch, self.sampled = n, batch, scored == "sampled"
         self.bank = MemoryBank(n, width, getattr(torch, dtype)).to(device)
-        for rows in self.bank.rows.split(10_000):  # all at once would be the peak
+        for rows in self.bank.rows.split(10_000):  # all at once would set the peak of memory
             rows.copy_(normalize(torch.randn(rows.shape, device=device), dim=1))
         self.z = normalize(torch.randn(batch, width, device=device), dim=1).requires_grad_()
         self.generator = torch.Generator().manual_seed(0)
@@ -61,7 +61,7 @@ class Steps:
 def measure(
     n: int, scored: str, dtype: str, batch: int, width: int, rounds: int, device: str
 ) -> dict[str, Any]:
-    """Milliseconds of a step with median and range, and what it adds to the process's memory."""
+    """Median and range of a step in ms, and what it adds to the memory of the process in MiB."""
     before = _peak(device)
     steps = Steps(n, scored, dtype, batch, width, device)
     times = []
@@ -71,7 +71,7 @@ def measure(
         if device != "cpu":
             torch.cuda.synchronize()
         times.append(1000 * (time.perf_counter() - start))
-    times = times[1:]  # the first warms up
+    times = times[1:]  # the first is a warm-up
     return {
         "n": n,
         "scored": scored,
@@ -93,7 +93,7 @@ def _peak(device: str) -> float:
 
 
 def needed_gb(n: int, scored: str, dtype: str, batch: int, width: int) -> float:
-    """About what a kind of bank takes: the rows, float32 copies of those scored, the scores."""
+    """Rough need of a kind of bank in GB: rows, float32 copies of those scored, and scores."""
     rows = n if scored == "all rows" else 16_384
     copy = 4 * rows * width if scored == "sampled" or dtype == "float16" else 0
     own = n * width * (2 if dtype == "float16" else 4)
@@ -103,7 +103,7 @@ def needed_gb(n: int, scored: str, dtype: str, batch: int, width: int) -> float:
 def curve(
     sizes: tuple[int, ...], batch: int, width: int, rounds: int, device: str, memory: float
 ) -> Iterator[dict[str, Any]]:
-    """All kinds of bank at all sizes."""
+    """Measures all kinds of bank at all sizes."""
     for n in sizes:
         for scored, dtype in KINDS:
             if needed_gb(n, scored, dtype, batch, width) > memory:
@@ -118,7 +118,7 @@ def curve(
 
 
 def _measured_anew(*given: Any) -> dict[str, Any]:
-    """Measures; on a CPU in a process of its own, since its peak of memory never falls."""
+    """Measures, on a CPU in a new process, since a process's peak of memory never falls."""
     if given[-1] != "cpu":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

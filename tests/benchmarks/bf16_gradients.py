@@ -1,9 +1,9 @@
-"""Which convolutions have wrong gradients in bf16 on a CPU; `tinyssl.device.check_bf16` goes by it.
+"""Convolutions with wrong gradients in bf16 on a CPU, the basis of `tinyssl.device.check_bf16`.
 
     python -m tests.benchmarks.bf16_gradients --out tests/benchmarks/results/bf16-gradients-cpu.json
 
-Forward and backward of one convolution under autocast against double precision, with NaN in the
-memory that was freed just before: what a kernel leaves unwritten shows.
+Compares forward and backward passes of one convolution under autocast with double precision. Memory
+that was freed just before contains NaN, which reveals what a kernel leaves unwritten.
 """
 
 import argparse
@@ -23,7 +23,7 @@ TRIES, TOLERANCE = 6, 0.03
 
 
 def is_wrong(channels: int, made: int, groups: int, kernel: int, stride: int, side: int) -> bool:
-    """Whether maps, or a gradient, are further off than bf16 rounds in one of some tries."""
+    """Whether in one of some tries maps or a gradient are off by more than bf16 rounding."""
     for _ in range(TRIES):
         layer = nn.Conv2d(channels, made, kernel, stride, kernel // 2, bias=False, groups=groups)
         layer.to(memory_format=torch.channels_last)

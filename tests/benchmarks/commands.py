@@ -1,8 +1,8 @@
 """An epoch of tinyssl against one of lightly-train, each from its own command line.
 
-Seconds of an epoch are those that some more epochs take: start-up, decoding into the cache and what
-is written at the end take no part. tinyssl runs eight times as many more, on a GPU eighty times,
-since start-ups differ by as much as many of its epochs take.
+Seconds of an epoch are those that additional epochs take, so that start-up, decoding into the cache
+and writing at the end are excluded. tinyssl runs eight times as many additional epochs, on a GPU
+eighty times, since start-up times vary by as much as many of its epochs take.
 """
 
 import subprocess
@@ -33,7 +33,7 @@ def measure(
     device: str,
     program: str | None,
 ) -> Any:
-    """Pictures/s of each in turn, and tinyssl's over each other's; a word where there is no peer.
+    """Pictures/s of each in turn and tinyssl's ratio to each peer; a string if there is no peer.
 
     Raises:
         CalledProcessError: a command failed.

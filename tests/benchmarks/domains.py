@@ -1,12 +1,12 @@
-"""What a recipe is worth on labeled picture sets: pretrain without labels, then judge.
+"""Scores of a recipe on labeled picture sets: pretrain without labels, then evaluate.
 
     python -m tests.benchmarks.domains elpv --seeds 0 1 2 --out tests/benchmarks/results/elpv.json
     python -m tests.benchmarks.domains sets/xsdd --recipe adapt --out xsdd-adapt.json \
         encoder.init=weights.safetensors
 
 A set is `elpv` (the demo) or a folder with train/CLASS/ and test/CLASS/. Pretraining sees the
-training pictures only. Settings were chosen on training folds; the test rows only give the figures.
-The demo takes no settings.
+training pictures only. Settings were chosen on training folds; test pictures are used for the
+figures alone. The demo takes no settings.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from tinyssl.intervals import interval
 
 
 def judge(data: str, recipe: str, seed: int, settings: Sequence[str], out: Path) -> dict[str, Any]:
-    """One run: pretraining and judgement, with the seconds that both took."""
+    """One run: pretraining and evaluation, with the seconds of both together."""
     start = time.monotonic()
     if data == "elpv":
         result = demo(adapt=recipe == "adapt", seed=seed, out=out)
@@ -37,12 +37,12 @@ def judge(data: str, recipe: str, seed: int, settings: Sequence[str], out: Path)
         result = evaluate(run, train=Path(data) / "train", test=Path(data) / "test", seed=seed)
         print_result(table(result))
     seconds = round(time.monotonic() - start, 1)
-    result.pop("run"), result.pop("split")  # folders of the machine that measured
+    result.pop("run"), result.pop("split")  # folders of this machine
     return {"seed": seed, "seconds": seconds, "recipe": _recipe(out)} | result
 
 
 def _recipe(run: Path) -> dict[str, Any]:
-    """The run's settled recipe without the folders of the machine that measured."""
+    """The run's final recipe without the folders of this machine."""
     values = load_recipe(run).model_dump()
     values["data"] |= {"sources": [], "holdout": None, "cache_dir": None}
     values["encoder"]["init"] = Path(values["encoder"]["init"]).name
@@ -50,7 +50,7 @@ def _recipe(run: Path) -> dict[str, Any]:
 
 
 def means(runs: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
-    """Mean over the runs and its 95 % half-width, balanced accuracy in %, by encoder and score."""
+    """Mean balanced accuracy of the runs and its 95 % half-width in %, by encoder and score."""
     summary = {}
     for name in runs[0]["encoders"]:
         found = [run["encoders"][name] for run in runs]

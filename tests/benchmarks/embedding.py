@@ -1,9 +1,9 @@
-"""How much of the encoder's own speed `tinyssl embed` keeps, from picture files to the result.
+"""Speed of `tinyssl embed`, from picture files to the result, relative to the encoder alone.
 
     python -m tests.benchmarks.embedding RUN PICTURES --out results/embed-cpu.json
 
-Pairs, in one process and in turn: the whole job (reading, decoding, resizing, features, parts, the
-final file) against as many bare forward passes of one batch that lies ready.
+In one process and in turn: the whole job (reading, decoding, resizing, features, parts, the final
+file) against as many forward passes alone of one prepared batch.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from tinyssl.scanning import scan
 
 
 def whole_job(extractor: Extractor, paths: list[Path], batch: int, workers: int) -> float:
-    """Seconds from files to features on the disk."""
+    """Seconds from picture files to the feature file."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         embed_paths(extractor, paths, Path(folder) / "f.npz", batch_size=batch, workers=workers)
@@ -32,7 +32,7 @@ def whole_job(extractor: Extractor, paths: list[Path], batch: int, workers: int)
 
 
 def bare(extractor: Extractor, pictures: np.ndarray, count: int) -> float:
-    """Seconds of the encoder alone on as many pictures."""
+    """Seconds of the encoder alone on `count` pictures."""
     start = time.perf_counter()
     for _ in range(0, count, len(pictures)):
         extractor.features(pictures)
@@ -40,7 +40,7 @@ def bare(extractor: Extractor, pictures: np.ndarray, count: int) -> float:
 
 
 def decode_only(extractor: Extractor, paths: list[Path]) -> float:
-    """Seconds of one thread that reads, decodes and resizes."""
+    """Seconds of reading, decoding and resizing in one thread."""
     start = time.perf_counter()
     for path in paths:
         extractor.read(path)

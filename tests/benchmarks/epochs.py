@@ -19,7 +19,7 @@ from tinyssl.sources import read_pictures
 
 
 def tinyssl_run(pictures: Path, folder: Path, recipe: str, settings: list[str]) -> Run:
-    """A run whose cache is warm."""
+    """A run with a warm cache."""
     loaded = load_recipe(recipe, settings)
     loaded.data.sources = [str(pictures)]
     loaded.data.cache_dir = str(folder / "cache")
@@ -41,7 +41,7 @@ def sample(paths: list[Path], count: int, folder: Path) -> Path:
 def measure(
     paths: list[Path], *, count: int, recipe: str, size: int, batch: int, rounds: int, device: str
 ) -> dict[str, Any]:
-    """Pictures/s of an epoch of each, and tinyssl's over each other's, round by round."""
+    """Pictures/s of an epoch of each and tinyssl's ratio to each peer, round by round."""
     quiet()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -59,12 +59,12 @@ def measure(
             for method in METHODS
         }
         ours = run.plan.steps_per_epoch * run.plan.step_size
-        loop_epoch(run)  # warms up, as the others below
+        loop_epoch(run)  # warm-up, as for the peers below
         for peer in peers.values():
             peer.epoch()
         rows: list[dict[str, float]] = []
         memory: dict[str, float] = {}
-        if device == "cuda":  # a recorded step has memory of its own, which torch does not count
+        if device == "cuda":  # torch does not count the memory of a recorded step
             loop_epoch(run)
             plain = tinyssl_run(pictures, folder / "off", recipe, [*settings, "run.compile=off"])
             _watched(lambda: loop_epoch(plain), "tinyssl", memory, device)
@@ -88,7 +88,7 @@ def measure(
 
 
 def _watched(epoch: Any, name: str, memory: dict[str, float], device: str) -> float:
-    """Seconds of an epoch; on a GPU also its peak of memory less what all methods hold."""
+    """Seconds of an epoch; on a GPU also its peak of memory above what all methods hold."""
     if device != "cuda":
         return float(epoch())
     torch.cuda.reset_peak_memory_stats()

@@ -1,19 +1,19 @@
-"""What fine-tuning from few labels is worth: recipes from a run, its start and random weights.
+"""Scores of fine-tuning with few labels: recipes on a run, its initial and random weights.
 
     python -m tests.benchmarks.fewlabel sets/xsdd runs/xsdd --seeds 0 1 2 3 4 \
         --out tests/benchmarks/results/fewlabel-xsdd.json
 
-A set is a folder with train/CLASS/ and test/CLASS/. For every seed some labels a class are drawn
-from train/; all of train/ serves as unlabeled pictures; test/ only gives the figures. What --out
-already holds is not measured again.
+A set is a folder with train/CLASS/ and test/CLASS/. For every seed some labels of each class are
+drawn from train/; all of train/ serves as unlabeled pictures, and test/ is used for the figures
+alone. What --out already contains is not measured again.
 
 A job is START/RECIPE. START is `run`, `init` (the weights that the run began from) or `random`.
 With random weights classifiers get as many features as the run has; `few-label` gets those of the
-last level, and batch normalization learns there, since it has no statistics worth keeping.
+last level and trains batch normalization, which has no statistics worth keeping.
 
-With --undrawn the test pictures are left alone: the training pictures that were not drawn judge.
-With --remember features of a picture by frozen weights are computed once, not for every draw;
-seconds are then without them.
+With --undrawn the test pictures are not used: scores are those of the training pictures that were
+not drawn. With --remember features of a picture by frozen weights are computed once instead of for
+every draw, and seconds do not include them.
 """
 
 import argparse
@@ -61,7 +61,7 @@ JOBS = (
 
 
 def about(run: Path) -> dict[str, Any]:
-    """The network of a run and where its weights began."""
+    """The network of a run and its initial weights."""
     found = read_description(run)
     told = ("name", "channels", "image_size", "levels", "pooling", "descriptors", "components")
     kept = {key: found.get(key) for key in told}
@@ -69,7 +69,7 @@ def about(run: Path) -> dict[str, Any]:
 
 
 def draw(labeled: LabeledPaths, shots: int, seed: int, out: Path) -> Path:
-    """Writes a CSV of `shots` pictures a class; a class with fewer gives all it has."""
+    """Writes a CSV of `shots` pictures of each class, or of all if a class has fewer."""
     generator = np.random.default_rng([seed, shots])
     names = np.array(labeled.labels)
     rows = [
@@ -82,7 +82,7 @@ def draw(labeled: LabeledPaths, shots: int, seed: int, out: Path) -> Path:
 
 
 def other_start(run: Path, start: str, recipe: str, data: Path, out: Path, seed: int) -> Path:
-    """A run folder like `run` with the weights that it began from, or random ones."""
+    """A run folder like `run` with its initial weights, or random ones."""
     description = read_description(run)
     if start == "random" and recipe == "few-label":
         encoder = random_like(description, seed, "zero")
@@ -122,7 +122,7 @@ def measure(
     job: str, run: Path, labels: Path, data: Path, test: LabeledPaths, seed: int,
     settings: Sequence[str], place: Path,
 ) -> dict[str, Any]:  # fmt: skip
-    """One job from one draw of labels: its figures on `test`, and what it took and chose."""
+    """One job on one draw of labels: its scores on `test`, its seconds and its choice."""
     start, _, recipe = job.partition("/")
     given = [f"run.seed={seed}", *settings]
     if start != "run":
@@ -152,7 +152,7 @@ def measure(
 
 
 class Memory:
-    """`embed_pictures` that keeps what it computed, by the weights and the pictures' bytes."""
+    """A replacement of `embed_pictures` that caches rows by weights and the bytes of pictures."""
 
     def __init__(self) -> None:
         self.rows: dict[tuple[bytes, bytes], np.ndarray] = {}
@@ -170,20 +170,20 @@ class Memory:
         return np.stack([self.rows[key] for key in keys])
 
     def use(self) -> None:
-        """In place of the function where recipes with frozen weights call it."""
+        """Replaces the function in the modules where recipes with frozen weights call it."""
         for module in (tinyssl.finetuning, tinyssl.model):
             module.embed_pictures = self  # type: ignore[attr-defined]
 
 
 def undrawn(labeled: LabeledPaths, labels: Path) -> LabeledPaths:
-    """The pictures that a CSV of drawn ones does not name."""
+    """The pictures that are not in a CSV of drawn ones."""
     drawn = set(from_csv(labels).paths)
     kept = [row for row, path in enumerate(labeled.paths) if path not in drawn]
     return LabeledPaths([labeled.paths[r] for r in kept], [labeled.labels[r] for r in kept])
 
 
 def means(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Mean over the seeds and its 95 % half-width, balanced accuracy in %."""
+    """Mean balanced accuracy of the seeds and its 95 % half-width, in %."""
     grouped: dict[str, list[float]] = {}
     for row in rows:
         grouped.setdefault(f"{row['job']}, {row['shots']} a class", []).append(
@@ -196,10 +196,10 @@ def means(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def earlier(out: Path, head: dict[str, Any], settings: list[str]) -> list[dict[str, Any]]:
-    """The rows that a file has already.
+    """The rows that a file already has.
 
     Raises:
-        UsageError: they are of another set, run or way to judge, or of other settings.
+        UsageError: they are of another set or run, other settings, or judged otherwise.
     """
     if not out.exists():
         return []

@@ -1,11 +1,11 @@
-"""What settings are worth on folds of the training pictures: the way to choose them.
+"""Scores of settings on folds of the training pictures, by which settings are chosen.
 
     python -m tests.benchmarks.folds sets/xsdd --recipe adapt --out study.jsonl \
         encoder.init=weights.safetensors loss.distill_weight=20
 
-Pretrains on train/ and judges on three folds of the same pictures; test/ is never opened. With
---unseen two thirds are pretrained on and the last third is judged. Appends one line with the scores
-of the start, of the end, and of blends between them.
+Pretrains on train/ and evaluates on three folds of the same pictures; test/ is never read. With
+--unseen it pretrains on two thirds and evaluates on the last third. Appends one line with scores of
+the initial weights, the final ones, and blends between them.
 """
 
 import argparse
@@ -32,7 +32,7 @@ BLENDS = (0.0, 0.5, 0.7, 1.0)
 
 
 def judge(features: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Mean balanced accuracy in % over three folds: k-NN, linear probe, 10-shot."""
+    """Mean balanced accuracy in % over three folds: k-NN, linear probe and 10-shot."""
     found = [judge_split(features, labels, fit, held) for fit, held in thirds(labels)]
     means = {name: round(float(np.mean([f[name] for f in found])), 1) for name in found[0]}
     return means | {"rankme": round(rankme(features))}
@@ -41,7 +41,7 @@ def judge(features: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 def judge_split(
     features: np.ndarray, labels: np.ndarray, fit: np.ndarray, held: np.ndarray
 ) -> dict[str, float]:
-    """Balanced accuracy in % on the rows `held`, classifiers fitted on the rows `fit`."""
+    """Balanced accuracy in % on the rows `held` of classifiers fitted on the rows `fit`."""
     classes = int(labels.max()) + 1
     train, truth, test = features[fit], labels[fit], features[held]
     guesses = {
@@ -57,7 +57,7 @@ def judge_split(
 
 
 def thirds(labels: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Three pairs of rows: two thirds to fit on, one held out."""
+    """Three pairs of rows: two thirds to fit on, and the third held out."""
     folds = StratifiedKFold(3, shuffle=True, random_state=0)
     return list(folds.split(labels, labels))
 

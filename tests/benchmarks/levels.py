@@ -1,12 +1,12 @@
-"""What features of more than the last level are worth: `encoder.levels`, by run.
+"""Scores of features of more than the last level, by run: `encoder.levels`.
 
     python -m tests.benchmarks.levels xsdd=sets/xsdd,runs/xsdd --levels 1 3 all \
         --out tests/benchmarks/results/levels-adapt.json
 
-A set is a folder with train/CLASS/ and test/CLASS/, a run has one level and no descriptors and saw
-train/ without labels. `train` are scores among the training pictures alone, by which recipes
-were chosen: leave-one-out k-NN, and 10-shot from one half of them to the other. `test` are those
-that `tinyssl eval` gives. What the run started from is measured too, with the same levels.
+A set is a folder with train/CLASS/ and test/CLASS/; a run has one level, no descriptors, and was
+pretrained on train/ without labels. `train` are scores on the training pictures alone, by which
+recipes were chosen: leave-one-out k-NN, and 10-shot from one half of them to the other. `test` are
+the scores of `tinyssl eval`. The run's initial weights are measured too, with the same levels.
 """
 
 import argparse
@@ -28,13 +28,13 @@ ONE_LEVEL = "encoder.levels=1 encoder.components=0 encoder.descriptors=false"
 
 
 def has_one_level(run: Path) -> bool:
-    """Whether its features are those of the last level and no more."""
+    """Whether the run's features are those of the last level alone."""
     told = read_description(run)
     return told.get("levels", 1) == 1 and not told.get("components") and not told.get("descriptors")
 
 
 def encoders(run: Path) -> Iterator[tuple[str, Encoder, dict[str, Any]]]:
-    """The run's encoder and the one that it began as."""
+    """The run's encoder, and before it the one with its initial weights."""
     encoder, description = load_encoder(run)
     init = str(description["init"])
     start = random_like(description, description["seed"])
@@ -50,7 +50,7 @@ def encoders(run: Path) -> Iterator[tuple[str, Encoder, dict[str, Any]]]:
 def judge(
     encoder: Encoder, array: NDArray[Any], split: LabeledSplit, levels: int | str
 ) -> dict[str, Any]:
-    """Scores in %, balanced accuracies."""
+    """Balanced accuracies in %."""
     train, test = ~split.test, split.test
     wide = widen(encoder, levels, array[train])  # type: ignore[arg-type]
     features = embed_pictures(wide, array)

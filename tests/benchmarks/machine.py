@@ -1,4 +1,4 @@
-"""What a measurement was made on, for the head of every result file."""
+"""The machine of a measurement, for the head of every result file."""
 
 import os
 import platform
@@ -14,7 +14,7 @@ import tinyssl
 
 
 def machine() -> dict[str, Any]:
-    """Processor, GPU, versions and the command, JSON-ready."""
+    """Processor, GPU, versions and the command, ready for JSON."""
     return {
         "command": " ".join([Path(sys.executable).name, *sys.orig_argv[1:]]),
         "processor": _processor(),
@@ -29,7 +29,7 @@ def machine() -> dict[str, Any]:
 
 
 def cores() -> int:
-    """That this process may use: fewer than the machine has under `taskset`."""
+    """Number of cores that this process may use, which `taskset` can restrict."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

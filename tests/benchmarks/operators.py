@@ -1,4 +1,4 @@
-"""Where the time of a whole step goes, operator by operator."""
+"""Time of a whole step by operator."""
 
 import tempfile
 from pathlib import Path
@@ -11,10 +11,10 @@ from tests.benchmarks.step import loop_epoch, make_run
 
 
 def top(recipe: str, pictures: int, channels: int, device: str, count: int = 5) -> dict[str, Any]:
-    """The operators that take most time themselves in an epoch of the loop, and their share."""
+    """The operators with the most time of their own in an epoch of the loop, and their shares."""
     with tempfile.TemporaryDirectory() as folder:
         run = make_run(recipe, pictures, channels, Path(folder), device)
-        loop_epoch(run)  # warms up
+        loop_epoch(run)  # warm-up
         kinds = [ProfilerActivity.CPU]
         if device == "cuda":
             kinds.append(ProfilerActivity.CUDA)

@@ -1,9 +1,9 @@
-"""How long a report takes: to write once features exist, and to open in a browser.
+"""Time of a report: to write it once features exist, and to open it in a browser.
 
     python -m tests.benchmarks.pages runs/clothing --data sets/clothing/train \
         --out tests/benchmarks/results/report-cpu.json
 
-The page is open when its map is drawn. Needs playwright, and Debian's Chromium.
+The page counts as open when its map is drawn. Needs playwright and Debian's Chromium.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def write(run: Path, data: Path, out: Path) -> float:
 
 
 def open_page(browser: Browser, page_file: Path) -> tuple[float, list[str]]:
-    """Seconds until the map is drawn, and what the console said."""
+    """Seconds until the map is drawn, and the messages of the console."""
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     told: list[str] = []
     page.on("console", lambda message: told.append(message.text))
@@ -44,7 +44,7 @@ def open_page(browser: Browser, page_file: Path) -> tuple[float, list[str]]:
 
 
 def measure(run: Path, data: Path, rounds: int) -> dict[str, Any]:
-    """On a copy of the run, whose features the first report leaves behind."""
+    """Measures on a copy of the run, since the first report saves features in it."""
     chromium = shutil.which("chromium")
     with tempfile.TemporaryDirectory() as name, sync_playwright() as playwright:
         copy, out = Path(name, "run"), Path(name, "report.html")

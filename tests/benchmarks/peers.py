@@ -1,8 +1,8 @@
-"""An epoch of lightly's SimCLR, MoCo and SimSiam, each as its own documentation writes it.
+"""An epoch of lightly's SimCLR, MoCo and SimSiam, each as in its documentation.
 
 lightly 1.5 and newer, from PyPI: `LightlyDataset` of picture files, its transform for two views, a
-`DataLoader` with a worker a core, the model and loss of `examples/pytorch`. What is changed is what
-both sides share here: the backbone (timm's, 3 channels), view size, batch and precision.
+`DataLoader` with one worker per core, the model and loss of `examples/pytorch`. Only what both
+sides share here differs: the backbone (timm's, 3 channels), view size, batch and precision.
 """
 
 import copy
@@ -27,11 +27,11 @@ class Peer:
     Args:
         method: one of `METHODS`.
         pictures: a folder of picture files.
-        backbone: a timm name.
+        backbone: name in timm.
         size: pixels a side of the views.
         batch: pictures a step.
         device: cpu or cuda.
-        bf16: autocast.
+        bf16: use autocast.
     """
 
     def __init__(
@@ -134,5 +134,5 @@ _PARTS: dict[str, Callable[[nn.Module, int, int], Parts]] = {
 
 
 def quiet() -> None:
-    """lightly and Lightning warn of one another's versions."""
+    """Silences lightly and Lightning, which warn of each other's versions."""
     warnings.simplefilter("ignore")

@@ -1,7 +1,7 @@
-"""How long tinyssl takes to reach the k-NN score that lightly's SimCLR has at its budget's end.
+"""Time until tinyssl reaches the k-NN score that lightly's SimCLR has at the end of its budget.
 
-Both from the same picture files, with the same view size, batch and backbone. Scores are
-leave-one-out balanced accuracies on the same pictures; measuring them takes no time of either.
+Both train on the same picture files, with the same view size, batch and backbone. Scores are
+leave-one-out balanced accuracies on the same pictures; the time to measure them is not counted.
 """
 
 import csv
@@ -23,7 +23,7 @@ from tinyssl.encoder import create_encoder, embed_pictures, resolve_name
 from tinyssl.labels import write_csv
 from tinyssl.scoring import knn_loo_score
 
-K = 10  # as the curve that a run draws with run.watch_labels
+K = 10  # as in the k-NN curve of run.watch_labels
 
 
 def measure(
@@ -37,7 +37,7 @@ def measure(
     seeds: int,
     device: str,
 ) -> dict[str, Any]:
-    """A row a seed: SimCLR's score and seconds, tinyssl's seconds to that score.
+    """A row for each seed: SimCLR's score and seconds, and tinyssl's seconds to that score.
 
     Args:
         paths: of pictures.
@@ -46,11 +46,11 @@ def measure(
         size: pixels a side of the views.
         batch: pictures a step.
         epochs: SimCLR's budget; tinyssl runs four times as many, which took less time.
-        seeds: how many.
+        seeds: number of seeds.
         device: cpu or cuda.
 
     Returns:
-        `rows`; `seconds` is None where the score was not reached.
+        `rows`; `seconds` is None if the score was not reached.
     """
     quiet()
     backbone = resolve_name(load_recipe(recipe).encoder.name)
@@ -102,8 +102,8 @@ def _curve(
 ) -> list[dict[str, float]]:
     """Seconds and score after every epoch.
 
-    What comes before the first step counts too: decoding into an empty cache, the network, near
-    pictures and the bank's first rows, measured on a twin of the run.
+    They include what precedes the first step, measured on an identical run: decoding into an empty
+    cache, the network, near pictures and the bank's initial rows.
     """
     write_csv(folder / "labels.csv", pictures, names)
     settings = [

@@ -1,4 +1,4 @@
-"""What comes before the first step: start-up of the command, scan and cache of pictures."""
+"""Time before the first step: start-up of the command, scan and cache of pictures."""
 
 import subprocess
 import sys
@@ -35,10 +35,10 @@ def _command(*arguments: str) -> None:
 
 
 def _first_step(pictures: Path, out: Path, cache: Path, device: str) -> float:
-    """Until the line of the first step is written; the run is then stopped.
+    """Seconds until the line of the first step is written; the run is then stopped.
 
     Raises:
-        CalledProcessError: it ended before.
+        CalledProcessError: the run ended before.
     """
     settings = [f"data.cache_dir={cache}", "run.log_every=1", f"run.device={device}"]
     command = [sys.executable, "-m", "tinyssl", "pretrain", str(pictures), "--out", str(out)]
@@ -55,10 +55,10 @@ def _first_step(pictures: Path, out: Path, cache: Path, device: str) -> float:
 
 
 def reading(paths: list[Path], count: int, rounds: int, workers: int) -> dict[str, Any]:
-    """Pictures/s of the scan, the cache, and plain Pillow on as many threads, in turn.
+    """Pictures/s of the scan, the cache, and Pillow alone on as many threads, in turn.
 
-    Plain Pillow decodes and resizes; the cache also reads headers first, keeps depth and
-    orientation, digests the bytes and writes the result.
+    Pillow alone decodes and resizes; the cache also reads headers first, keeps depth and
+    orientation, hashes the bytes and writes the result.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

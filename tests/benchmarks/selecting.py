@@ -1,11 +1,12 @@
-"""What a classifier learns from the pictures that each method of `tinyssl select` chooses.
+"""Accuracy of a classifier on the pictures that each method of `tinyssl select` chooses.
 
     python -m tests.benchmarks.selecting xsdd=train.npz,test.npz --out results/select.json
 
-The files are of `tinyssl embed`; a picture's class is its folder. For each method, budget and seed:
-a logistic regression on the features of the chosen pictures, balanced accuracy on the test ones.
-With --folds the test pictures are left alone (`xsdd=train.npz`): for every seed, three times, the
-pictures are chosen among two thirds of the training ones and judged on the others.
+The files are those of `tinyssl embed`; a picture's class is the name of its folder. For each
+method, budget and seed a logistic regression is fitted on the features of the chosen pictures; its
+score is the balanced accuracy on the test pictures. With --folds these are not used
+(`xsdd=train.npz`): for every seed, three times, pictures are chosen among two thirds of the
+training ones and the rest is used as test pictures.
 """
 
 import argparse
@@ -44,7 +45,7 @@ def score(train: Features, test: Features, method: str, budget: int, seed: int) 
 
 
 def parts(files: Sequence[str], folds: bool, seed: int) -> Iterator[tuple[Features, Features]]:
-    """What to choose from and what to judge on."""
+    """Pairs of the pictures to choose from and those to test on."""
     found = [read_features(file) for file in files]
     if not folds:
         yield found[0], found[1]
@@ -81,7 +82,7 @@ def main() -> None:
 
 
 def measure(name: str, files: Sequence[str], given: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """The rows of a set, and a line printed of each."""
+    """The rows of a set; prints a line for each."""
     pairs = [(s, pair) for s in range(given.seeds) for pair in parts(files, given.folds, s)]
     train, test = pairs[0][1]
     each = given.per_class and [given.per_class * len(np.unique(classes(train)))]

@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.small_maps --out tests/benchmarks/results/small-maps-cpu.json
 
-Forward and backward of the backbone alone, on one batch. Every pair also runs as on a CPU without
-AVX-512: oneDNN is told so when a process starts, hence one process for each.
+Measures forward and backward passes of the backbone alone, on one batch. Every pair also runs as on
+a CPU without AVX-512; oneDNN reads this setting when a process starts, hence one process for each.
 """
 
 import argparse
@@ -34,7 +34,7 @@ CASES = [
 
 
 def measure(name: str, size: int, rounds: int) -> dict[str, Any]:
-    """Milliseconds of a step, round by round, and the median, least and most of the ratios."""
+    """Milliseconds of a step by round, and the median, minimum and maximum of the ratios."""
     torch.manual_seed(0)
     plain = create_encoder(name).backbone.train().to(memory_format=torch.channels_last)
     quick = copy.deepcopy(plain)
@@ -52,7 +52,7 @@ def measure(name: str, size: int, rounds: int) -> dict[str, Any]:
 
 
 def steps(network: nn.Module, views: Tensor) -> float:
-    """Milliseconds of one, a mean of some."""
+    """Mean milliseconds of a step."""
     start = time.perf_counter()
     for _ in range(STEPS):
         network(views).square().mean().backward()

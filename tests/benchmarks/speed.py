@@ -1,12 +1,12 @@
-"""How fast tinyssl is, in one command: every figure with n and spread, the machine beside it.
+"""Speed of tinyssl in one command: every figure with n and spread, and the machine.
 
     python -m tests.benchmarks.speed --out tests/benchmarks/results/speed-cpu.json
     python -m tests.benchmarks.speed --out ... --device cuda --recipe resnet18 --size 224
     python -m tests.benchmarks.speed --out ... --only step,epoch --pictures 512 --rounds 3
 
-Pictures are those of the package elpv-dataset, or of --data, for quality in folders of their
-classes. What is compared runs in turn, in one process; a loaded machine widens the spread more than
-it moves the ratios. The file is written anew after every part.
+Pictures are those of the package elpv-dataset, or of --data, in class folders if quality is to be
+measured. What is compared runs in turn in one process, so that a loaded machine widens the spread
+more than it shifts the ratios. The file is rewritten after every part.
 """
 
 import argparse
@@ -31,7 +31,7 @@ NOT_RUN = "not yet run: needs a GPU"
 def parts(
     given: argparse.Namespace, paths: list[Path], names: list[str]
 ) -> dict[str, Callable[[], Any]]:
-    """The measures by name, in the order in which they run."""
+    """The measurements by name, in the order in which they run."""
     gpu = given.device == "cuda"
     few = given.pictures if gpu else min(given.pictures, 1024)
     larger = (

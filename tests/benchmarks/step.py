@@ -1,12 +1,12 @@
-"""How much of the network's own speed the whole pretraining loop keeps.
+"""Speed of the whole pretraining loop relative to the network alone.
 
     python -m tests.benchmarks.step --out tests/benchmarks/results/step-cpu.json
 
 In one process and in turn: an epoch of the real loop (gather from the cache, augment, forward,
 losses, backward, step, bank, bookkeeping) against as many bare steps (forward, backward,
-optimizer) of the same encoder and head on one batch that lies ready, and against as many with
-torch's own convolutions, as a loop without tinyssl has them. Ratios are the loop's pictures/s over
-the others'.
+optimizer) of the same encoder and head on one prepared batch, and against as many bare steps with
+torch's own convolutions, which a loop without tinyssl would use. Ratios are the loop's pictures/s
+divided by the others'.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def make_run(
 
 
 def cached_size(view_size: int) -> int:
-    """Pixels a side of cached pictures for views of a size: the recipes', or a seventh more."""
+    """Pixels a side of cached pictures for a view size: the recipes', or a seventh more."""
     return max(128, view_size * 8 // 7)
 
 
@@ -70,7 +70,7 @@ def loop_epoch(run: Run) -> float:
 
 
 def bare_step(run: Run) -> Callable[[Tensor], Any]:
-    """Forward, backward and optimizer of the network alone, recorded where the run's steps are."""
+    """Forward, backward and optimizer of the network alone, recorded if the run's steps are."""
 
     def step(views: Tensor) -> tuple[Tensor, ...]:
         with torch.autocast(views.device.type, torch.bfloat16, enabled=run.plan.bf16):
@@ -84,7 +84,7 @@ def bare_step(run: Run) -> Callable[[Tensor], Any]:
 
 
 def bare_steps(run: Run, step: Callable[[Tensor], Any], views: Tensor) -> float:
-    """Seconds of as many of them as an epoch has."""
+    """Seconds of as many bare steps as an epoch has."""
     run.method.train()
     start = time.perf_counter()
     for _ in range(run.plan.steps_per_epoch):
@@ -95,7 +95,7 @@ def bare_steps(run: Run, step: Callable[[Tensor], Any], views: Tensor) -> float:
 
 @contextmanager
 def torchs_convolutions(network: nn.Module) -> Iterator[None]:
-    """Without `tinyssl.small_maps`, for as long."""
+    """Disables `tinyssl.small_maps` in a network for the duration of the context."""
     quick = [module for module in network.modules() if type(module) is SmallMapConv2d]
     for module in quick:
         module.__class__ = nn.Conv2d

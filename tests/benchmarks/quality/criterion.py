@@ -1,4 +1,4 @@
-"""Which score without labels tells how good features are: rank correlations over a study's cells.
+"""Rank correlations of label-free scores with accuracy over the cells of a study.
 
 python -m tests.benchmarks.quality.criterion tests/benchmarks/results/quality
 """
@@ -18,18 +18,18 @@ from tinyssl.errors import UsageError
 from tinyssl.files import write_text
 
 Cells = Sequence[Mapping[str, Any]]
-FEWEST = 6  # cells of a set: fewer rank by chance
+FEWEST = 6  # cells of a set: ranks of fewer are due to chance
 
 
 def correlations(cells: Cells, within: str) -> dict[str, dict[str, float]] | str:
-    """Spearman's, by label-free score and accuracy: the mean over sets, n cells a set.
+    """Spearman's correlations by label-free score and accuracy, as means over the sets.
 
     Args:
         cells: of trained networks.
-        within: `methods` compares all of a set, `ours` only those of tinyssl.
+        within: `methods` compares all cells of a set, `ours` only those of tinyssl.
 
     Returns:
-        A word where a set has fewer than `FEWEST` cells.
+        A string if a set has fewer than `FEWEST` cells.
     """
     chosen = [c for c in cells if within == "methods" or c["settings"]["kind"] == "tinyssl"]
     counts = Counter(cell["cell"]["set"] for cell in chosen)
@@ -52,7 +52,7 @@ def _one(cells: Cells, name: str, score: str, column: str) -> float:
 
 
 def all_correlations(cells: Cells) -> dict[str, Any]:
-    """Over the trained networks of a study; its ablations, of tinyssl alone, do not count."""
+    """Correlations over the trained networks of a study, without its ablations of tinyssl."""
     trained = [
         cell
         for cell in cells

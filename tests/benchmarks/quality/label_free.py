@@ -1,4 +1,4 @@
-"""Scores that need no labels, to see which of them tells how good features are.
+"""Scores that need no labels, to find out which of them predict accuracy.
 
 n = pictures, d = feature width.
 """
@@ -25,11 +25,11 @@ def label_free(
     Features of views are centred by their mean and normalized, since all share a large mean.
 
     Args:
-        encoder: in evaluation mode afterwards.
-        augment: what makes the views.
+        encoder: left in evaluation mode.
+        augment: makes the views.
         pictures: (n, s, s, c).
         seed: of the views.
-        device: where to compute.
+        device: to compute on.
 
     Returns:
         `rankme`: of the pictures' uncentred features, Garrido et al., arXiv:2210.02885.

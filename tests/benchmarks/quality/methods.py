@@ -1,4 +1,4 @@
-"""What a study compares: each method makes features of a set's pictures, and says what it cost.
+"""The methods of a study: each makes features of a set's pictures and reports its cost.
 
 n = pictures of both parts, s = picture size, c = channels, d = feature width.
 """
@@ -42,14 +42,14 @@ Settings = Mapping[str, Any]
 
 
 class Clock:
-    """Seconds since it was made: of this process's processors or, on a GPU, of the wall."""
+    """Seconds since its creation: processor time of this process or, on a GPU, wall-clock time."""
 
     def __init__(self, device: torch.device) -> None:
         self.gpu = device.type == "cuda"
         self.begun = self._now()
 
     def seconds(self) -> float:
-        """So far, work that was handed to a GPU included."""
+        """Seconds so far, including pending work on a GPU."""
         return self._now() - self.begun
 
     def _now(self) -> float:
@@ -61,12 +61,12 @@ class Clock:
 
 @dataclass(frozen=True)
 class Made:
-    """Features (n, d) and what they cost.
+    """Features (n, d) and their cost.
 
     `wide` are the features of all levels of a network (`encoder.widen`), `components` as many
-    components of them as the study asks for, else None; `steps` and `seen` count batches and
-    pictures, `seconds` (`Clock`) are of training, beside whatever else ran; `label_free` holds the
-    scores of `label_free.py`, of networks.
+    components of them as the study asks for, otherwise None; `steps` and `seen` count batches and
+    pictures, `seconds` (`Clock`) are those of training, whatever else ran at the time; `label_free`
+    has the scores of `label_free.py` for networks.
     """
 
     features: NDArray[np.float32]
@@ -84,11 +84,11 @@ class Job:
 
     Attributes:
         split: labeled pictures; training sees those of the training part, without labels.
-        study: what all methods share: recipe, settings, device.
+        study: shared by all methods: recipe, settings, device.
         settings: of the method.
-        seed: of everything random.
-        share: of the recipe's steps that a peer takes, so that all train for as long.
-        kept: file of the trained encoder; what lies there is not trained again.
+        seed: of all random draws.
+        share: of the recipe's steps that a peer takes, so that all train equally long.
+        kept: file of the trained encoder; an existing one is not trained again.
     """
 
     split: LabeledSplit
@@ -100,12 +100,12 @@ class Job:
 
     @property
     def device(self) -> torch.device:
-        """Where networks compute."""
+        """Device of the networks."""
         return pick_device(self.study.get("device", "cpu"))
 
     @property
     def count(self) -> int:
-        """Pictures to train on."""
+        """Number of pictures to train on."""
         return int((~self.split.test).sum())
 
     def recipe(self) -> Recipe:
@@ -113,33 +113,33 @@ class Job:
         return load_recipe(self.study["recipe"], self.overrides())
 
     def overrides(self) -> list[str]:
-        """Settings of the study, of the method and, of an ablation, what it changes."""
+        """Settings of the study, of the method and, for an ablation, its changes."""
         own = [*self.settings.get("settings", []), *self.settings.get("with", [])]
         device = f"run.device={self.device}"
         return [*self.study["settings"], f"run.seed={self.seed}", device, *own]
 
     def steps(self) -> int:
-        """Steps that the recipe takes on these pictures."""
+        """Number of steps of the recipe on these pictures."""
         recipe = settle(self.recipe(), self.count, 3)
         return int(recipe.run.epochs) * steps_in_epoch(self.count, recipe.optim.batch_size)
 
     def pictures(self) -> Pictures:
-        """Both parts, in the split's order."""
+        """Pictures of both parts, in the split's order."""
         data = self.recipe().data
         return load_pictures(self.split.paths, size=data.image_size, rule=data.resize)
 
 
 class Cost(NamedTuple):
-    """Seconds of a step, and the most memory in MB of a process that trains and does no more."""
+    """Seconds of a step, and peak memory in MB of a process that only trains."""
 
     seconds: float
     memory: int
 
 
 def cost(job: Job) -> Cost:
-    """Of a method's training, in a process of its own.
+    """Cost of a method's training, to be measured in a process of its own.
 
-    Of a GPU's memory what torch took of it, else all that the process held.
+    Memory is what torch allocated on a GPU, otherwise all memory of the process.
     """
     seconds = _seconds_a_step(job)
     gpu = job.device.type == "cuda"
@@ -148,9 +148,9 @@ def cost(job: Job) -> Cost:
 
 
 def _seconds_a_step(job: Job) -> float:
-    """With the start of tinyssl's bank spread over its steps.
+    """Seconds of a step, including the initialization of tinyssl's bank spread over its steps.
 
-    The least of some rounds: what else the machine does can only add to it.
+    The minimum of some rounds, since other work on the machine can only add time.
     """
     pictures = job.pictures()
     if job.settings["kind"] != "tinyssl":
@@ -160,7 +160,7 @@ def _seconds_a_step(job: Job) -> float:
         run = make_run(
             job.study["recipe"], job.count, channels, Path(folder), str(job.device), job.overrides()
         )
-        run._find_near()  # counts for the memory; done once, not every step
+        run._find_near()  # part of the memory, but done once rather than every step
         run._compile()
         epoch = _least(job.device, lambda: loop_epoch(run))
         start = _least(job.device, run._start_bank)
@@ -168,7 +168,7 @@ def _seconds_a_step(job: Job) -> float:
 
 
 def _least(device: torch.device, work: Callable[[], Any], rounds: int = 4) -> float:
-    """Seconds; the first round does not count, it warms up."""
+    """Minimum seconds of the rounds after a first one for warm-up."""
     seconds = []
     for _ in range(rounds + 1):
         clock = Clock(device)
@@ -178,18 +178,18 @@ def _least(device: torch.device, work: Callable[[], Any], rounds: int = 4) -> fl
 
 
 def pixels(job: Job) -> Made:
-    """The pictures themselves, small."""
+    """Features that are the pictures themselves, reduced."""
     return Made(pixel_features(job.pictures().array))
 
 
 def random_weights(job: Job) -> Made:
-    """The network as it is made, normalized by the training pictures."""
+    """The untrained network, normalized by the training pictures."""
     pictures = job.pictures()
     return _made(job, pictures, _encoder(job, pictures))
 
 
 def weights(job: Job) -> Made:
-    """Weights of a file, frozen; settings: backbone, file (beside the sets)."""
+    """Frozen weights of a file; settings: backbone, file (in the folder of the sets)."""
     pictures = job.pictures()
     encoder = create_encoder(job.settings["backbone"], channels=pictures.array.shape[3])
     load_weights(encoder, Path(job.study["data"]) / job.settings["file"])
@@ -217,10 +217,10 @@ def _own_encoder(job: Job, _: Pictures) -> "Trained":
 
 
 def trained(job: Job) -> Made:
-    """A course of ours; settings: lr (at batch 256).
+    """Training by our own loop; settings: lr (at batch 256).
 
-    Of a method of lightly (peer): which, and what it takes; or of the network with the labels of
-    all training pictures (supervised).
+    Either of a method of lightly (peer), with its name and its own settings, or of the network with
+    the labels of all training pictures (supervised).
     """
     return _trained_or_kept(job, job.pictures(), _course_encoder)
 
@@ -235,7 +235,7 @@ def _course_encoder(job: Job, pictures: Pictures) -> "Trained":
 
 
 class Trained(NamedTuple):
-    """An encoder of one level, the batches and pictures that it saw, and the seconds it took."""
+    """A one-level encoder, the batches and pictures that it was trained on, and the seconds."""
 
     encoder: Encoder
     steps: int
@@ -244,7 +244,7 @@ class Trained(NamedTuple):
 
 
 def _trained_by(job: Job) -> str:
-    """What a file's name, set, method, budget and seed, does not tell of its training."""
+    """The settings of training that are not in a file's name (set, method, budget, seed)."""
     shared = {name: job.study[name] for name in ("recipe", "settings")}
     told = dict(job.settings) | shared | {"share": round(job.share, 6)}
     return json.dumps(told, sort_keys=True)
@@ -253,7 +253,7 @@ def _trained_by(job: Job) -> str:
 def _trained_or_kept(
     job: Job, pictures: Pictures, train: Callable[[Job, Pictures], Trained]
 ) -> Made:
-    """Judges the encoder that lies in the job's file, else one that is trained and put there."""
+    """Judges the encoder in the job's file; if there is none, trains it and saves it there."""
     if job.kept is None:
         return _made(job, pictures, *train(job, pictures))
     if not job.kept.exists():
@@ -308,19 +308,19 @@ class _Supervised(nn.Module):
         return self.parameters()
 
     def after_step(self) -> None:
-        """Nothing else moves."""
+        """Does nothing: there are no running averages."""
 
 
 class _Course:
-    """Training: the recipe's views, batch, precision and SGD, two views a picture."""
+    """Training with the recipe's views, batch, precision and SGD, on two views of each picture."""
 
     def __init__(
         self, model: Any, array: NDArray[Any], recipe: Recipe, lr: float, seed: int,
         device: torch.device,
     ) -> None:  # fmt: skip
-        # Weights too: views of one channel do not tell a network in which order to compute.
+        # Weights too: views of one channel do not determine the memory format to compute in.
         model = model.train().to(device, memory_format=torch.channels_last)
-        quicken_small_maps(model)  # as tinyssl's own runs
+        quicken_small_maps(model)  # as in tinyssl's own runs
         self.model, self.seed, self.device = model, seed, device
         self.pictures = torch.from_numpy(array).to(device)
         self.bf16 = use_bf16(recipe.run.precision, device)
@@ -331,7 +331,7 @@ class _Course:
         self.optimizer = torch.optim.SGD(groups, lr=self.peak, momentum=0.9, fused=True)
 
     def train(self, steps: int) -> None:
-        """A warm-up of a tenth, then a cosine."""
+        """Trains with a warm-up of a tenth of the steps, then a cosine schedule."""
         lrs = warmup_cosine(steps, steps // 10, self.peak)
         done, epoch = 0, 0
         while done < steps:
@@ -345,7 +345,7 @@ class _Course:
             epoch += 1
 
     def seconds_a_step(self, steps: int = 8) -> float:
-        """Leaves the model changed."""
+        """Seconds of a step; changes the model."""
 
         def some_steps() -> None:
             for step in range(steps):
@@ -375,7 +375,7 @@ class _Course:
 
 
 class _SupervisedCourse(_Course):
-    """The same with one view and the picture's label."""
+    """Training on one view of each picture and its label."""
 
     def _inputs(self, index: Tensor, step: int) -> tuple[Tensor, ...]:
         return self._view(index, step, 2), index

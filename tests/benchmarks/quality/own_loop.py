@@ -1,14 +1,14 @@
-"""tinyssl and methods of lightly from picture files, in the same wall-clock, each by its own loop.
+"""tinyssl and methods of lightly on picture files, in the same wall-clock time and own loops.
 
     python -m tests.benchmarks.quality.own_loop elpv xsdd --data sets --costs study --out own-loop \
         --methods simclr
 
-In the study all methods share tinyssl's pictures in memory and its batched views, and differ in
-nothing but the method. Here the others read, decode and augment as lightly's documentation does it
-(`LightlyDataset`, its SimCLR transform with a worker a core), for as long as `tinyssl pretrain`
-takes from files with an empty cache. They still have the recipe's start, features, views of the
-same size and crops, and the rates that the study chose for them (tuned.json). Nothing else may run
-on its cores; `own_table` makes a table of what --out holds.
+In the study all methods share tinyssl's pictures in memory and its batched views, and only the
+method differs. Here the others read, decode and augment as in lightly's documentation
+(`LightlyDataset`, its SimCLR transform with one worker per core), for as long as `tinyssl pretrain`
+takes from files with an empty cache. They keep the recipe's initial weights and features, views of
+the same size and crops, and the rates that the study chose for them (tuned.json). Nothing else may
+run on its cores; `own_table` makes a table of the results in --out.
 """
 
 import argparse
@@ -38,15 +38,15 @@ from tinyssl.scoring import evaluate_features
 from tinyssl.train import clip_gradients, parameter_groups
 from tinyssl.weights import load_encoder
 
-_RATES = 1000  # learning rates over a run, a tenth of them a warm-up as in the study
+_RATES = 1000  # learning rates over a run; a tenth of them is the warm-up, as in the study
 
 
 def ours(folder: Path, recipe: str, settings: list[str]) -> tuple[Encoder, dict[str, float]]:
-    """A run from files with an empty cache: its encoder of one level, and what it took."""
+    """A run from files with an empty cache: its one-level encoder, its seconds and epochs."""
     with TemporaryDirectory() as name:
         out = Path(name)
         plain = ["encoder.levels=1", "encoder.components=0", "encoder.descriptors=false"]
-        quiet = ["run.watch_every=0", "run.device=cpu"]  # where the others train
+        quiet = ["run.watch_every=0", "run.device=cpu"]  # as for the others
         given = [*settings, *plain, *quiet, f"data.cache_dir={out}"]
         start = time.perf_counter()
         run = pretrain(folder, recipe, out / "run", overrides=given)
@@ -60,7 +60,7 @@ def theirs(
     method: str, folder: Path, start: Encoder, recipe: Recipe, settings: dict[str, Any],
     seconds: float,
 ) -> tuple[Encoder, dict[str, float]]:  # fmt: skip
-    """A method of lightly for so long, its rate by the clock: a warm-up, then a cosine."""
+    """Trains a method of lightly for `seconds`; warm-up and cosine of the rate go by the clock."""
     torch.manual_seed(recipe.run.seed)
     head = recipe.head
     model = PEERS[method](start, head.hidden, head.width, settings).train()
@@ -91,7 +91,7 @@ def theirs(
 
 
 def _channels(views: Tensor, channels: int) -> Tensor:
-    """lightly reads every picture as RGB; an encoder of gray ones takes one of the channels."""
+    """One channel for encoders of gray pictures, since lightly reads every picture as RGB."""
     return views[:, :channels].contiguous(memory_format=torch.channels_last)
 
 
@@ -135,7 +135,7 @@ def judge(encoder: Encoder, split: LabeledSplit, recipe: Recipe, array: Any) -> 
 
 
 def chosen(tuned: dict[str, list[dict[str, Any]]], methods: list[str]) -> dict[str, Any]:
-    """What a study's grids chose for each method that has a score there."""
+    """The best settings of a study's grids for each method with a score."""
     best = {}
     for method in methods:
         tried = [row for row in tuned.get(method, []) if row["knn"] is not None]
@@ -145,7 +145,7 @@ def chosen(tuned: dict[str, list[dict[str, Any]]], methods: list[str]) -> dict[s
 
 
 def lacking(given: argparse.Namespace, best: dict[str, Any]) -> str | None:
-    """What to tell whoever gives sets or methods that are not there."""
+    """An error message if sets, or rates of methods, are missing."""
     absent = [name for name in given.sets if not (given.data / name).is_dir()]
     if absent:
         return f"{given.data} has no {', '.join(absent)}: folders with train/CLASS/, test/CLASS/"
@@ -156,7 +156,7 @@ def lacking(given: argparse.Namespace, best: dict[str, Any]) -> str | None:
 
 
 def compare(name: str, given: argparse.Namespace, best: dict[str, Any]) -> None:
-    """All methods on one set; a file each, those that are there are left alone."""
+    """Runs all methods on one set, with a file for each; existing files are kept."""
     folder = given.data / name
     views = round(views_for(load_recipe(given.recipe).run.views, "cpu") * given.budget)
     settings = [f"run.seed={given.seed}", f"run.views={views}"]

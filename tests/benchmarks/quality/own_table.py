@@ -1,4 +1,4 @@
-"""What `own_loop` found as a table: means of seeds with 95 % intervals, and differences of methods.
+"""Tables of the results of `own_loop`: means of seeds with 95 % intervals, and differences.
 
 python -m tests.benchmarks.quality.own_table tests/benchmarks/results/quality-own-loop
 """
@@ -25,7 +25,7 @@ def read(folder: Path) -> Found:
     """Results by way (a method, with its share of the time), set and seed.
 
     Raises:
-        UsageError: the folder has none.
+        UsageError: the folder has no results.
     """
     found: Found = {}
     for file in sorted(folder.glob("*-s*.json")):
@@ -42,7 +42,7 @@ def read(folder: Path) -> Found:
 
 
 def means_over(sets: list[str], results: dict[str, dict[int, dict[str, Any]]], level: str) -> Any:
-    """(seeds that have all sets, scores): means of the sets in %."""
+    """The seeds that have all sets, and means over the sets in %, (seeds, scores)."""
     seeds = sorted(set.intersection(*(set(results.get(name, {})) for name in sets)))
     values = [
         [np.mean([results[name][seed]["scores"][level][key] for name in sets]) for key in SCORES]
@@ -52,7 +52,7 @@ def means_over(sets: list[str], results: dict[str, dict[int, dict[str, Any]]], l
 
 
 def told(values: Any) -> str:
-    """Mean and half-width of each column; nothing of no values."""
+    """Mean and half-width of each column; empty without values."""
     if len(values) == 0:
         return ""
     found = [interval([float(value) for value in column]) for column in np.transpose(values)]
@@ -66,7 +66,7 @@ def _counted(seeds: int) -> str:
 
 
 def markdown(found: Found, level: str) -> str:
-    """Sets as columns, ways as rows, then what the first way has over the others."""
+    """Sets as columns and ways as rows, then the differences of the first way to the others."""
     sets = sorted({name for results in found.values() for name in results})
     lines = [f"k-NN / linear probe / 10-shot, balanced accuracy in %; {LEVELS[level]}", ""]
     lines += [f"| | {' | '.join(sets)} | mean |", "|---" * (len(sets) + 2) + "|"]
@@ -90,7 +90,7 @@ def markdown(found: Found, level: str) -> str:
 
 
 def costs(found: Found) -> str:
-    """Seconds and epochs of each way on each set, means of its seeds."""
+    """Seconds and epochs of each way on each set, as means over the seeds."""
     lines = ["| | set | seeds | seconds | epochs |", "|---|---|---|---|---|"]
     for way, results in found.items():
         for name, seeds in results.items():
@@ -102,7 +102,7 @@ def costs(found: Found) -> str:
 
 
 def tables(found: Found) -> str:
-    """Scores of all levels and of the last one, then what they cost."""
+    """Tables of the scores of all levels and of the last one, then of the costs."""
     return "\n".join([*(markdown(found, level) for level in LEVELS), costs(found)])
 
 

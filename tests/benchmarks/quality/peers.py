@@ -1,7 +1,7 @@
-"""Other methods on our pictures, views and optimizer, their losses and heads from lightly (PyPI).
+"""Other methods on our pictures, views and optimizer, with losses and heads of lightly (PyPI).
 
-Every method sees two views of each picture a step. What a paper says of its own optimizer is not
-followed: all get SGD with a rate from the study's grid, so that only the method differs.
+Every method sees two views of each picture in a step. The optimizers of the papers are not used:
+all methods get SGD with a rate from the study's grid, so that only the method differs.
 b = batch, d = feature width.
 """
 
@@ -27,7 +27,7 @@ class Peer(nn.Module):
         encoder: trained in place.
         hidden: width of heads.
         width: of embeddings.
-        settings: of the study for this method; see each for what it takes.
+        settings: of the study for this method; listed in the docstring of each.
     """
 
     averaged = False
@@ -47,7 +47,7 @@ class Peer(nn.Module):
         raise NotImplementedError
 
     def build(self, hidden: int, width: int) -> None:
-        """Makes what else the method needs."""
+        """Makes the other parts of the method."""
         raise NotImplementedError
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
@@ -60,18 +60,18 @@ class Peer(nn.Module):
 
     @torch.no_grad()
     def embed_slowly(self, views: Tensor) -> Tensor:
-        """The same of the running average of the network."""
+        """(b, width) embeddings of the running average of the network."""
         encoder, head = self.slow
         return head(encoder(views))
 
     def after_step(self) -> None:
-        """Moves the running average."""
+        """Updates the running average."""
         if self.averaged:
             for model, slow in zip((self.encoder, self.head), self.slow, strict=True):
                 update_momentum(model, slow, m=self.settings.get("momentum", 0.99))
 
     def trained(self) -> Iterator[nn.Parameter]:
-        """Parameters that learn."""
+        """The trainable parameters."""
         return (p for p in self.parameters() if p.requires_grad)
 
 
@@ -152,7 +152,7 @@ class BarlowTwins(Peer):
         self.loss = losses.BarlowTwinsLoss()
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        # The loss sums over pairs of columns; by the width, one range of rates suits all methods.
+        # The loss sums over pairs of columns; divided by the width, one grid of rates suits all.
         return self.loss(self.embed(first), self.embed(second)) / self.encoder.width
 
 

@@ -1,17 +1,17 @@
-"""Methods side by side: pictures to features, judged on labels that training never saw.
+"""Comparison of methods: features of pictures, judged on labels that training never saw.
 
     python -m tests.benchmarks.quality.study tests/benchmarks/quality/cpu.yaml --data sets \
         --out tests/benchmarks/results/quality --tune --jobs 2
 
 The YAML, or the one that it names as its `base`, names sets (folders with train/CLASS/ and
-test/CLASS/), methods, seeds and budgets. Every cell is a JSON file; those that are there are not
-run again, so a study can stop and go on. A budget is a share of the study's views. Before anything
-else, and with nothing beside it, the seconds of a step are measured for every method on every set
-(costs.json; memory.json has the peak of a process that trains); other methods then take as many
-steps as fill the time that the method `like` takes. `--tune` tries each method's grid, judged on
-the training pictures of the sets in `tune_sets` only, and writes every try to tuned.json; cells
-take the best. `--encoders` keeps what cells trained in a folder: to judge them anew, with other
-features say, give it with another --out.
+test/CLASS/), methods, seeds and budgets. Every cell is a JSON file; existing ones are not run
+again, so that a study can be interrupted and resumed. A budget is a share of the study's views.
+First, with nothing else running, the seconds of a step are measured for every method on every set
+(costs.json; memory.json has the peak memory of a training process); other methods then take as many
+steps as fit in the time of the method `like`. `--tune` tries each method's grid, judged only on the
+training pictures of the sets in `tune_sets`, and writes every try to tuned.json; cells use the
+best. `--encoders` saves the trained encoders of cells in a folder: to judge them again, for example
+with other features, give it with another --out.
 """
 
 import argparse
@@ -51,12 +51,12 @@ class Cell:
     budget: float
 
     def file(self, out: Path) -> Path:
-        """Where its result is."""
+        """Path of its result."""
         return out / f"{self.set}-{self.method}-{self.budget:g}-s{self.seed}.json"
 
 
 class Study:
-    """A YAML with the folder of its sets and the folder of its results."""
+    """A YAML with the folders of its sets and of its results."""
 
     def __init__(
         self, file: Path, data: Path, out: Path, encoders: Path | None, seeds: Sequence[int] = ()
@@ -71,7 +71,7 @@ class Study:
         self.memory = _read(out / MEMORY) or {}
 
     def missing(self) -> list[Cell]:
-        """Cells without a result, by seed, method and set; one budget where nothing trains."""
+        """Cells without a result, by seed, method and set; without training one budget only."""
         cells = []
         for seed, (method, settings) in itertools.product(self.seeds, self.methods.items()):
             trains = settings["kind"] in TRAINED
@@ -81,7 +81,7 @@ class Study:
         return [cell for cell in cells if not cell.file(self.out).exists()]
 
     def untried(self) -> list[tuple[str, dict[str, Any]]]:
-        """Points of the methods' grids that were not tried."""
+        """Points of the methods' grids that have not been tried."""
         return [
             (method, values)
             for method, settings in self.methods.items()
@@ -90,7 +90,7 @@ class Study:
         ]
 
     def lacking(self, tune: bool) -> str | None:
-        """What to tell whoever starts it without sets, or without rates that a grid chose."""
+        """An error message if sets, or learning rates chosen by a grid, are missing."""
         names = [*self.values["sets"], *(self.values["tune_sets"] if tune else [])]
         absent = [name for name in dict.fromkeys(names) if not (self.data / name).is_dir()]
         if absent:
@@ -126,11 +126,11 @@ class Study:
         return f"{cell}: {made.seconds:.0f} s, 10-shot {100 * few:.1f}"
 
     def command(self) -> str:
-        """What started it: a cell's own process was started by another one."""
+        """The command of the study, since a cell's own process has another one."""
         return f"python -m tests.benchmarks.quality.study {self.file}"
 
     def uncosted(self) -> list[tuple[str, str]]:
-        """Sets and methods whose training was not measured; ablations cost what they change."""
+        """Sets and methods to measure the cost of; an ablation costs as much as its method."""
         return [
             (name, method)
             for name, (method, values) in itertools.product(
@@ -141,12 +141,12 @@ class Study:
         ]  # fmt: skip
 
     def cost(self, name: str, method: str) -> Cost:
-        """What a method's training costs on a set, with nothing beside it."""
+        """Cost of a method's training on a set, with nothing else running."""
         cell = Cell(name, method, self.values["seeds"][0], 1)
         return cost(self._job(cell, self.split(name), self._settings(method)))
 
     def keep_cost(self, name: str, method: str, found: Cost) -> None:
-        """Writes what training costs; seconds that are known already stay."""
+        """Writes the cost of training; seconds that are already known are kept."""
         self.costs.setdefault(name, {}).setdefault(method, found.seconds)
         self.memory.setdefault(name, {})[method] = found.memory
         write_text(self.out / COSTS, json.dumps(self.costs, indent=1) + "\n")
@@ -163,7 +163,7 @@ class Study:
         return scores
 
     def tune(self, method: str, values: Mapping[str, Any]) -> float | None:
-        """Leave-one-out k-NN of one point of a grid on training pictures, mean of sets, in %."""
+        """Leave-one-out k-NN accuracy of a grid point on training pictures, mean of sets, in %."""
         scores = []
         for name in self.values["tune_sets"]:
             split = self.split(name)
@@ -177,7 +177,7 @@ class Study:
         return 100 * sum(scores) / len(scores)
 
     def keep(self, method: str, values: dict[str, Any], score: float | None) -> None:
-        """Writes what was tried for a method."""
+        """Saves a try of a method."""
         self.tuned.setdefault(method, []).append({"settings": values, "knn": score})
         write_text(self.out / TUNED, json.dumps(self.tuned, indent=1) + "\n")
 
@@ -195,7 +195,7 @@ class Study:
         return {k: v for k, v in self.methods[method].items() if k not in ("grid", "budgets")}
 
     def _best(self, method: str) -> dict[str, Any]:
-        """What the grid chose, for an ablation (`as`) the one of the method that it changes."""
+        """The best settings of a method's grid; an ablation (`as`) has those of its method."""
         tried = self.tuned.get(self._base(method), [])
         tried = [row for row in tried if row["knn"] is not None]
         return max(tried, key=lambda row: row["knn"])["settings"] if tried else {}
@@ -223,9 +223,9 @@ class Study:
 
 
 def _load(file: Path) -> dict[str, Any]:
-    """A study's YAML on top of the one beside it that it names as `base`.
+    """A study's YAML merged over the one in the same folder that it names as `base`.
 
-    Methods that are a list of names are the base's.
+    A list of names as methods selects those of the base.
     """
     values: dict[str, Any] = yaml.safe_load(file.read_text())
     if "base" not in values:

@@ -27,7 +27,7 @@ MEMORY = "memory.json"
 
 
 def scores_of(cell: Mapping[str, Any]) -> dict[str, float]:
-    """Balanced accuracies in %, of the last level, of all, of components; pixels have but one."""
+    """Balanced accuracies in % of the last level, all levels and components; of pixels one only."""
     last = cell["scores"]
     wide = cell["scores_of_all_levels"] or last
     values = []
@@ -42,7 +42,7 @@ def scores_of(cell: Mapping[str, Any]) -> dict[str, float]:
 
 
 def columns_of(cells: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """Those of components only where the study has such."""
+    """Names of the columns; those of components only if the study has them."""
     narrow = any(cell.get("scores_of_components") for cell in cells)
     return (*COLUMNS, *COMPONENTS) if narrow else COLUMNS
 
@@ -50,7 +50,7 @@ def columns_of(cells: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
 def rows_of(cells: Sequence[Mapping[str, Any]], memory: Memory) -> list[Row]:
     """A row for each set, method and budget: means over the seeds with 95 % half-widths.
 
-    `memory` has the peak of training of each set's methods, in MB.
+    `memory` has the peak memory of training by set and method, in MB.
     """
     grouped: dict[Key, list[Mapping[str, Any]]] = {}
     for cell in cells:
@@ -90,9 +90,9 @@ def means_of(cells: Sequence[Mapping[str, Any]]) -> list[Row]:
 
 
 def changes_of(cells: Sequence[Mapping[str, Any]], of: str) -> list[Row]:
-    """What tinyssl, its halves and variants have over the method `of`, seed by seed.
+    """Differences of tinyssl, shorter runs of it and variants to the method `of`, by seed.
 
-    Means over the sets that all of them at whole length have together; who lacks one has no row.
+    Means over the sets of all runs at full length; without all of these sets there is no row.
     """
     base: dict[tuple[str, int], dict[str, float]] = {}
     found: dict[tuple[str, float], dict[int, dict[str, dict[str, float]]]] = {}
@@ -128,7 +128,7 @@ def _key(cell: Mapping[str, Any]) -> Key:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """One table a set, the best 10-shot accuracy first."""
+    """One table for each set, the best 10-shot accuracy first."""
     lines = []
     columns = [name for name in (*COLUMNS, *COMPONENTS) if name in rows[0]]
     costs = ["seconds", "MB"] if any(row.get("MB") for row in rows) else ["seconds"]
@@ -150,7 +150,7 @@ def _with_half_width(mean: float, half: float) -> str:
 
 
 def as_csv(rows: Sequence[Row]) -> str:
-    """The same numbers, unrounded."""
+    """The rows as CSV, not rounded."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(rows[0]))
     writer.writeheader()
@@ -159,9 +159,9 @@ def as_csv(rows: Sequence[Row]) -> str:
 
 
 def plot(rows: Sequence[Row], out: Path) -> None:
-    """10-shot accuracy of one set, of the last features in the table, over seconds of training.
+    """Plots 10-shot accuracy of the last features in the table over seconds of training, one set.
 
-    Methods of the same length stand side by side.
+    Methods of the same length are side by side.
     """
     score = "10-shot, comp." if "10-shot, comp." in rows[0] else "10-shot, all"
     figure = Figure(figsize=(7, 4.5), layout="constrained")
@@ -189,7 +189,7 @@ def plot(rows: Sequence[Row], out: Path) -> None:
 
 
 def plotted(rows: Sequence[Row], cells: Sequence[Mapping[str, Any]]) -> dict[str, list[Row]]:
-    """The rows of each set less those of ablations, which have one length only."""
+    """The rows of each set, without ablations of a single length."""
     variants = {cell["cell"]["method"] for cell in cells if "as" in cell["settings"]}
     lengths: dict[str, set[float]] = {}
     for row in rows:
@@ -202,7 +202,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
     """The cells of a study's folder.
 
     Raises:
-        UsageError: it has none.
+        UsageError: the folder has none.
     """
     cells = [json.loads(path.read_text()) for path in sorted(folder.glob("*-s*.json"))]
     if not cells:
@@ -211,7 +211,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 def read_rows(folder: Path) -> list[Row]:
-    """A row for each set, method and budget, with the memory that was measured, if any was."""
+    """A row for each set, method and budget, with the peak memory if it was measured."""
     memory = folder / MEMORY
     return rows_of(read(folder), json.loads(memory.read_text()) if memory.exists() else {})
 
