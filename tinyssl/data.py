@@ -13,6 +13,7 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -284,7 +285,9 @@ def _built_once(job: _Build, root: Path, key: str) -> Pictures:
     root.mkdir(parents=True, exist_ok=True)
     temporary, folder = root / f"{BUILDING}{key}", root / key
     while True:
-        temporary.mkdir(exist_ok=True)
+        # Not `exist_ok=True`, which raises if the folder is removed at that moment.
+        with suppress(FileExistsError):
+            temporary.mkdir()
         try:
             with locked(temporary, lambda: log.info(f"waiting: another tinyssl makes {folder}")):
                 found = open_cache(folder)
