@@ -81,8 +81,7 @@ def export(
             of the float16 model, built and measured on this machine's GPU); or `mobile` (float32,
             and an ExecuTorch program for phones, which takes one picture at a time).
         out: the bundle's folder; `<run>-bundle` when None.
-        pictures: to measure parity on; when None the run's own training pictures, of a fine-tuned
-            run those of its pretraining and the labeled ones.
+        pictures: to measure parity on; when None the run's own, with those of its pretraining.
         calibration: pictures to calibrate int8 on; when None others from the same source.
         labels: CSV or class folders, on which int8 may lose at most one point of k-NN accuracy.
         raw_features: leave features as the encoder returns them, not scaled to unit length.
@@ -92,9 +91,8 @@ def export(
         overwrite: replace an earlier bundle in `out`, if the folder has nothing else.
 
     Raises:
-        UsageError: no encoder at `run`; an unknown target, or one that does not support the
-            encoder's uint16; `labels` or `calibration` for a target without int8; `out` in use; or
-            no pictures.
+        UsageError: no encoder at `run`; a target that is unknown or does not support uint16;
+            `labels` or `calibration` without int8; `out` in use; or no pictures.
         JobError: features differ by more than the tolerance, or a model cannot be made; nothing
             is written.
     """

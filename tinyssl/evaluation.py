@@ -38,7 +38,7 @@ from tinyssl.own_pictures import copies, own_pictures, without
 from tinyssl.scoring import evaluate_features, retrieval, scores
 from tinyssl.views import two_views
 from tinyssl.watch import VIEWED
-from tinyssl.weights import WEIGHTS, read_description
+from tinyssl.weights import read_description, weights_file
 
 SHOTS = (1, 5, 10, 20)
 RESULT_FILE, CURVE_FILE = "eval.json", "label_curve.png"
@@ -90,8 +90,7 @@ def evaluate(
     """
     _refuse(draws, curve)
     description = read_description(run)
-    if not (Path(run) / WEIGHTS).is_file():
-        raise UsageError(f"no weights at {Path(run) / WEIGHTS}; give the folder of a whole run")
+    weights_file(run)  # missing ones are told before anything is computed
     inputs = [] if labels is None else [labels]
     target = _target(out or Path(run) / RESULT_FILE, inputs)
     split, recorded = read_split(train, test, labels, seed, _split_file(target).name)
@@ -162,7 +161,7 @@ def _refuse(draws: int, curve: CurveWishes | None) -> None:
 
 def _refuse_changed(run: str | Path, weights: str) -> None:
     """Raises JobError where a run that goes on meanwhile has left other weights."""
-    if sha256(Path(run) / WEIGHTS) != weights:
+    if sha256(weights_file(run)) != weights:
         raise JobError(f"{run} changed while it was judged; judge it again when its run is done")
 
 
@@ -173,7 +172,7 @@ def _header(
     return {
         "tinyssl": __version__,
         "run": str(run),
-        "weights": sha256(Path(run) / WEIGHTS),
+        "weights": sha256(weights_file(run)),
         "unchanged": has_weights_of(run, description["init"]),
         "classes": split.classes,
         "train": int((~split.test).sum()),

@@ -72,9 +72,8 @@ def select(
         budget: number of pictures.
         out: the CSV.
         method: kmeans, typiclust, kcenter or random; see `tinyssl.choosing`.
-        labeled: a CSV path,label of earlier rounds; rows without a label may be chosen again.
-        features: a file that keeps the features for the next round (.parquet or .npz); used if it
-            is there and fits.
+        labeled: a CSV path,label of earlier rounds; rows without a label can be chosen again.
+        features: keeps the features for the next round (.parquet or .npz); used if it fits.
         copy_to: a new or empty folder for copies, named after their order: `07-name.png`.
         seed: of all random choices.
         workers: threads that decode; 0 is one a CPU core.
@@ -87,8 +86,7 @@ def select(
         JobError: pictures cannot be copied; the list is written.
         Interrupted: SIGINT or SIGTERM; the same call continues.
     """
-    target = Path(out)
-    sheet = _sheet_of(target)
+    target, sheet = Path(out), _sheet_of(Path(out))
     _refuse(target, sheet, method, budget, overwrite)
     earlier = None if labeled is None else from_csv(labeled)
     known = set() if earlier is None else {str(path) for path in earlier.paths}
