@@ -214,6 +214,13 @@ def test_labels_are_not_overwritten(run: Path, picture_folder: Folder, tmp_path:
     with pytest.raises(UsageError, match="would be lost: its first line is not path,label,order"):
         select(run, data, 3, own, overwrite=True)
     assert own.read_text() == "path,label,split\n"
+    drawing = tmp_path / "b.png"
+    Image.new("L", (8, 8)).save(drawing)
+    with pytest.raises(UsageError, match=r"b.png is there, was not made by tinyssl"):
+        select(run, data, 3, tmp_path / "b.csv", overwrite=True)
+    assert not (tmp_path / "b.csv").exists()
+    with pytest.raises(UsageError, match="there is no folder"):
+        select(run, data, 3, tmp_path / "gone" / "b.csv")
     select(run, data, 2, data / "b.csv")
     assert len(select(run, data, 3, data / "b.csv", overwrite=True).paths) == 3
     sheet = data / "a.png"

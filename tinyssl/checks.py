@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import shlex
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -11,16 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL.PngImagePlugin import PngInfo
 
 from tinyssl.advice import advise
 from tinyssl.augment import Augment
 from tinyssl.build import augment_from
 from tinyssl.config import Recipe, load_recipe
 from tinyssl.data import Pictures
-from tinyssl.files import atomic, refuse_other_table, refuse_unmarked, writable, write_text
+from tinyssl.files import refuse_other_table, writable, write_text
 from tinyssl.findings import COLUMNS, find
-from tinyssl.grid import picture_grid
+from tinyssl.grid import picture_grid, refuse_other_sheet, write_sheet
 from tinyssl.labels import read_labels
 from tinyssl.loader import generator_for
 from tinyssl.pipeline import apply_pipeline, load_pipeline
@@ -29,7 +27,6 @@ from tinyssl.sources import decode_files, find_files, with_sources
 from tinyssl.survey import survey
 
 _VIEWS = 8
-_MARK = b"tinyssl"  # in a PNG's text "Software"
 
 
 def check(
@@ -92,7 +89,7 @@ def _refuse_to_replace(
 ) -> None:
     """Raises UsageError where an output would replace a file that is not an earlier output."""
     if augment is not None:
-        refuse_unmarked(writable(Path(augment), ".png", files), _MARK)
+        refuse_other_sheet(Path(augment), files)
     if listed is not None:
         refuse_other_table(writable(Path(listed), ".csv", named), COLUMNS)
 
@@ -101,12 +98,7 @@ def _write_grid(path: Path, recipe: Recipe, pictures: Pictures, rows: int) -> No
     chosen = spaced_rows(len(pictures.paths), rows)
     originals = pictures.array[chosen]
     views = np.stack([augmented(recipe, originals, turn) for turn in range(_VIEWS)], axis=1)
-    encoded = io.BytesIO()
-    ours = PngInfo()
-    ours.add_text("Software", _MARK.decode())
-    picture_grid(originals, views).save(encoded, "PNG", pnginfo=ours)
-    with atomic(path) as file:
-        file.write(encoded.getvalue())
+    write_sheet(path, picture_grid(originals, views))
 
 
 def augmented(recipe: Recipe, originals: NDArray[Any], turn: int) -> NDArray[Any]:

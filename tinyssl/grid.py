@@ -2,14 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
 
+from tinyssl.files import atomic, refuse_unmarked, writable
 from tinyssl.picture import resize, to_depth
+
+_MARK = b"tinyssl"  # in a PNG's text "Software"
+
+
+def refuse_other_sheet(path: Path, inputs: Iterable[str | Path]) -> None:
+    """Raises UsageError where a sheet cannot be written, or would replace a file that is none.
+
+    Args:
+        path: of the PNG.
+        inputs: files that must not be replaced.
+    """
+    refuse_unmarked(writable(path, ".png", inputs), _MARK)
+
+
+def write_sheet(path: Path, sheet: Image.Image) -> None:
+    """Writes a PNG that `refuse_other_sheet` knows again, atomically.
+
+    Raises:
+        JobError: it cannot be written.
+    """
+    ours, encoded = PngInfo(), io.BytesIO()
+    ours.add_text("Software", _MARK.decode())
+    sheet.save(encoded, "PNG", pnginfo=ours)
+    with atomic(path) as file:
+        file.write(encoded.getbuffer())
 
 
 def picture_grid(originals: NDArray[Any], views: NDArray[Any], gap: int = 4) -> Image.Image:

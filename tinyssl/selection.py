@@ -17,15 +17,8 @@ from tinyssl.embedding import embed_paths
 from tinyssl.errors import JobError, UsageError
 from tinyssl.extraction import Extractor, open_extractor
 from tinyssl.feature_file import Features
-from tinyssl.files import (
-    as_list,
-    atomic,
-    csv_text,
-    refuse_input,
-    refuse_other_table,
-    write_text,
-)
-from tinyssl.grid import contact_sheet
+from tinyssl.files import as_list, csv_text, refuse_other_table, writable, write_text
+from tinyssl.grid import contact_sheet, refuse_other_sheet, write_sheet
 from tinyssl.labels import LabeledPaths, from_csv
 from tinyssl.opening import reading
 from tinyssl.picture import decode, resize, to_depth
@@ -112,8 +105,8 @@ def _found(sources: Sequence[str | Path], target: Path, sheet: Path) -> set[str]
     found = {str(path) for path in scan(sources)}
     if target.exists():
         found.discard(str(sheet.absolute()))  # of an earlier choice among these pictures
-    refuse_input(target, sources)
-    refuse_input(sheet, found)
+    refuse_other_table(writable(target, ".csv", sources), _COLUMNS, [*_COLUMNS, "split"])
+    refuse_other_sheet(sheet, found)
     return found
 
 
@@ -133,7 +126,6 @@ def _refuse(target: Path, sheet: Path, method: str, budget: int, overwrite: bool
             raise UsageError(
                 f"{path} exists, maybe with labels in it; name another --out, or give --overwrite"
             )
-    refuse_other_table(target, _COLUMNS, [*_COLUMNS, "split"])
 
 
 def _refuse_copies(folder: Path, sources: Iterable[str | Path]) -> Path:
@@ -252,7 +244,6 @@ def _write_sheet(path: Path, names: Sequence[str], max_pixels: int) -> None:
             resize(to_depth(decode(Path(name)), np.uint8), _THUMBNAIL, "pad") for name in shown
         ]
     sheet = contact_sheet(pictures, [str(number) for number in range(1, len(shown) + 1)])
-    with atomic(path) as file:
-        sheet.save(file, "PNG")
+    write_sheet(path, sheet)
     if len(names) > len(shown):
         log.info(f"{path} shows the first {len(shown)} of {len(names):,}")
