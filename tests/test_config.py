@@ -7,9 +7,10 @@ import yaml
 from pydantic import BaseModel
 
 from tinyssl.augment import PRESETS
+from tinyssl.backbones import BACKBONES, resolve_name
 from tinyssl.build import build_method
 from tinyssl.config import Recipe, load_recipe, read_recipe
-from tinyssl.encoder import BACKBONES, create_encoder, resolve_name
+from tinyssl.encoder import create_encoder
 from tinyssl.errors import UsageError
 from tinyssl.recipe_files import purposes, recipe_names, recipe_text
 

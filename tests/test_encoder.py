@@ -9,19 +9,10 @@ import timm
 import torch
 from torch import nn
 
+from tinyssl.backbones import BACKBONES, count_levels, freeze_batch_norm, resolve_name, timm_weights
 from tinyssl.components import pca_projection, standardization
 from tinyssl.descriptors import Descriptors
-from tinyssl.encoder import (
-    BACKBONES,
-    StatisticsPooling,
-    count_levels,
-    create_encoder,
-    embed_pictures,
-    freeze_batch_norm,
-    resolve_name,
-    timm_weights,
-    widen,
-)
+from tinyssl.encoder import StatisticsPooling, create_encoder, embed_pictures, widen
 from tinyssl.errors import JobError, UsageError
 
 

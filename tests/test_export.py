@@ -28,9 +28,9 @@ from tinyssl.export.samples import Reader, draw_samples
 
 import tinyssl
 from tests.making import make_pictures, make_run
+from tinyssl.backbones import BACKBONES
 from tinyssl.cli import main
 from tinyssl.config import Recipe
-from tinyssl.encoder import BACKBONES
 from tinyssl.errors import JobError, UsageError
 from tinyssl.machine import peak_memory
 from tinyssl.model import load

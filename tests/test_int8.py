@@ -14,8 +14,9 @@ from tinyssl.export.graph import Deployed, to_onnx
 from tinyssl.export.int8 import PERCENTILES, STYLES, Calibration, Style, quantize_best
 
 from tests.making import make_run
+from tinyssl.backbones import BACKBONES
 from tinyssl.classifier import Classifier
-from tinyssl.encoder import BACKBONES, create_encoder
+from tinyssl.encoder import create_encoder
 from tinyssl.errors import JobError, UsageError
 from tinyssl.pretraining import pretrain
 from tinyssl.weights import load_encoder

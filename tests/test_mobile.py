@@ -22,7 +22,8 @@ from tinyssl.export.parity import compare
 
 import tinyssl
 from tests.making import make_pictures, make_run
-from tinyssl.encoder import BACKBONES, create_encoder
+from tinyssl.backbones import BACKBONES
+from tinyssl.encoder import create_encoder
 from tinyssl.errors import JobError, UsageError
 from tinyssl.weights import load_encoder
 

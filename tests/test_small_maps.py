@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tinyssl.encoder import BACKBONES, create_encoder
+from tinyssl.backbones import BACKBONES
+from tinyssl.encoder import create_encoder
 from tinyssl.small_maps import SmallMapConv2d, quicken_small_maps
 
 CHANNELS = 8

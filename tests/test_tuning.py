@@ -6,7 +6,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from tinyssl.encoder import BACKBONES, create_encoder
+from tinyssl.backbones import BACKBONES
+from tinyssl.encoder import create_encoder
 from tinyssl.errors import JobError
 from tinyssl.tuning import (
     Course,

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from tinyssl import distributed
 from tinyssl.augment import PRESETS, Augment
+from tinyssl.backbones import timm_weights
 from tinyssl.bank import MemoryBank
 from tinyssl.budget import epochs_for, negatives_for, views_for
 from tinyssl.config import Loss, Recipe, Views, load_recipe
 from tinyssl.console import log
 from tinyssl.data import Pictures
 from tinyssl.device import pick_device, use_bf16
-from tinyssl.encoder import Encoder, create_encoder, timm_weights
+from tinyssl.encoder import Encoder, create_encoder
 from tinyssl.errors import UsageError
 from tinyssl.heads import projection_head
 from tinyssl.method import Method

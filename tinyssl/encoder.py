@@ -10,35 +10,27 @@ descriptors of `descriptors.py` can be added to the levels.
 
 from __future__ import annotations
 
-import difflib
-import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
-import timm
 import torch
 from numpy.typing import NDArray
-from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_max_pool2d
 
+from tinyssl.backbones import (
+    create_backbone,
+    ends_in_its_last_stage,
+    level_widths,
+    levels_of,
+    resolve_name,
+    timm_statistics,
+)
 from tinyssl.components import pca_projection, standardization
 from tinyssl.descriptors import Descriptors
-from tinyssl.errors import JobError, UsageError, first_line
-from tinyssl.lines import log
+from tinyssl.errors import JobError, UsageError
 from tinyssl.rows import spaced_rows
-
-BACKBONES: Mapping[str, str] = {
-    "mobilenetv3-small": "mobilenetv3_small_100",
-    "mobilenetv3-large": "mobilenetv3_large_100",
-    "mobilenetv2": "mobilenetv2_100",
-    "mobilenetv4-small": "mobilenetv4_conv_small",
-    "efficientnet-lite0": "tf_efficientnet_lite0",
-    "resnet18": "resnet18",
-}
-
 
 Pooling = Literal["mean", "statistics"]
 
@@ -123,7 +115,7 @@ class Encoder(nn.Module):
         self.levels, self.components = levels, components
         self.pool = StatisticsPooling(pooling)
         self.descriptors = Descriptors(self.channels) if descriptors else None
-        *stages, last = _level_widths(backbone, name, levels)
+        *stages, last = level_widths(backbone, name, levels)
         self.part_widths = [part for width in stages for part in self.pool.widths(width)] + [last]
         if self.descriptors is not None:
             self.part_widths += self.descriptors.widths
@@ -166,7 +158,7 @@ class Encoder(nn.Module):
             features: Tensor = backbone(normalized)
             return features
         last, maps = backbone.forward_intermediates(normalized)
-        stages = maps[:-1] if _ends_in_its_last_stage(backbone) else maps
+        stages = maps[:-1] if ends_in_its_last_stage(backbone) else maps
         pooled = [self.pool(stage) for stage in stages[len(stages) + 1 - self.levels :]]
         return torch.cat([*pooled, backbone.forward_head(last).float()], dim=1)
 
@@ -209,20 +201,13 @@ def create_encoder(
             many levels for it.
         JobError: the pretrained weights cannot be downloaded.
     """
-    timm_name = resolve_name(name)
-    if channels not in (1, 2, 3, 4):
-        raise UsageError(f"encoder: {channels} channels given, allowed are 1 to 4")
-    backbone = _create_backbone(timm_name, channels, seed, pretrained)
-    if stem == "small":
-        _shrink_stem(backbone, timm_name, seed)
-    elif stem != "standard":
-        raise UsageError(f"encoder.stem: got {stem!r}, allowed are standard and small")
-    if residuals == "zero" and not pretrained:
-        quiet_residuals(backbone)
-    own_mean, own_std = _timm_statistics(backbone, channels)
+    backbone = create_backbone(
+        name, channels=channels, stem=stem, seed=seed, pretrained=pretrained, residuals=residuals
+    )
+    own_mean, own_std = timm_statistics(backbone, channels)
     return Encoder(
         backbone,
-        name=timm_name,
+        name=resolve_name(name),
         stem=stem,
         mean=torch.tensor(own_mean if mean is None else list(mean), dtype=torch.float32),
         std=torch.tensor(own_std if std is None else list(std), dtype=torch.float32),
@@ -290,23 +275,6 @@ def _with(
     ).to(encoder.mean.device)  # fmt: skip
 
 
-def count_levels(backbone: nn.Module) -> int:
-    """Number of feature levels of a timm model; 1 where it does not expose its stages."""
-    stages: Any = getattr(backbone, "feature_info", None)
-    if not stages or not hasattr(backbone, "forward_intermediates"):
-        return 1
-    return len(stages) + (0 if _ends_in_its_last_stage(backbone) else 1)
-
-
-def levels_of(backbone: nn.Module, name: str, wanted: int | Literal["all"]) -> int:
-    """The number of levels that a setting means; raises UsageError where a model has fewer."""
-    known = count_levels(backbone)
-    count = known if wanted == "all" else wanted
-    if not 1 <= count <= known:
-        raise UsageError(f"encoder.levels: got {wanted}, {name} has 1 to {known}, or all")
-    return count
-
-
 def check_sizes(encoder: Encoder, sizes: Iterable[int]) -> None:
     """Raises UsageError for a size that the network does not accept, as transformers may."""
     training = encoder.training
@@ -322,35 +290,6 @@ def check_sizes(encoder: Encoder, sizes: Iterable[int]) -> None:
                 "data.image_size and augment.view_size to what it takes, or choose another"
             ) from None
     encoder.train(training)
-
-
-def _level_widths(backbone: Any, name: str, levels: int) -> list[int]:
-    """Channels of each level, from the first one used to the last."""
-    own = int(getattr(backbone, "head_hidden_size", None) or backbone.num_features)
-    if levels_of(backbone, name, levels) == 1:
-        return [own]
-    stages = [int(stage["num_chs"]) for stage in backbone.feature_info]
-    stages = stages[: count_levels(backbone) - 1]
-    return [*stages[len(stages) + 1 - levels :], own]
-
-
-def _ends_in_its_last_stage(backbone: nn.Module) -> bool:
-    """Whether features come from the last stage; MobileNets have a convolution after it."""
-    return not hasattr(backbone, "conv_head")
-
-
-def resolve_name(name: str) -> str:
-    """timm's name for a short or timm name; raises UsageError with the closest known names."""
-    timm_name = BACKBONES.get(name, name)
-    if timm.is_model(timm_name):
-        return timm_name
-    known = [*BACKBONES, *timm.list_models()]
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    meant = f"; did you mean {' or '.join(near)}?" if near else ""
-    raise UsageError(
-        f"unknown backbone {name!r}{meant} Allowed: {', '.join(BACKBONES)}, "
-        "or any name of timm.list_models()"
-    )
 
 
 def embed_pictures(
@@ -426,99 +365,3 @@ def _embed_batch(
     tensor = torch.from_numpy(pictures.astype(np.float32)).to(device).permute(0, 3, 1, 2) / scale
     features: NDArray[np.float32] = encoder(tensor).float().cpu().numpy()
     return features
-
-
-def freeze_batch_norm(module: nn.Module) -> None:
-    """Puts batch norms in evaluation mode: statistics are fixed, scales and biases still train."""
-    for child in module.modules():
-        if isinstance(child, nn.modules.batchnorm._BatchNorm):
-            child.eval()
-
-
-def _create_backbone(
-    timm_name: str, channels: int, seed: int | None, pretrained: bool
-) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        if seed is not None:
-            torch.manual_seed(seed)
-        if pretrained:
-            log.info(f"taking weights of {timm_name} from timm's hub, or from where it kept them")
-        try:
-            with _retries_untold():
-                backbone: nn.Module = timm.create_model(
-                    timm_name, pretrained=pretrained, num_classes=0, in_chans=channels
-                )
-        except Exception as error:
-            why = first_line(error)
-            if not pretrained:
-                raise UsageError(f"timm cannot build {timm_name} here: {why}") from error
-            raise JobError(
-                f"pretrained weights of {timm_name} cannot be had from timm's hub "
-                f"({why}); give encoder.init=PATH or encoder.init=random"
-            ) from error
-    return backbone
-
-
-@contextmanager
-def _retries_untold() -> Iterator[None]:
-    """Silences the hub's client, which without a network logs retries for minutes."""
-    client = logging.getLogger("huggingface_hub")
-    before = client.level
-    client.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        client.setLevel(before)
-
-
-def timm_weights(name: str) -> str:
-    """Names the weights on timm's hub for a backbone, with the licence that timm states."""
-    found = timm.models.get_pretrained_cfg(resolve_name(name))
-    if found is None:
-        return "timm's weights"
-    told = f"timm's {found.architecture}.{found.tag}, licence {found.license or 'not stated'}"
-    if "in1k" in (found.tag or ""):
-        told += "; trained on ImageNet-1k, whose own terms allow research only"
-    return told
-
-
-def _shrink_stem(backbone: Any, timm_name: str, seed: int | None) -> None:
-    if isinstance(backbone, timm.models.ResNet) and isinstance(backbone.conv1, nn.Conv2d):
-        old = backbone.conv1
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0 if seed is None else seed)
-            conv = nn.Conv2d(old.in_channels, old.out_channels, 3, 1, 1, bias=False)
-            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-        # timm's annotation knows other stems only
-        setattr(backbone, "conv1", conv)  # noqa: B010
-        setattr(backbone, "maxpool", nn.Identity())  # noqa: B010
-    elif isinstance(getattr(backbone, "conv_stem", None), nn.Conv2d):
-        backbone.conv_stem.stride = (1, 1)
-    else:
-        raise UsageError(
-            f"encoder.stem=small is made for ResNets and MobileNets, not for {timm_name}; "
-            "use encoder.stem=standard"
-        )
-
-
-def quiet_residuals(backbone: nn.Module) -> None:
-    """Sets the scale of the last batch norm to 0 in every block with a skip of a MobileNet.
-
-    The block then starts as the identity (Goyal et al., arXiv:1706.02677, section 5.1), as timm's
-    ResNets do, but not its MobileNets and EfficientNets. Blocks with other norms are unchanged, and
-    so are those whose last norm has an activation, which at 0 might block the gradient.
-    """
-    for block in backbone.modules():
-        if getattr(block, "has_skip", False):
-            norms = [part for part in block.modules() if isinstance(part, BatchNormAct2d)]
-            if norms and isinstance(norms[-1].act, nn.Identity):
-                nn.init.zeros_(norms[-1].weight)
-
-
-def _timm_statistics(backbone: nn.Module, channels: int) -> tuple[list[float], list[float]]:
-    """Mean and std that timm's weights were trained with; their averages where c is not 3."""
-    config: Mapping[str, Any] = backbone.pretrained_cfg  # type: ignore[assignment]
-    mean, std = list(config["mean"]), list(config["std"])
-    if channels == len(mean):
-        return mean, std
-    return [float(np.mean(mean))] * channels, [float(np.mean(std))] * channels

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tinyssl import __version__, distributed, labels
 from tinyssl.augment import Augment
+from tinyssl.backbones import levels_of, resolve_name, timm_weights
 from tinyssl.build import (
     augment_from,
     build_encoder,
@@ -38,16 +39,7 @@ from tinyssl.device import (
     torch_put_back,
     training_device,
 )
-from tinyssl.encoder import (
-    Encoder,
-    check_sizes,
-    create_encoder,
-    embed_pictures,
-    levels_of,
-    resolve_name,
-    timm_weights,
-    widen,
-)
+from tinyssl.encoder import Encoder, check_sizes, create_encoder, embed_pictures, widen
 from tinyssl.errors import Interrupted, JobError, NonFinite, TinysslError, UsageError
 from tinyssl.files import as_list, write_text
 from tinyssl.labeled import RESULT

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from tinyssl import distributed
 from tinyssl.augment import cutmix
+from tinyssl.backbones import freeze_batch_norm
 from tinyssl.bank import Candidates
 from tinyssl.console import Advance, log
-from tinyssl.encoder import freeze_batch_norm
 from tinyssl.errors import Interrupted, NonFinite
 from tinyssl.loader import epoch_order, generator_for, steps_in_epoch
 from tinyssl.method import Method, Mix

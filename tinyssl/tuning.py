@@ -16,7 +16,7 @@ from timm.models import group_parameters
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from tinyssl.encoder import freeze_batch_norm
+from tinyssl.backbones import freeze_batch_norm
 from tinyssl.errors import JobError
 from tinyssl.schedule import warmup_cosine
 

@@ -23,7 +23,7 @@ from tinyssl.export.exporting import export
 from tinyssl.export.int8 import MIN_CENTRED
 
 from tests.benchmarks.machine import machine
-from tinyssl.encoder import BACKBONES
+from tinyssl.backbones import BACKBONES
 from tinyssl.errors import JobError
 from tinyssl.pretraining import pretrain
 

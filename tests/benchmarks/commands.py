@@ -15,8 +15,8 @@ from typing import Any
 
 from tests.benchmarks.epochs import sample, spread
 from tests.benchmarks.step import cached_size
+from tinyssl.backbones import resolve_name
 from tinyssl.config import load_recipe
-from tinyssl.encoder import resolve_name
 
 METHODS = ("simclr", "dino")
 Command = Callable[[int, Path], list[str]]

@@ -17,9 +17,10 @@ from tests.benchmarks.epochs import sample, tinyssl_run
 from tests.benchmarks.peers import Peer, quiet
 from tests.benchmarks.step import cached_size
 from tinyssl import pretrain
+from tinyssl.backbones import resolve_name
 from tinyssl.config import load_recipe
 from tinyssl.data import load_pictures
-from tinyssl.encoder import create_encoder, embed_pictures, resolve_name
+from tinyssl.encoder import create_encoder, embed_pictures
 from tinyssl.labels import write_csv
 from tinyssl.scoring import knn_loo_score
 
