@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from tests.making import make_run
-from tinyssl import pretraining as module
+from tinyssl import run as module
 from tinyssl.checkpoint import load_checkpoint, save_checkpoint
 from tinyssl.config import load_recipe
 from tinyssl.errors import Interrupted, JobError, UsageError

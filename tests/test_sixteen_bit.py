@@ -15,7 +15,8 @@ from tinyssl.build import augment_from
 from tinyssl.config import load_recipe
 from tinyssl.loader import generator_for
 from tinyssl.model import load
-from tinyssl.pretraining import pretrain, to_unit
+from tinyssl.pretraining import pretrain
+from tinyssl.run import to_unit
 from tinyssl.sources import read_pictures, with_sources
 from tinyssl.weights import load_encoder
 

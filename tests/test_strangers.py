@@ -20,10 +20,11 @@ from tinyssl.cli import main
 from tinyssl.embedding import embed
 from tinyssl.errors import JobError, UsageError
 from tinyssl.pipeline import load_pipeline
-from tinyssl.pretraining import RESULT_COLUMNS, pretrain
+from tinyssl.pretraining import pretrain
 from tinyssl.reporting.card import read_card
 from tinyssl.reporting.device_tables import find_bundle
 from tinyssl.reporting.run_facts import read_run
+from tinyssl.run import RESULT_COLUMNS
 from tinyssl.run_folder import RunFolder
 from tinyssl.tensor_file import read_tensors
 

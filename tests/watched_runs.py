@@ -19,8 +19,9 @@ import pytest
 import torch
 
 from tinyssl import distributed
-from tinyssl import pretraining as module
+from tinyssl import run as module
 from tinyssl.errors import Interrupted, TinysslError
+from tinyssl.pretraining import pretrain
 from tinyssl.train import Hooks
 
 
@@ -79,7 +80,7 @@ def watched(
         mock.patch.object(module.Run, "_save", copied),
         pytest.raises(expected) if expected else nullcontext() as caught,
     ):
-        module.pretrain(out=out, **call)
+        pretrain(out=out, **call)
     if error is not None and caught is not None and distributed.is_main():
         Path(error).write_text(f"{type(caught.value).__name__}: {caught.value}")
     if differences is not None and distributed.is_main():

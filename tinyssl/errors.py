@@ -17,6 +17,12 @@ def first_line(error: BaseException) -> str:
     return (str(error) or type(error).__name__).partition("\n")[0]
 
 
+def a_few(names: Sequence[str]) -> str:
+    """The first three names, and how many more there are."""
+    more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{more}"
+
+
 class TinysslError(Exception):
     """Base of all errors that a user can cause or fix; the text is one clear line."""
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tinyssl.console import log
 from tinyssl.data import Pictures, pictures_for
-from tinyssl.errors import UsageError
+from tinyssl.errors import UsageError, a_few
 from tinyssl.labeled import refuse_unreadable
 from tinyssl.labels import from_class_folders, read_labels, stratified_split, write_csv
 
@@ -121,9 +121,8 @@ def warn_of(split: LabeledSplit, digests: Sequence[str]) -> None:
     counts = np.bincount(split.labels[split.test], minlength=len(split.classes))
     absent = [name for name, count in zip(split.classes, counts, strict=True) if not count]
     if absent:
-        more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
         log.warning(
-            f"no test picture of {', '.join(absent[:3])}{more}: balanced accuracy is that of the "
+            f"no test picture of {a_few(absent)}: balanced accuracy is that of the "
             f"other {len(split.classes) - len(absent)} of {len(split.classes)} classes"
         )
 

@@ -13,7 +13,7 @@ from tests.benchmarks.peers import METHODS, Peer, quiet
 from tests.benchmarks.step import cached_size, loop_epoch
 from tinyssl.build import settle
 from tinyssl.config import load_recipe
-from tinyssl.pretraining import Run
+from tinyssl.run import Run
 from tinyssl.run_folder import RunFolder
 from tinyssl.sources import read_pictures
 

@@ -27,8 +27,8 @@ from tests.benchmarks.machine import machine
 from tinyssl.build import settle
 from tinyssl.config import load_recipe
 from tinyssl.data import Pictures
-from tinyssl.pretraining import Run
 from tinyssl.recording import Recorded, RecordedStep
+from tinyssl.run import Run
 from tinyssl.run_folder import RunFolder
 from tinyssl.small_maps import SmallMapConv2d
 from tinyssl.train import Hooks, Progress, fit
