@@ -311,11 +311,13 @@ def test_auto_goes_without_pictures_of_a_list_that_are_gone(
     out = finetune(run, data, out=tmp_path / "out", overrides=SHORT)
     assert list(result_of(out)["held_out"]) == ["few-label-linear", "few-label"]
     assert "few-label-semi is not tried: the run's own pictures cannot be found" in caplog.text
-    for wrong in ({}, {"unlabeled": listed}):
-        with pytest.raises(UsageError, match=r"none of the 18 pictures .*; give --unlabeled DIR"):
-            finetune(run, data, "few-label-semi", tmp_path / "semi", **wrong)  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match=r"no unlabeled pictures: .*; give --unlabeled DIR"):
-        finetune(run, data, out=tmp_path / "semi", unlabeled=listed)
+    with pytest.raises(UsageError, match=r"none of the 18 pictures .*; give --unlabeled DIR"):
+        finetune(run, data, "few-label-semi", tmp_path / "semi")
+    for recipe in ("few-label-semi", "auto"):
+        with pytest.raises(UsageError, match=r"^--unlabeled: none of the 18 pictures "):
+            finetune(run, data, recipe, tmp_path / "semi", unlabeled=listed)
+    with pytest.raises(UsageError, match=r"^--unlabeled: no folder or file nosuch; give one"):
+        finetune(run, data, out=tmp_path / "semi", unlabeled="nosuch")
 
 
 def test_used_folder_is_refused_or_replaced(

@@ -18,7 +18,7 @@ MODULES = sorted(
 
 GROUND = {"errors", "files", "intervals", "lines", "locks", "plain_yaml", "rows", "tensor_file"}
 LEAVES = {
-    "bank", "budget", "calibration", "checkpoint", "colour", "compiling", "components",
+    "backbones", "bank", "budget", "calibration", "checkpoint", "colour", "compiling", "components",
     "curve_lines", "device", "distributed", "feature_file", "folds", "fused", "heads", "loader",
     "logistic", "losses", "machine", "neighbours", "opening", "pipeline", "recipe_files",
     "remote_files", "reporting.names", "reporting.run_schema", "reporting.verdict", "run_folder",
@@ -30,7 +30,7 @@ PAIRS = {
     "choosing": {"neighbours"},
     "describing": {"components", "descriptors"},
     "descriptors": {"augment", "colour"},
-    "encoder": {"components", "descriptors"},
+    "encoder": {"backbones", "components", "descriptors"},
     "data": {"headers", "opening", "picture"},
     "grid": {"picture"},
     "headers": {"opening", "picture", "tiff"},
@@ -43,7 +43,7 @@ PAIRS = {
     "scanning": {"opening"},
     "scoring": {"logistic", "neighbours"},
     "spreading": {"neighbours"},
-    "tuning": {"encoder", "schedule"},
+    "tuning": {"backbones", "schedule"},
     "weights": {"console", "encoder", "opening", "run_folder"},
     "watch": {"scoring"},
 }

@@ -182,7 +182,9 @@ class _Job:
             paths = own_pictures(self.run) if given is None else scan(given)
             return self._embed_unlabeled(paths, semi[0].unlabeled.pictures)
         except (UsageError, NothingReadable) as error:
-            if given is not None or len(self.recipes) == 1:
+            if given is not None:
+                raise UsageError(f"--unlabeled: {error}") from None
+            if len(self.recipes) == 1:
                 raise UsageError(f"no unlabeled pictures: {error}; give --unlabeled DIR") from None
             return None, f"the run's own pictures cannot be found ({error})"
 

@@ -22,7 +22,7 @@ from tinyssl.labeled import RESULT
 from tinyssl.loggers import check_loggers
 from tinyssl.reporting.command import REPORT, leave_report
 from tinyssl.run import Run
-from tinyssl.run_folder import RunFolder
+from tinyssl.run_folder import HELD_OUT, RunFolder
 from tinyssl.sources import read_pictures, with_sources
 from tinyssl.weights import WEIGHTS
 
@@ -99,7 +99,8 @@ def _prepare(
     check_bf16(settled.run.precision, device, settled.augment.view_size)
     check_loggers(settled.run.loggers)
     with distributed.one_goes_first():
-        pictures = _pictures_again(settled) if resume else read_pictures(settled)
+        left_out = folder.path / HELD_OUT if state is not None else None
+        pictures = _pictures_again(settled, left_out) if resume else read_pictures(settled)
     if not distributed.same_for_all(pictures.digest):
         raise UsageError(
             f"the processes of this run find different pictures at {a_few(settled.data.sources)}; "
@@ -138,9 +139,9 @@ def _refuse_own_start(init: str, out: Path) -> None:
         raise UsageError(f"--out {out} is where encoder.init lies; name another folder")
 
 
-def _pictures_again(recipe: Recipe) -> Pictures:
+def _pictures_again(recipe: Recipe, left_out: Path | None) -> Pictures:
     try:
-        return read_pictures(recipe)
+        return read_pictures(recipe, left_out)
     except UsageError as error:
         raise UsageError(
             f"{error}; --resume goes on with the same pictures: put them back there, a link will do"

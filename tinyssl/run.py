@@ -98,7 +98,7 @@ class Run:
         write_skipped(self.folder.skipped, self.pictures.skipped)
         write_text(self.folder.duplicates, duplicates_csv(self.pictures))
         if self.recipe.data.holdout is not None:
-            write_text(self.folder.path / HELD_OUT, held_out_csv(self.recipe))
+            write_text(self.folder.path / HELD_OUT, held_out_csv(self.recipe, self.pictures))
 
     def go(self) -> Path:
         """Trains to the end, or raises after saving; see `pretrain`."""

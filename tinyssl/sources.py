@@ -49,27 +49,38 @@ def _absolute(path: str | Path) -> str:
     return str(in_home(path).absolute())
 
 
-def read_pictures(recipe: Recipe) -> Pictures:
+def read_pictures(recipe: Recipe, left_out: Path | None = None) -> Pictures:
     """Scans the sources and decodes the pictures into the cache, or opens the cache.
+
+    Args:
+        recipe: names the sources.
+        left_out: the list of pictures that the run held out when it began, which counts in place
+            of the labels, since these may have changed; if it is still there.
 
     Raises:
         UsageError: no pictures at the sources, fewer than two, or all the same.
         JobError: none of the pictures can be read.
     """
-    pictures = decode_files(find_files(recipe), recipe)
+    pictures = decode_files(find_files(recipe, left_out), recipe)
     _tell_pictures(pictures)
     _refuse_hopeless(pictures)
     return pictures
 
 
-def find_files(recipe: Recipe) -> list[Path]:
+def find_files(recipe: Recipe, left_out: Path | None = None) -> list[Path]:
     """The files at a recipe's sources, without those held out and exact copies of these.
+
+    `left_out` is as in `read_pictures`.
 
     Raises:
         UsageError: there are none, or the labels for `data.holdout` have no test pictures.
     """
     found, holdout = scan(recipe.data.sources), recipe.data.holdout
-    return found if holdout is None else _leave_out(found, held_out(holdout), holdout)
+    if holdout is None:
+        return found
+    if left_out is not None and left_out.is_file():
+        return without(found, scan([left_out]))
+    return _leave_out(found, held_out(holdout), holdout)
 
 
 def _leave_out(found: Sequence[Path], tested: Sequence[Path], labels: str) -> list[Path]:
@@ -125,11 +136,18 @@ def duplicates_csv(pictures: Pictures) -> str:
     return csv_text([("group", "path"), *rows])
 
 
-def held_out_csv(recipe: Recipe) -> str:
-    """The test pictures that a recipe holds out, and their exact copies, as a CSV of `path`."""
+def held_out_csv(recipe: Recipe, pictures: Pictures) -> str:
+    """The test pictures that a recipe holds out, and their exact copies, as a CSV of `path`.
+
+    Args:
+        recipe: with labels to hold out.
+        pictures: what it read from its sources.
+    """
     assert recipe.data.holdout is not None
     tested = held_out(recipe.data.holdout)
-    copied = copies(without(scan(recipe.data.sources), tested), tested)
+    read = {*pictures.paths, *(path for path, _ in pictures.skipped)}
+    others = without(scan(recipe.data.sources), tested)
+    copied = [path for path in others if str(path) not in read]
     return csv_text([("path",), *((path,) for path in [*tested, *copied])])
 
 
