@@ -94,7 +94,7 @@ def pte_features(model: bytes, pictures: NDArray[Any]) -> NDArray[np.float32]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Silences ExecuTorch's notes on processors and imports, in C++ too; errors are raised."""
-    logging_before = logging.root.manager.disable
+    logging_before, handlers = logging.root.manager.disable, logging.root.handlers[:]
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), _no_stderr():
@@ -102,6 +102,7 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(logging_before)
+        logging.root.handlers[:] = handlers  # one that its notes add would tell our lines twice
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 import io
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -11,18 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-# Before torch is loaded: beside other work its threads would else wait for each other by holding
-# a core, and a test take ten times as long.
-os.environ.setdefault("GOMP_SPINCOUNT", "3000")
-
-import torch
+# Before torch is loaded, and for the processes that tests start: what is so small is done before
+# threads have met, and two processes of tests share the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from tests.making import FinishedDemo, make_hostile_run
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _few_threads() -> None:
-    torch.set_num_threads(2)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,15 +23,6 @@ def _interrupts_are_heard() -> None:
     """A shell that starts the tests in the background has them, and what they start, ignore it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """For what is so small that threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)
@@ -80,12 +64,9 @@ def finished_demo(tmp_path_factory: pytest.TempPathFactory) -> FinishedDemo:
 def hostile_place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `pictures/`, whose names want to be code, and a run on them, `run/`."""
     folder = tmp_path_factory.mktemp("hostile")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # what is so small is done before threads have met
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TINYSSL_CACHE", str(folder / "cache"))
         make_hostile_run(folder)
-    torch.set_num_threads(threads)
     return folder
 
 

@@ -58,7 +58,6 @@ def _work(job: Callable[[], object], event: int) -> None:
             if count == event:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    torch.set_num_threads(1)
     if event:
         sys.addaudithook(kill)
     try:

@@ -20,8 +20,6 @@ from tinyssl.checkpoint import load_checkpoint
 from tinyssl.device import pick_device
 from tinyssl.errors import UsageError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 SMALL = [
     "data.image_size=32", "augment.view_size=32", "encoder.name=test_resnet", "head.hidden=16",
     "head.width=8", "optim.batch_size=6", "run.epochs=3", "run.log_every=2", "run.watch_every=0",
@@ -43,7 +41,7 @@ MIXED = [
 
 def torchrun(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(cwd)}
+    environment = os.environ | {"PYTHONPATH": str(cwd)}
     return subprocess.run(
         [*command, "--nproc-per-node=2", *arguments],
         cwd=cwd, env=environment, capture_output=True, text=True, timeout=300,

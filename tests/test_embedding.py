@@ -28,9 +28,6 @@ from tinyssl.weights import save_encoder
 Folder = Callable[..., Path]
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 def make_run(folder: Path, seed: int = 0, **extra: object) -> Path:
     folder.mkdir()
     encoder = create_encoder("test_resnet", seed=seed)

@@ -1,6 +1,7 @@
 """Formats for phones: ExecuTorch's own runtime, and onnxruntime's own tools for phones."""
 
 import json
+import logging
 import os
 import re
 import subprocess
@@ -143,6 +144,14 @@ def test_what_executorch_cannot_take_is_told() -> None:
         to_pte(deployed, torch.zeros((1, 48, 48, 1), dtype=torch.uint16))
     with pytest.raises(JobError, match="ExecuTorch cannot run the model"):
         pte_features(b"garbage" * 100, np.zeros((1, 48, 48, 3), np.uint8))
+
+
+def test_notes_of_executorch_leave_no_handler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.root, "handlers", [])
+    with mobile._quiet():
+        logging.error("logging then adds a handler, which would tell our lines too")
+        assert logging.root.handlers
+    assert not logging.root.handlers
 
 
 @needs_executorch

@@ -38,7 +38,7 @@ pytest.importorskip("plotly")
 
 
 @pytest.fixture
-def place(hostile_place: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch) -> Path:
+def place(hostile_place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TINYSSL_CACHE", str(hostile_place / "cache"))
     return hostile_place
 

@@ -7,8 +7,6 @@ from numpy.typing import NDArray
 from tinyssl.reporting.mistakes import find_mistakes, from_shares
 from tinyssl.reporting.seen import STEPS, Seen, look
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 GROUPS, EACH, WIDTH = 4, 40, 24
 
 

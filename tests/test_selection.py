@@ -22,9 +22,6 @@ from tinyssl.weights import save_encoder
 Folder = Callable[..., Path]
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     (tmp_path / "run").mkdir()

@@ -26,8 +26,6 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 STEPS, SIDE, PICTURES = 3, 32, 24
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def plan(bf16: bool = False, **changes: Any) -> Plan:
     settings: dict[str, Any] = {

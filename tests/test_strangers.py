@@ -28,7 +28,6 @@ from tinyssl.run import RESULT_COLUMNS
 from tinyssl.run_folder import RunFolder
 from tinyssl.tensor_file import read_tensors
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 Folder = Callable[..., Path]
 State = dict[str, Any]
 

@@ -16,7 +16,6 @@ from typing import Any
 from unittest import mock
 
 import pytest
-import torch
 
 from tinyssl import distributed
 from tinyssl import run as module
@@ -88,7 +87,6 @@ def watched(
 
 
 def main() -> None:
-    torch.set_num_threads(1)
     with distributed.joined():
         for job in json.loads(Path(sys.argv[1]).read_text()):
             watched(**job)
