@@ -7,9 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
 
 from tests.benchmarks import domains, fewlabel
+from tests.benchmarks.checkpoint import features_of, load_checkpoint
 from tests.benchmarks.levels import has_one_level
+from tests.making import make_pictures
 from tinyssl.encoder import create_encoder, widen
 from tinyssl.errors import UsageError
 from tinyssl.weights import save_encoder
@@ -52,6 +58,20 @@ def test_levels_are_told_apart_only_in_a_run_of_one(tmp_path: Path) -> None:
     for wide in (widen(encoder, 2, pictures), widen(encoder, 1, pictures, descriptors=True)):
         save_encoder(wide, tmp_path, image_size=32, resize="crop")
         assert not has_one_level(tmp_path)
+
+
+def test_a_bare_checkpoint_has_the_features_of_timm(tmp_path: Path) -> None:
+    paths = sorted(make_pictures(tmp_path / "pictures").iterdir())
+    whole = timm.create_model("test_efficientnet").eval()
+    save_file(whole.state_dict(), tmp_path / "weights.safetensors")
+    bare = load_checkpoint("test_efficientnet", tmp_path / "weights.safetensors")
+    config = timm.data.resolve_model_data_config(whole)
+    transform = timm.data.create_transform(**config, is_training=False)
+    assert features_of(bare, paths, 32).shape[0] == len(paths) == 12
+    first = transform(Image.open(paths[0]))[None]
+    with torch.inference_mode():
+        logits = whole.classifier(torch.from_numpy(features_of(bare, paths[:1], None)))
+        torch.testing.assert_close(logits, whole(first))
 
 
 @pytest.mark.parametrize("given", [["loss.temperature=0.1"], ["--recipe", "resnet18"]])
