@@ -181,6 +181,23 @@ def test_start_of_an_adapted_run_is_judged_too(
     assert result["encoders"]["start, frozen"]["width"] == itself["width"]
 
 
+def test_weights_that_a_run_started_from_have_a_row_of_their_last_level(
+    picture_folder: Folder, tmp_path: Path
+) -> None:
+    plain, folder = make_run(tmp_path / "plain"), tmp_path / "run"
+    folder.mkdir()
+    pictures = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
+    wide = widen(create_encoder("mobilenetv3-small", seed=5).eval(), 3, pictures)
+    extra = {"init": str(plain / "encoder.safetensors"), "seed": 5}
+    save_encoder(wide, folder, image_size=32, resize="crop", extra=extra)
+    labels = labels_csv(tmp_path / "labels.csv", picture_folder(per_class=12))
+    found = evaluate(folder, labels=labels)["encoders"]
+    assert list(found)[2:] == ["random weights", "start, last level", "start, frozen", "adapted"]
+    own = evaluate(plain, labels=labels)["encoders"]["pretrained"]
+    assert {**found["start, last level"], "seconds": 0} == {**own, "seconds": 0}
+    assert found["start, frozen"]["width"] == wide.width > own["width"]
+
+
 def test_what_makes_figures_doubtful_is_told(
     run: Path, picture_folder: Folder, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

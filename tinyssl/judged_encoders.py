@@ -33,6 +33,8 @@ from tinyssl.weights import (
 
 FLOORS = ("raw pixels", "descriptors")  # rows that need no network
 START = "start, frozen"
+PLAIN_START = "start, last level"  # a checkpoint's own features, without tinyssl's further ones
+_PLAIN = {"levels": 1, "components": 0, "descriptors": False}
 
 Build = Callable[[], tuple[Encoder, dict[str, Any]]]
 Embed = Callable[[NDArray[Any]], NDArray[np.float32]]
@@ -62,6 +64,8 @@ def contenders(
     unchanged: bool,
 ) -> list[Contender]:
     """Random weights, the run's start, the baselines and, last, the run's own encoder.
+
+    A start from weights has two rows: with the last level alone, and with the run's features.
 
     Args:
         run: a run folder.
@@ -108,12 +112,20 @@ def _start_of(description: dict[str, Any], init: str) -> list[Contender]:
     if init != "pretrained" and not Path(init).exists():
         log.warning(f"the run's start {init} is no longer there; the table has no row for it")
         return []
-    return [Contender(START, partial(_start, description, init), shaped_by(init))]
+    start = Contender(START, partial(_start, description, init), shaped_by(init))
+    if _is_run(init) or description | _PLAIN == description:
+        return [start]
+    plain = partial(_start, description | _PLAIN, init)
+    return [Contender(PLAIN_START, plain, start.taught), start]
+
+
+def _is_run(init: str) -> bool:
+    return init != "pretrained" and (Path(init) / WEIGHTS).exists()
 
 
 def _start(description: dict[str, Any], init: str) -> tuple[Encoder, dict[str, Any]]:
     """An earlier run's encoder with its own features, or weights for this architecture."""
-    if init != "pretrained" and (Path(init) / WEIGHTS).exists():
+    if _is_run(init):
         return load_encoder(init)
     pretrained = init == "pretrained"
     encoder = create_encoder(
@@ -145,7 +157,7 @@ def embedders(
         try:
             encoder, own = contender.build()
         except (JobError, UsageError) as error:  # the start is gone, or came from a hub
-            if contender.name != START:
+            if contender.name not in (START, PLAIN_START):
                 raise
             log.warning(f"the table has no row for {contender.name!r}: {error}")
             continue
