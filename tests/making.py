@@ -51,6 +51,13 @@ def make_pictures(folder: Path) -> Path:
     return folder
 
 
+def smooth_noise(size: int, channels: int) -> torch.Tensor:
+    """(6, size, size, channels) uint8 pictures, unlike each other."""
+    coarse = torch.rand(6, channels, 5, 5, generator=torch.Generator().manual_seed(1))
+    smooth = torch.nn.functional.interpolate(coarse, size=size, mode="bilinear")
+    return (255 * smooth).permute(0, 2, 3, 1).contiguous().byte()
+
+
 HOSTILE = "<img src=x onerror=alert(1)>"
 TINY = [
     "data.image_size=32", "augment.view_size=32", "head.hidden=16", "head.width=8",

@@ -22,7 +22,7 @@ from tinyssl.export.mobile import pte_features, to_pte
 from tinyssl.export.parity import compare
 
 import tinyssl
-from tests.making import make_pictures, make_run
+from tests.making import make_pictures, make_run, smooth_noise
 from tinyssl.backbones import BACKBONES
 from tinyssl.encoder import create_encoder
 from tinyssl.errors import JobError, UsageError
@@ -60,13 +60,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return Made(run, pictures, folder / "bundle", done.stdout, done.stderr)
 
 
-def sample(size: int, channels: int) -> torch.Tensor:
-    """(6, size, size, channels) uint8: smooth, and unlike each other."""
-    coarse = torch.rand(6, channels, 5, 5, generator=torch.Generator().manual_seed(1))
-    smooth = torch.nn.functional.interpolate(coarse, size=size, mode="bilinear")
-    return (255 * smooth).permute(0, 2, 3, 1).contiguous().byte()
-
-
 @needs_executorch
 @pytest.mark.parametrize(
     ("name", "stem", "channels"),
@@ -78,7 +71,7 @@ def test_backbones_keep_their_features(name: str, stem: str, channels: int, tmp_
         pytest.skip(f"slow; {ALL}=1 lowers every backbone")
     folder = make_run(tmp_path / "run", name, stem=stem, channels=channels)
     deployed = Deployed(load_encoder(folder)[0], torch.uint8, unit=True).eval()
-    pictures = sample(48, channels)
+    pictures = smooth_noise(48, channels)
     with torch.inference_mode():
         wanted = deployed(pictures).numpy()
     model = to_pte(deployed, pictures)
@@ -193,7 +186,7 @@ def test_graphs_hold_only_layers_that_devices_know(name: str, made: Made) -> Non
         pytest.skip(f"slow; {ALL}=1 exports every backbone")
     else:
         deployed = Deployed(create_encoder(name, seed=0).eval(), torch.uint8, unit=True)
-        model = to_onnx(deployed, sample(48, 3), {})
+        model = to_onnx(deployed, smooth_noise(48, 3), {})
     found = {node.op_type for node in model.graph.node}
     assert not found & {"Shape", "Range", "Gather", "Loop", "If"}
     assert {domain.domain for domain in model.opset_import} == {""}

@@ -18,17 +18,9 @@ from tinyssl.export.mobile import pte_features, to_pte
 from tinyssl.export.parity import compare
 
 from tests.benchmarks.machine import machine
+from tests.making import smooth_noise
 from tinyssl.backbones import BACKBONES
 from tinyssl.encoder import create_encoder
-
-_PICTURES, _SIZE = 6, 128
-
-
-def smooth_noise() -> torch.Tensor:
-    """(n, s, s, 3) uint8 pictures, unlike each other."""
-    coarse = torch.rand(_PICTURES, 3, 5, 5, generator=torch.Generator().manual_seed(1))
-    smooth = torch.nn.functional.interpolate(coarse, size=_SIZE, mode="bilinear")
-    return (255 * smooth).permute(0, 2, 3, 1).contiguous().byte()
 
 
 def measure(name: str, pictures: torch.Tensor) -> dict[str, Any]:
@@ -45,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     given = parser.parse_args()
-    pictures, results = smooth_noise(), []
+    pictures, results = smooth_noise(128, 3), []
     for name in BACKBONES:
         results.append(measure(name, pictures))
         print(results[-1], flush=True)
