@@ -59,11 +59,39 @@ def test_depthwise_convolutions_are_torchs_at_every_size(kernel: int, stride: in
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_one_pixel_is_a_matrix_product(bias: bool) -> None:
+def test_pointwise_convolutions_of_small_maps_are_matrix_products(bias: bool) -> None:
     plain = nn.Conv2d(CHANNELS, 5, 1, bias=bias)
-    same(plain, quickened(plain), torch.randn(3, CHANNELS, 1, 1))
-    assert "Convolution" in way(quickened(plain), torch.randn(3, CHANNELS, 1, 2))
-    assert "Convolution" not in way(quickened(plain), torch.randn(3, CHANNELS, 1, 1))
+    for height, width in SIZES:
+        maps = torch.randn(3, CHANNELS, height, width)
+        same(plain, quickened(plain), maps)
+        small = "Convolution" not in way(quickened(plain), maps)
+        assert small == (height * width <= 16)
+
+
+def test_pointwise_convolutions_that_skip_pixels() -> None:
+    plain = nn.Conv2d(512, 512, 1, stride=2, bias=False).double()
+    for height, width in SIZES:
+        maps = torch.randn(3, 512, height, width, dtype=torch.float64)
+        same(plain, quickened(plain), maps)
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("stride", [1, 2, 3, (2, 1)])
+def test_full_convolutions_are_torchs_at_every_size(kernel: int, stride: Any) -> None:
+    """Float64: sums of a thousand channels differ by more than other roundings."""
+    plain = nn.Conv2d(512, 128, kernel, stride, kernel // 2, bias=False).double()
+    for height, width in SIZES:
+        maps = torch.randn(3, 512, height, width, dtype=torch.float64)
+        same(plain, quickened(plain), maps)
+        by_taps = "TapConvolution" in way(quickened(plain), maps)
+        assert by_taps == (256 >= 16 * plain(maps).shape[2:].numel())
+
+
+def test_full_convolutions_give_only_the_gradients_that_are_wanted() -> None:
+    plain = nn.Conv2d(256, 256, 3, padding=1, bias=False)
+    maps = torch.randn(3, 256, 2, 2)
+    quickened(plain)(maps).sum().backward()
+    same(plain.requires_grad_(False), quickened(plain), maps)
 
 
 @pytest.mark.parametrize(
@@ -71,6 +99,7 @@ def test_one_pixel_is_a_matrix_product(bias: bool) -> None:
     [
         depthwise(5, 1, bias=True),
         depthwise(5, 1, padding=1),
+        depthwise(4, 1, padding=2),
         depthwise(5, 1, padding="same"),
         depthwise(5, 1, padding_mode="reflect"),
         depthwise(3, 1, dilation=2, padding=1),
@@ -80,13 +109,25 @@ def test_one_pixel_is_a_matrix_product(bias: bool) -> None:
         nn.Conv2d(CHANNELS, CHANNELS, (3, 5), padding=(1, 2), groups=CHANNELS, bias=False),
         nn.Conv2d(CHANNELS, 4, 1, padding=1),
         nn.Conv2d(CHANNELS, 4, 1, groups=4),
+        *(
+            nn.Conv2d(512, 512, **{"kernel_size": 3, "padding": 1, "bias": False, **odd})
+            for odd in (
+                {"bias": True},
+                {"padding": 0},
+                {"groups": 2},
+                {"padding_mode": "reflect"},
+                {"dilation": 2},
+                {"kernel_size": 2},
+                {"kernel_size": (3, 1), "padding": (1, 0)},
+            )
+        ),
     ],
     ids=str,
 )  # fmt: skip
 def test_others_go_torchs_way(plain: nn.Module) -> None:
-    maps = torch.randn(2, CHANNELS, 3, 3)
+    maps = torch.randn(2, plain.in_channels, 3, 3)
     same(plain, quickened(plain), maps)
-    assert "SmallDepthwise" not in way(quickened(plain), maps)
+    assert "Convolution" in way(quickened(plain), maps)
 
 
 def test_frozen_weights_and_autocast() -> None:
@@ -99,8 +140,9 @@ def test_frozen_weights_and_autocast() -> None:
 
 
 def test_without_gradients_nothing_differs() -> None:
-    for plain in (depthwise(5, 1), nn.Conv2d(CHANNELS, 5, 1)):
-        maps = torch.randn(2, CHANNELS, 1, 1)
+    full = nn.Conv2d(256, 256, 3, padding=1, bias=False)
+    for plain in (depthwise(5, 1), nn.Conv2d(CHANNELS, 5, 1), full):
+        maps = torch.randn(2, plain.in_channels, 1, 1)
         with torch.no_grad():
             assert torch.equal(plain(maps), quickened(plain)(maps))
 

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.small_maps --out tests/benchmarks/results/small-maps-cpu.json
 
 Measures forward and backward passes of the backbone alone, on one batch. Every pair also runs as on
-a CPU without AVX-512; oneDNN reads this setting when a process starts, hence one process for each.
+a CPU without AVX-512; oneDNN and MKL read that when a process starts, hence one process for each.
 """
 
 import argparse
@@ -29,7 +29,8 @@ from tinyssl.small_maps import quicken_small_maps
 BATCH, STEPS = 64, 6
 CASES = [
     ("mobilenetv3-small", 64), ("mobilenetv3-small", 96), ("mobilenetv3-large", 64),
-    ("mobilenetv4-small", 64), ("efficientnet-lite0", 72), ("resnet18", 64),
+    ("mobilenetv2", 64), ("mobilenetv4-small", 64), ("efficientnet-lite0", 72), ("resnet18", 64),
+    ("resnet18", 96), ("resnet18", 128),
 ]  # fmt: skip
 
 
@@ -71,9 +72,12 @@ def main() -> None:
         return
     found = {}
     for isa in ("DEFAULT", "AVX2"):
+        settings = {"ONEDNN_MAX_CPU_ISA": isa}
+        if isa == "AVX2":
+            settings["MKL_ENABLE_INSTRUCTIONS"] = isa
         ran = subprocess.run(
             [sys.executable, "-W", "ignore", "-m", __spec__.name, "--rounds", str(given.rounds)],
-            env=os.environ | {"ONEDNN_MAX_CPU_ISA": isa}, check=True, capture_output=True,
+            env=os.environ | settings, check=True, capture_output=True,
         )  # fmt: skip
         found[f"instructions: {isa}"] = json.loads(ran.stdout)
     write_text(given.out, json.dumps({"machine": machine()} | found, indent=1) + "\n")
