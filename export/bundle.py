@@ -27,13 +27,16 @@ _MADE_THERE = (ENGINE, ENGINE_FACTS, "benchmark.json", "benchmark.csv", _CACHE)
 def refuse_if_used(out: Path, overwrite: bool) -> None:
     """Raises UsageError if `out` is not empty, or with `overwrite` if it is not just a bundle.
 
-    The bundle may be of any version, and contain its engine and the results of its benchmark.
+    Also if it cannot be made. The bundle may be of any version, and contain its engine and the results of its benchmark.
     """
     if out.name in ("", ".."):
         raise UsageError(f"--out {out}: a bundle takes its folder's place; give the folder's name")
     if os.path.lexists(out) and not out.is_dir():
         kind = "file" if out.is_file() else "link to no folder" if out.is_symlink() else "device"
         raise UsageError(f"--out {out} is a {kind}; name a new folder")
+    above = next(folder for folder in out.absolute().parents if folder.is_dir())
+    if not os.access(above, os.W_OK):
+        raise UsageError(f"--out {out}: nothing can be written to {above}; name another folder")
     if not out.is_dir() or not any(out.iterdir()):
         return
     if not overwrite:

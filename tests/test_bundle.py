@@ -56,6 +56,14 @@ def test_a_folder_with_another_manifest_is_kept(manifest: str, tmp_path: Path) -
     assert contents(tmp_path) == before
 
 
+def test_a_place_without_the_right_to_write_is_told_before_the_work(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    if os.access(tmp_path, os.W_OK):
+        pytest.skip("root may write everywhere")
+    with pytest.raises(UsageError, match="nothing can be written to .*; name another folder"):
+        refuse_if_used(tmp_path / "a" / "bundle", overwrite=False)
+
+
 @pytest.mark.parametrize("name", ["notes.txt", "src/main.js", ".git/config", "a.onnx"])
 def test_a_bundle_with_a_file_of_the_users_is_kept(name: str, out: Path) -> None:
     (out / name).parent.mkdir(exist_ok=True)
