@@ -27,7 +27,8 @@ _MADE_THERE = (ENGINE, ENGINE_FACTS, "benchmark.json", "benchmark.csv", _CACHE)
 def refuse_if_used(out: Path, overwrite: bool) -> None:
     """Raises UsageError if `out` is not empty, or with `overwrite` if it is not just a bundle.
 
-    Also if it cannot be made. The bundle may be of any version, and contain its engine and the results of its benchmark.
+    Also if it cannot be made. The bundle may be of any version, and contain its engine and the
+    results of its benchmark.
     """
     if out.name in ("", ".."):
         raise UsageError(f"--out {out}: a bundle takes its folder's place; give the folder's name")

@@ -60,7 +60,7 @@ def test_a_place_without_the_right_to_write_is_told_before_the_work(tmp_path: Pa
     tmp_path.chmod(0o500)
     if os.access(tmp_path, os.W_OK):
         pytest.skip("root may write everywhere")
-    with pytest.raises(UsageError, match="nothing can be written to .*; name another folder"):
+    with pytest.raises(UsageError, match="nothing can be written to"):
         refuse_if_used(tmp_path / "a" / "bundle", overwrite=False)
 
 
