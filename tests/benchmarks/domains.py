@@ -49,15 +49,21 @@ def _recipe(run: Path) -> dict[str, Any]:
     return values
 
 
-def means(runs: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
-    """Mean balanced accuracy of the runs and its 95 % half-width in %, by encoder and score."""
+def means(runs: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Mean balanced accuracy of the runs and its 95 % half-width in %, by encoder and score.
+
+    A single run has no half-width, None.
+    """
     summary = {}
     for name in runs[0]["encoders"]:
         found = [run["encoders"][name] for run in runs]
         scores = {key: [f[key]["balanced_accuracy"] for f in found] for key in ("knn", "linear")}
         scores |= {f"{s}-shot": [f["few_shot"][str(s)]["mean"] for f in found] for s in SHOTS}
         summary[name] = {
-            key: {"mean": round(100 * one.mean, 2), "half_width": round(100 * one.half_width, 2)}
+            key: {
+                "mean": round(100 * one.mean, 2),
+                "half_width": round(100 * one.half_width, 2) if len(runs) > 1 else None,
+            }
             for key, one in ((key, interval(values)) for key, values in scores.items())
         }
     return summary
