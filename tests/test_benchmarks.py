@@ -95,3 +95,5 @@ def test_means_of_runs_have_the_interval_of_few() -> None:
 
     found = domains.means([run(0.6), run(0.7), run(0.8)])["pretrained"]["knn"]
     assert found == {"mean": 70.0, "half_width": 24.84}  # 4.303 / sqrt(3) times 10
+    alone = domains.means([run(0.6)])["pretrained"]["knn"]
+    assert alone == {"mean": 60.0, "half_width": None}
