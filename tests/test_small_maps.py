@@ -135,8 +135,11 @@ def test_frozen_weights_and_autocast() -> None:
     maps = torch.randn(2, CHANNELS, 3, 3)
     same(plain, quickened(plain), maps)
     plain.requires_grad_()
+    full = nn.Conv2d(CHANNELS, 2048, 3, padding=1, bias=False)
     with torch.autocast("cpu", torch.bfloat16):
         assert quickened(plain)(maps).dtype == torch.bfloat16
+        assert quickened(full)(maps[:, :, :2, :2]).dtype == torch.bfloat16
+    assert "TapConvolution" in way(quickened(full), maps[:, :, :2, :2])
 
 
 def test_without_gradients_nothing_differs() -> None:

@@ -40,12 +40,13 @@ class SmallMapConv2d(nn.Conv2d):
 
     def _conv_forward(self, maps: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         trained = torch.is_grad_enabled() and self._is_centred()
+        by_own_rules = trained and bias is None and not torch.is_autocast_enabled("cpu")
         made: Tensor
         if trained and self._is_linear(maps):
             made = F.linear(maps.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
-        elif trained and bias is None and self._is_small_depthwise(maps):
+        elif by_own_rules and self._is_small_depthwise(maps):
             made = _SmallDepthwise.apply(maps, weight, self.stride)
-        elif trained and bias is None and self._is_small_full(maps):
+        elif by_own_rules and self._is_small_full(maps):
             made = TapConvolution.apply(maps, weight, self.stride)
         else:
             made = super()._conv_forward(maps, weight, bias)
@@ -73,7 +74,6 @@ class SmallMapConv2d(nn.Conv2d):
             self.kernel_size in ((3, 3), (5, 5))
             and max(maps.shape[2:]) < self.kernel_size[0]
             and self.groups == self.in_channels == self.out_channels
-            and not torch.is_autocast_enabled("cpu")
         )
 
     def _is_small_full(self, maps: Tensor) -> bool:
@@ -86,7 +86,6 @@ class SmallMapConv2d(nn.Conv2d):
             self.kernel_size != (1, 1)
             and self.groups == 1
             and channels >= _CHANNELS_FOR_PIXEL * height * width
-            and not torch.is_autocast_enabled("cpu")
         )
 
 
