@@ -1,6 +1,7 @@
 """The main job: what a run leaves, and that an interrupted one ends the same."""
 
 import csv
+import gc
 import json
 import os
 import signal
@@ -23,6 +24,7 @@ from tinyssl.checkpoint import load_checkpoint, save_checkpoint
 from tinyssl.config import load_recipe
 from tinyssl.errors import Interrupted, JobError, UsageError
 from tinyssl.finetuning import finetune
+from tinyssl.loader import ResidentPictures
 from tinyssl.locks import locked
 from tinyssl.model import load
 from tinyssl.pretraining import pretrain
@@ -134,6 +136,16 @@ def test_run_folder_holds_what_it_promises(picture_folder: Folder, tmp_path: Pat
     features = load(run).embed([data / "dark" / "001.png", data / "bright" / "001.png"])
     assert features.shape == (2, read_description(run)["width"])
     assert np.isfinite(features).all()
+
+
+def test_a_finished_run_frees_its_pictures_at_once(picture_folder: Folder, tmp_path: Path) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        pretrain(picture_folder(), out=tmp_path / "run", overrides=QUICK)
+        assert not [x for x in gc.get_objects() if type(x) in (ResidentPictures, module.Run)]
+    finally:
+        gc.enable()
 
 
 def test_saved_recipe_repeats_the_run(picture_folder: Folder, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """One step by every route that should only change its speed: the same numbers within tolerance."""
 
+import gc
 import warnings
+import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -19,7 +21,7 @@ from tinyssl.errors import UsageError
 from tinyssl.heads import projection_head
 from tinyssl.loader import generator_for
 from tinyssl.method import Method
-from tinyssl.recording import Recorded, RecordedStep, recorded_views
+from tinyssl.recording import Recorded, RecordedStep, recorded_views, uncollected
 from tinyssl.train import Plan, parameter_groups, train_step
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -177,6 +179,40 @@ def test_what_cannot_be_recorded_is_computed(caplog: pytest.LogCaptureFixture) -
         assert found.tolist() == [3 * number, 3 * number]
     assert recorded.graph is None
     assert caplog.text.count("not recorded") == 1
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+
+
+@needs_gpu
+def test_a_dead_recording_does_not_spoil_the_next() -> None:
+    class Holder:
+        def __init__(self) -> None:
+            self.recorded = Recorded(self.compute)
+
+        def compute(self, x: Tensor) -> tuple[Tensor]:
+            gc.collect()
+            return (x + 1,)
+
+    for _ in range(3):
+        recorded = Holder().recorded
+        for number in range(6):
+            assert recorded(torch.full((2,), number, device=CUDA))[0].tolist() == [number + 1] * 2
+        assert recorded.graph is not None
+
+
+def test_nothing_is_collected_while_a_step_is_recorded() -> None:
+    class Knot:
+        def __init__(self) -> None:
+            self.itself = self
+
+    before = weakref.ref(Knot())
+    with pytest.raises(RuntimeError, match="failed"), uncollected():
+        assert before() is None
+        later = weakref.ref(Knot())
+        kept = [[] for _ in range(10_000)]  # enough for the collector to be called
+        assert later() is not None
+        del kept
+        raise RuntimeError("failed")
+    assert gc.isenabled()
 
 
 @needs_gpu

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -63,6 +64,8 @@ class ResidentPictures:
         self.resident: Tensor | None = None
         self.told = "pictures are read from the cache, batch by batch"
         if device.type == "cuda":
+            gc.collect()  # what recorded steps of an earlier run hold
+            torch.cuda.empty_cache()
             free, _ = torch.cuda.mem_get_info(device)
             fits, self.told = fits_budget(array.nbytes, free, gpu_share)
             self.resident = send_all(array, device) if fits else None

@@ -6,7 +6,9 @@ to run. Recorded once, they are replayed by a single call (NVIDIA, "CUDA Graphs"
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -73,8 +75,12 @@ class Recorded:
         generator = torch.cuda.default_generators[torch.cuda.current_device()]
         draws = generator.clone_state()
         try:
-            # Other threads may be sending pictures meanwhile.
-            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+            with (
+                uncollected(),
+                torch.cuda.stream(torch.cuda.current_stream()),  # a failure would leave its own
+                # Other threads may be sending pictures meanwhile.
+                torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"),
+            ):
                 self.made = self.compute(*kept)
         except RuntimeError as error:
             log.warning(f"not recorded as a CUDA graph, so slower: {first_line(error)}")
@@ -87,6 +93,23 @@ class Recorded:
             kept.shape == new.shape and kept.dtype == new.dtype
             for kept, new in zip(self.given, given, strict=True)
         )
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Collects Python's garbage, and keeps new garbage to the end.
+
+    A recording fails if an earlier graph is freed meanwhile, and only the collector frees graphs of
+    earlier runs, since recorded functions belong to what holds the recording.
+    """
+    gc.collect()
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def recorded_views(compute: Views) -> Views:

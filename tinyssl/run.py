@@ -207,16 +207,16 @@ class Run:
         start_bank(self.method, whole, self.plan.frozen_batch_norm)
 
     def _batches(self) -> Batches:
-        seed = self.recipe.run.seed
-        section = self.recipe.augment
-        if section.pipeline is not None:
+        if self.recipe.augment.pipeline is not None:
             return self._pipeline_batches()
+        # Not by way of self, which would keep all of a finished run until garbage is collected.
+        resident, seed = self.resident, self.recipe.run.seed
         # In the network's dtype, or a GPU would hold the views twice.
         dtype = torch.bfloat16 if self.plan.bf16 else torch.float32
         augment = self.augment = augment_from(self.recipe, dtype)
 
         def batches(order: Tensor, step: int) -> Iterator[tuple[Tensor, Tensor]]:
-            raws = self.resident.batches(order, distributed.share)
+            raws = resident.batches(order, distributed.share)
             for position, (index, raw) in enumerate(raws):
                 generator = generator_for(seed, step + position, stream=1)
                 views = augment(raw, generator, distributed.share(len(index)), len(index))
@@ -231,6 +231,7 @@ class Run:
         apply = partial(apply_pipeline, pipeline, view_size=section.view_size)
         apply(self.pictures.array[:1], [0])  # so that errors are not raised in a worker
         workers = worker_count(self.recipe.run.workers)
+        array, device = self.pictures.array, self.device
 
         def batches(order: Tensor, step: int) -> Iterator[tuple[Tensor, Tensor]]:
             seeds = torch.stack(
@@ -240,11 +241,9 @@ class Run:
                 ]
             )
             own = distributed.share(order.shape[1])
-            made = pipeline_batches(
-                self.pictures.array, order[:, own], apply, seeds[:, own], workers
-            )
-            for index, (_, views) in zip(order.to(self.device), made, strict=True):
-                views = views.to(self.device).contiguous(memory_format=torch.channels_last)
+            made = pipeline_batches(array, order[:, own], apply, seeds[:, own], workers)
+            for index, (_, views) in zip(order.to(device), made, strict=True):
+                views = views.to(device).contiguous(memory_format=torch.channels_last)
                 yield index, views
 
         return batches
