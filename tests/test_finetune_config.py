@@ -69,7 +69,7 @@ def test_recipes_of_the_other_kind_are_refused() -> None:
         ("network.view=1", "unknown key network.view; did you mean views?"),
         ("networks.views=1", "unknown key networks; did you mean network?"),
         ("classifier.strength=strong", "classifier.strength: got 'strong'"),
-        ("classifier.folds=1", "greater than or equal to 2"),
+        ("classifier.folds=1", "wants at least 2"),
         ("classifier.method=forest", "'linear', 'network' or 'semi'"),
         ("unlabeled.alpha=1", "unlabeled.alpha: got 1; wants less than 1"),
         ("network.layer_decay=0", "network.layer_decay: got 0"),

@@ -117,6 +117,7 @@ def test_empty_labels_are_counted_and_equal_rows_merged(tmp_path: Path) -> None:
         ("path,label\na.png,x\na.png,y\n", "line 3"),
         ("path,label,split\na.png,x,val\n", "line 2: split 'val' is not one of train, test"),
         ("path,label,split\na.png,x,train\nb.png,y,\n", "1 rows have no split"),
+        ("path,label\n", "has no rows below its header; give one picture a row"),
         ("path,label\na.png,\n", "(1 rows have an empty label); fill in the labels"),
         ('path,label\n"' + "x" * 200_000, "cannot read labels"),
         ("path,label\na.png,x\nb.png,red, glass\n", "line 3: more cells than columns; put a label"),

@@ -141,7 +141,7 @@ def test_fit_and_transform_behave(run: Path, picture_folder: Folder) -> None:
     copied = pickle.loads(pickle.dumps(step))
     np.testing.assert_array_equal(copied.transform(paths), features)
     np.testing.assert_array_equal(clone(step).fit_transform(paths), features)
-    with pytest.raises(UsageError, match="no encoder in"):
+    with pytest.raises(UsageError, match="no folder"):
         EmbeddingTransformer(run.parent / "nope").fit(paths)
     with pytest.raises(UsageError, match="has no run"):
         EmbeddingTransformer().fit(paths)

@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(f"cannot use {error.filename or 'a file'}: {error.strerror or error}", 1)
     except Exception as error:
         _raise_if_debug(given)
-        _fail(f"{type(error).__name__}: {error} (a fault of tinyssl; --debug shows where)", 1)
+        _fail(f"{type(error).__name__}: {error} (a fault of tinyssl; tinyssl --debug ... shows where)", 1)
 
 
 def _wait_politely() -> None:
@@ -641,7 +641,7 @@ def benchmark(bundle: str, batch: str, threads: int, seconds: float) -> None:
 @click.option("--out", type=_OUT, help="The page.  [default: RUN/report.html]")
 @click.option("--compare", is_flag=True, help="Put several RUNs side by side.")
 @click.option("--bundle", help="Of the run, for its tables.  [default: RUN-bundle]")
-@click.option("--card", help="YAML with fields of the model card.")
+@click.option("--card", help="YAML with fields of the model card: title, author, data_source ...")
 @click.option("--pictures", default=3000, show_default=True, help="Shown at most.")
 @_workers
 @_device
@@ -745,8 +745,8 @@ def recipes(name: str | None) -> None:
 
 @cli.command(short_help="A complete example on 2,624 real pictures.")
 @click.option("--adapt", is_flag=True, help="Start from ImageNet weights instead.")
-@click.option("--out", type=_OUT, help="The run folder.  [default: runs/demo]")
-@click.option("--epochs", help="Epochs.  [default: what the recipe says]")
+@click.option("--out", type=_OUT, help="The run folder.  [default: runs/demo or runs/demo-adapt]")
+@click.option("--epochs", help="Epochs.  [default: 60; with --adapt as the recipe says]")
 @_seed
 @click.option("--overwrite", is_flag=True, help="Replace an earlier demo in --out.")
 def demo(adapt: bool, out: str | None, epochs: str | None, seed: int, overwrite: bool) -> None:

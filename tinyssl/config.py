@@ -27,6 +27,21 @@ Count = Annotated[int, Field(ge=1)]
 Pair = Annotated[list[float], Field(min_length=2, max_length=2)]
 Schema = TypeVar("Schema", bound=BaseModel)
 
+_WISHES: Mapping[str, str] = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "list_type": "a list, such as [a, b]",
+    "dict_type": "a mapping",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than_equal": "at most {le}",
+    "too_short": "{min_length} or more values",
+    "too_long": "{max_length} values at most",
+    "string_too_short": "some text",
+}
+
 SHORTCUTS: Mapping[str, str] = {
     "holdout": "data.holdout",
     "epochs": "run.epochs",
@@ -389,12 +404,16 @@ def _one_per_key(errors: Iterable[Any]) -> Iterable[Any]:
     """Merges the errors of a key: a union reports one for each member."""
     grouped: dict[tuple[Any, ...], dict[str, Any]] = {}
     for error in errors:
-        key = tuple(error["loc"][:2])
-        if key in grouped:
-            grouped[key]["msg"] += f" or: {error['msg']}"
-        else:
-            grouped[key] = dict(error)
+        found = grouped.setdefault(tuple(error["loc"][:2]), dict(error, wishes={}))
+        found["wishes"][_wish(error)] = None  # an ordered set
     return grouped.values()
+
+
+def _wish(error: Mapping[str, Any]) -> str:
+    """What an error of pydantic asks for, in words of recipes."""
+    if error["type"] in _WISHES:
+        return _WISHES[error["type"]].format(**error.get("ctx", {}))
+    return str(error["msg"]).removeprefix("Input should be ")
 
 
 def _tell(error: Mapping[str, Any], schema: type[BaseModel]) -> str:
@@ -407,7 +426,7 @@ def _tell(error: Mapping[str, Any], schema: type[BaseModel]) -> str:
         )
     if error["type"] == "value_error":
         return f"{key}.{error['ctx']['error']}"
-    return f"{key}: got {error['input']!r}; {error['msg'].replace('Input should be', 'wants')}"
+    return f"{key}: got {error['input']!r}; wants {' or '.join(error['wishes'])}"
 
 
 def _allowed_keys(section: Sequence[str], schema: type[BaseModel]) -> list[str]:

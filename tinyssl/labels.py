@@ -147,6 +147,8 @@ def from_csv(path: str | Path) -> LabeledPaths:
     labels = [label for label, _ in seen.values()]
     _warn_of_alike(labels)
     splits = [split for _, split in seen.values()]
+    if not labels and not unlabeled:
+        raise UsageError(f"{path} has no rows below its header; give one picture a row")
     if not labels:
         raise UsageError(
             f"{path} labels no picture ({unlabeled} rows have an empty label); fill in the labels"
