@@ -68,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(f"cannot use {error.filename or 'a file'}: {error.strerror or error}", 1)
     except Exception as error:
         _raise_if_debug(given)
-        _fail(f"{type(error).__name__}: {error} (a fault of tinyssl; tinyssl --debug ... shows where)", 1)
+        told = "a fault of tinyssl; tinyssl --debug ... shows where"
+        _fail(f"{type(error).__name__}: {error} ({told})", 1)
 
 
 def _wait_politely() -> None:
@@ -745,8 +746,8 @@ def recipes(name: str | None) -> None:
 
 @cli.command(short_help="A complete example on 2,624 real pictures.")
 @click.option("--adapt", is_flag=True, help="Start from ImageNet weights instead.")
-@click.option("--out", type=_OUT, help="The run folder.  [default: runs/demo or runs/demo-adapt]")
-@click.option("--epochs", help="Epochs.  [default: 60; with --adapt as the recipe says]")
+@click.option("--out", type=_OUT, help="The run folder.  [default: runs/demo[-adapt]]")
+@click.option("--epochs", help="Epochs.  [default: 60; with --adapt 5]")
 @_seed
 @click.option("--overwrite", is_flag=True, help="Replace an earlier demo in --out.")
 def demo(adapt: bool, out: str | None, epochs: str | None, seed: int, overwrite: bool) -> None:

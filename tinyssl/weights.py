@@ -262,7 +262,9 @@ def read_description(folder: str | Path) -> dict[str, Any]:
         description = read_json(path)
     except OSError:
         wrong = "no encoder in" if Path(folder).exists() else "no folder"
-        raise UsageError(f"{wrong} {folder}; name a run folder, one that holds {DESCRIPTION}") from None
+        raise UsageError(
+            f"{wrong} {folder}; name a run folder, one that holds {DESCRIPTION}"
+        ) from None
     except ValueError as error:
         raise UsageError(f"{path} is damaged: {error}") from None
     found = description.get("format") if isinstance(description, dict) else None
