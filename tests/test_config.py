@@ -126,6 +126,7 @@ def test_wrong_override_is_told_in_one_line(override: str, told: str) -> None:
     ("text", "told"),
     [
         ("optim: {base_lr: 1, base_lr: 2}", "duplicate key"),
+        ("optim: 3", "optim: got 3; wants a section of settings"),
         ("optim: [1, 2", "not valid YAML"),
         ("- 1", "holds no sections"),
         ("just text", "holds no sections"),

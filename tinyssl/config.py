@@ -34,6 +34,7 @@ _WISHES: Mapping[str, str] = {
     "string_type": "text",
     "list_type": "a list, such as [a, b]",
     "dict_type": "a mapping",
+    "model_type": "a section of settings",
     "greater_than": "more than {gt}",
     "greater_than_equal": "at least {ge}",
     "less_than_equal": "at most {le}",
