@@ -15,7 +15,7 @@ from typing import Any
 
 from tinyssl.console import log
 from tinyssl.errors import JobError, UsageError
-from tinyssl.files import read_json, reason
+from tinyssl.files import read_json, reason, refuse_unmakeable
 
 from .runtime import ENGINE, ENGINE_FACTS, FORMAT, GOLDEN, MANIFEST
 
@@ -35,9 +35,7 @@ def refuse_if_used(out: Path, overwrite: bool) -> None:
     if os.path.lexists(out) and not out.is_dir():
         kind = "file" if out.is_file() else "link to no folder" if out.is_symlink() else "device"
         raise UsageError(f"--out {out} is a {kind}; name a new folder")
-    above = next(folder for folder in out.absolute().parents if folder.is_dir())
-    if not os.access(above, os.W_OK):
-        raise UsageError(f"--out {out}: nothing can be written to {above}; name another folder")
+    refuse_unmakeable(out.parent)  # a bundle takes the folder's place
     if not out.is_dir() or not any(out.iterdir()):
         return
     if not overwrite:

@@ -1,14 +1,15 @@
 """The bank's updates against loops and autograd, its sample of negatives against counting."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tinyssl.bank import Candidates, MemoryBank
-from tinyssl.losses import instance_discrimination
+from tinyssl.bank import Candidates, HalfCosines, MemoryBank
+from tinyssl.losses import instance_discrimination, self_distillation
 
 N, D, TAU = 12, 4, 0.3
 
@@ -169,6 +170,31 @@ def test_half_precision_has_the_same_scores(rule: str) -> None:
         torch.testing.assert_close(one, other, rtol=0, atol=1e-3)
         assert not torch.equal(one, other)
     torch.testing.assert_close(half[2].norm(dim=1), torch.ones(200), rtol=0, atol=1e-3)
+
+
+def test_gradients_below_half_precision_are_kept() -> None:
+    rows = normalize(torch.randn(60_000, 32, generator=generator(3)), dim=1).half()
+    given = normalize(torch.randn(4, 32, generator=generator(4)), dim=1)
+
+    def gradient(cosines: Callable[[Tensor], Tensor]) -> Tensor:
+        z = given.clone().requires_grad_()
+        (self_distillation(cosines(z)) / 64).backward()  # as the mean over a batch of 256
+        assert z.grad is not None
+        return z.grad
+
+    exact = gradient(lambda z: z @ rows.float().T)
+    plain = gradient(lambda z: (z.half() @ rows.T).float())
+    kept = gradient(lambda z: HalfCosines.apply(z, rows))
+    assert (kept - exact).norm() < 0.01 * exact.norm()
+    assert (plain - exact).norm() > 0.1 * exact.norm()
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_gradients_of_any_size_stay_finite(size: float) -> None:
+    rows = normalize(torch.ones(70_000, 8), dim=1).half()  # alike, as where training collapses
+    z = torch.zeros(2, 8, requires_grad=True)
+    HalfCosines.apply(z, rows).backward(torch.full((2, 70_000), size / 70_000))
+    torch.testing.assert_close(z.grad, torch.full((2, 8), size * 8**-0.5), rtol=0.01, atol=0)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU beside the host")

@@ -114,7 +114,7 @@ def test_it_would_show_if_they_did_not(runs: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["both", "mixed"])
-def test_banks_are_equal_after_every_step(runs: Path, name: str) -> None:
+def test_banks_and_near_pictures_are_equal_after_every_step(runs: Path, name: str) -> None:
     apart = json.loads((runs / f"{name}.json").read_text())
     assert apart == [0.0] * 9
 

@@ -15,6 +15,7 @@ from tinyssl.files import (
     csv_text,
     json_text,
     refuse_other_table,
+    refuse_unmakeable,
     writable,
     write_text,
 )
@@ -111,6 +112,19 @@ def test_a_folder_that_takes_no_files_is_told_before_the_work(tmp_path: Path) ->
         pytest.skip("root writes everywhere")
     with pytest.raises(UsageError, match="no file can be written to that folder"):
         writable(tmp_path / "eval.json", ".json")
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_the_work(tmp_path: Path) -> None:
+    refuse_unmakeable(tmp_path)
+    refuse_unmakeable(tmp_path / "a" / "b")
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=r"--out .*file/run: .*file is no folder; name another"):
+        refuse_unmakeable(tmp_path / "file" / "run")
+    tmp_path.chmod(0o555)
+    if os.access(tmp_path, os.W_OK):
+        pytest.skip("root writes everywhere")
+    with pytest.raises(UsageError, match="nothing can be written to"):
+        refuse_unmakeable(tmp_path / "a" / "b")
 
 
 def test_a_list_with_notes_is_not_ours_to_replace(tmp_path: Path) -> None:

@@ -807,6 +807,12 @@ def test_a_cache_in_a_new_run_is_refused_at_once(picture_folder: Folder, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+def test_an_out_that_cannot_be_made_is_told_before_pictures_are_read(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="file is no folder; name another"):
+        pretrain(tmp_path / "no pictures", out=tmp_path / "file" / "run")
+
+
 def test_home_is_known_in_out(
     picture_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,11 +34,12 @@ def watched(
     error: str | None = None,
     **call: Any,
 ) -> None:
-    """One call of `pretrain`.
+    """One call of `pretrain`, in which all processes but the main one find other near pictures.
 
     Args:
         out: the run folder.
-        differences: file for how far the banks of all processes lie apart, a number a step.
+        differences: file for how far the banks and near pictures of all processes lie apart, a
+            number a step.
         keep: where to copy the folder after the first epoch.
         stop: the last process, and no other, gets SIGTERM in the first step.
         die: the same with SIGKILL; the others do not hear that `torchrun` then ends them too.
@@ -53,15 +54,18 @@ def watched(
     if die:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     expected = Interrupted if stop else TinysslError if error else None
-    fit, save = module.fit, module.Run._save
+    fit, save, near = module.fit, module.Run._save, module.near_by_descriptors
+
+    def otherwise(pictures: Any, *arguments: Any) -> Any:
+        return (near(pictures, *arguments) + distributed.rank()) % len(pictures)
 
     def looked_at(method: Any, *arguments: Any) -> None:
         hooks = next(x for x in arguments if isinstance(x, Hooks))
         advance = hooks.advance
 
         def look(pictures: int) -> None:
-            rows = method.bank.rows
-            apart.append(float((rows - distributed.mean(rows)).abs().max()))
+            same = (method.bank.rows, method.near.double())
+            apart.append(max(float((x - distributed.mean(x)).abs().max()) for x in same))
             advance(pictures)
             if (stop or die) and last and len(apart) == 1:
                 os.kill(os.getpid(), signal.SIGKILL if die else signal.SIGTERM)
@@ -77,6 +81,7 @@ def watched(
     with (
         mock.patch.object(module, "fit", looked_at),
         mock.patch.object(module.Run, "_save", copied),
+        mock.patch.object(module, "near_by_descriptors", otherwise),
         pytest.raises(expected) if expected else nullcontext() as caught,
     ):
         pretrain(out=out, **call)

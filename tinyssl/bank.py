@@ -9,7 +9,7 @@ b = batch, n = pictures, d = embedding width, k = scored rows.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -92,7 +92,8 @@ class MemoryBank(nn.Module):
         if rows is not None:
             return z @ self._take(rows, z).T
         if self.rows.is_cuda and z.is_cuda and self.rows.dtype == torch.float16:
-            return (z.half() @ self.rows.T).to(z.dtype)  # no copy of the bank; CPUs are slow at it
+            half: Tensor = HalfCosines.apply(z, self.rows)
+            return half  # without a copy of the bank; CPUs are slow at it
         return z @ self.rows.to(z).T
 
     def scores_each(self, z: Tensor, rows: Tensor) -> Tensor:
@@ -157,3 +158,24 @@ class MemoryBank(nn.Module):
             self.rows.copy_(normalize(self.rows.to(z) - lr * gradient, dim=1))
         else:
             self.fill(rows, normalize(self._take(rows, z) - lr * gradient, dim=1))
+
+
+class HalfCosines(torch.autograd.Function):
+    """`z @ rows.T` in half precision: z (b, d), rows (n, d) float16 without gradient; (b, n).
+
+    The gradient of a softmax over many rows has entries that float16 would round to 0. Those of
+    each picture are multiplied so that their absolute values sum to 256, since neither they nor
+    their product with unit rows can then overflow.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        return (z.half() @ rows.T).to(z.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (rows,) = ctx.saved_tensors
+        total = gradient.abs().sum(dim=1, keepdim=True).clamp(min=1e-30)
+        scaled = (gradient * (256 / total)).half()
+        return (scaled @ rows).to(gradient.dtype) * (total / 256), None

@@ -20,15 +20,14 @@ def adjust_contrast(pictures: Tensor, factor: Tensor) -> Tensor:
     With three channels the mean is that of the luma, with others that of all values.
     """
     factor = factor[:, None, None, None]
-    gray = luma(pictures) if pictures.shape[1] == 3 else pictures
-    mean = gray.mean(dim=(1, 2, 3), keepdim=True)
+    mean = pictures.mean(dim=(2, 3), keepdim=True)
+    mean = luma(mean) if pictures.shape[1] == 3 else mean.mean(dim=1, keepdim=True)
     return (pictures * factor).add_((1 - factor) * mean).clamp_(0, 1)
 
 
 def adjust_saturation(pictures: Tensor, factor: Tensor) -> Tensor:
     """Blends pictures (b, 3, h, w) in [0, 1] with their luma; (b,) factor 1 changes nothing."""
-    factor = factor[:, None, None, None]
-    return (pictures * factor).add_((1 - factor) * luma(pictures)).clamp_(0, 1)
+    return _towards_luma(pictures, 1 - factor).clamp_(0, 1)
 
 
 def adjust_hue(pictures: Tensor, shift: Tensor) -> Tensor:
@@ -58,8 +57,14 @@ def adjust_hue(pictures: Tensor, shift: Tensor) -> Tensor:
 
 def to_grayscale(pictures: Tensor, flags: Tensor) -> Tensor:
     """Replaces the flagged, (b,) bool, of pictures (b, 3, h, w) by their luma."""
-    gray = luma(pictures).expand_as(pictures)
-    return torch.lerp(pictures, gray, flags[:, None, None, None].to(pictures.dtype))
+    return _towards_luma(pictures, flags.to(pictures.dtype))
+
+
+def _towards_luma(pictures: Tensor, share: Tensor) -> Tensor:
+    """Blends pictures (b, 3, h, w) with their luma by (b,) shares, as one product of matrices."""
+    luma_row = torch.stack([share * weight for weight in _LUMA], dim=1)[:, None]
+    mixing = (1 - share)[:, None].expand(-1, 3).diag_embed() + luma_row
+    return (mixing @ pictures.flatten(2)).view_as(pictures)
 
 
 def luma(pictures: Tensor) -> Tensor:

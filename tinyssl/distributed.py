@@ -132,6 +132,12 @@ def mean(values: Tensor) -> Tensor:
     return total / world_size()
 
 
+def as_on_main(values: Tensor) -> None:
+    """Overwrites a tensor by that of the main process."""
+    if world_size() > 1:
+        distributed.broadcast(values, 0)
+
+
 def agree(wish: int | None) -> int | None:
     """The largest number, above 0, of all processes; None where none has one."""
     if world_size() == 1:

@@ -190,6 +190,16 @@ def writable(target: Path, ending: str = "", inputs: Iterable[str | Path] = ()) 
     return target
 
 
+def refuse_unmakeable(folder: Path) -> None:
+    """Raises UsageError if a folder for --out cannot be made, or nothing can be written to it."""
+    whole = folder.absolute()
+    there = next(path for path in (whole, *whole.parents) if os.path.exists(path))
+    if not there.is_dir():
+        raise UsageError(f"--out {folder}: {there} is no folder; name another one")
+    if not os.access(there, os.W_OK):
+        raise UsageError(f"--out {folder}: nothing can be written to {there}; name another folder")
+
+
 def refuse_input(target: Path, inputs: Iterable[str | Path]) -> None:
     """Raises UsageError if an output would replace an input."""
     if target.exists() and any(os.path.exists(p) and target.samefile(p) for p in inputs):

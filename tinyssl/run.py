@@ -195,6 +195,7 @@ class Run:
             log.info(f"finding {count} near pictures of each by their descriptors")
             found = near_by_descriptors(pictures, encoder, count)
         near.copy_(found)
+        distributed.as_on_main(near)  # unlike processors may round to other neighbours
 
     def _start_bank(self) -> None:
         if self.recipe.bank.start == "random":

@@ -16,7 +16,14 @@ from typing import Any
 import yaml
 
 from tinyssl.errors import JobError, UsageError, one_line
-from tinyssl.files import in_home, read_limited, reason, remove_leftovers, write_text
+from tinyssl.files import (
+    in_home,
+    read_limited,
+    reason,
+    refuse_unmakeable,
+    remove_leftovers,
+    write_text,
+)
 from tinyssl.lines import log
 from tinyssl.locks import InUse, locked
 from tinyssl.plain_yaml import parse_yaml
@@ -61,7 +68,7 @@ class RunFolder:
         self._log = _LateFile(self.path / "train.log")
 
     def refuse_if_used(self, *, resumable: bool = True) -> None:
-        """Raises UsageError if the path exists and is not an empty folder."""
+        """Raises UsageError if the path exists and is not an empty folder, or cannot be made."""
         resume = "go on with --resume, " if resumable else ""
         if self.path.is_file():
             raise UsageError(f"--out {self.path} is a file; name a new folder")
@@ -70,6 +77,7 @@ class RunFolder:
                 f"--out {self.path} is not empty; {resume}replace the run with "
                 "--overwrite, or name another folder"
             )
+        refuse_unmakeable(self.path)
 
     def refuse_to_replace(self) -> None:
         """Raises UsageError where `clear` would remove files of the same names that no run wrote.
