@@ -66,7 +66,7 @@ def test_the_readme_tells_what_recipes_are_worth_as_it_was_measured(row: str) ->
         if not cell:
             continue
         runs = [run["encoders"][encoder] for run in runs_of(name, recipe)]
-        assert len(runs) == (2 if (name, recipe) == ("trashnet", "resnet18") else 3)
+        assert len(runs) == 3
         scores = zip(*map(three_scores, runs), strict=True)
         means = [100 * statistics.fmean(score) for score in scores]
         assert [float(x) for x in cell.split(" / ")] == pytest.approx(means, abs=0.051)
