@@ -49,6 +49,12 @@ def pictures(b: int = 12, h: int = 40, w: int = 56, c: int = 3) -> Tensor:
     return torch.randint(0, 256, (b, h, w, c), generator=generator(c), dtype=torch.uint8)
 
 
+@pytest.fixture(autouse=True)
+def _whole_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Older torchvision resizes uint8 as such by this name only, not with AVX-512."""
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX2")
+
+
 def reference(picture: Tensor, p: Parameters, i: int, size: int) -> Tensor:
     """One picture, (h, w, c) integers, through torchvision with the parameters of row i."""
     view = picture.permute(2, 0, 1)

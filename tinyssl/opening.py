@@ -86,7 +86,8 @@ def opencv() -> Any:
 
 
 def _silence(cv2: Any) -> None:
-    set_level = cv2.utils.logging.setLogLevel
+    # Before OpenCV 4.14 the function is in the module itself.
+    set_level = (cv2 if hasattr(cv2, "setLogLevel") else cv2.utils.logging).setLogLevel
     _undo.callback(set_level, set_level(0))
 
 
