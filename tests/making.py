@@ -41,6 +41,16 @@ def make_run(
     return folder
 
 
+def untrained_run(
+    folder: Path, name: str = "test_resnet", *, seed: int = 0, channels: int = 3, **extra: object
+) -> Path:
+    """A folder with an encoder of random weights, for 32 pixels; `extra` goes into its JSON."""
+    folder.mkdir(parents=True, exist_ok=True)
+    encoder = create_encoder(name, seed=seed, channels=channels)
+    save_encoder(encoder, folder, image_size=32, resize="crop", extra=extra)
+    return folder
+
+
 def make_pictures(folder: Path) -> Path:
     """Twelve blurred pictures of noise, all of other widths."""
     folder.mkdir(parents=True)

@@ -9,13 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.making import untrained_run
 from tinyssl import predicting
 from tinyssl.classifier import Classifier, load_classifier, save_classifier
-from tinyssl.encoder import create_encoder
 from tinyssl.errors import JobError, UsageError
 from tinyssl.model import load
 from tinyssl.predicting import predict
-from tinyssl.weights import save_encoder
 
 Folder = Callable[..., Path]
 NAMES = ["a, b", "path", "ö"]
@@ -23,12 +22,8 @@ NAMES = ["a, b", "path", "ö"]
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    folder = tmp_path / "run"
-    folder.mkdir()
-    encoder = create_encoder("mobilenetv3-small", seed=5)
-    save_encoder(encoder, folder, image_size=32, resize="crop", extra={"classes": NAMES})
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(3, encoder.width, generator=generator)
+    folder = untrained_run(tmp_path / "run", "mobilenetv3-small", seed=5, classes=NAMES)
+    weight = torch.randn(3, 1024, generator=torch.Generator().manual_seed(0))
     save_classifier(Classifier(weight, torch.zeros(3), torch.tensor(0.7), NAMES), folder)
     return folder
 

@@ -11,24 +11,19 @@ import pytest
 from PIL import Image
 
 import tinyssl
+from tests.making import untrained_run
 from tinyssl import embedding, selection
 from tinyssl.choosing import METHODS
-from tinyssl.encoder import create_encoder
 from tinyssl.errors import JobError, UsageError
 from tinyssl.labels import from_csv
 from tinyssl.selection import select
-from tinyssl.weights import save_encoder
 
 Folder = Callable[..., Path]
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    (tmp_path / "run").mkdir()
-    save_encoder(
-        create_encoder("test_resnet", seed=0), tmp_path / "run", image_size=32, resize="crop"
-    )
-    return tmp_path / "run"
+    return untrained_run(tmp_path / "run")
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
