@@ -46,7 +46,7 @@ PRESETS: Mapping[str, Mapping[str, float]] = {
 }  # fmt: skip
 
 _CROP_TRIES = 10
-Views = Callable[[Tensor, Tensor], Tensor]
+MakeViews = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class Augment:
     dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
-        self.on_gpu: Views = self.apply_packed
+        self.on_gpu: MakeViews = self.apply_packed
 
     def __call__(
         self,
@@ -202,7 +202,7 @@ class Augment:
             views, p.brightness, p.contrast, p.saturation, p.hue, p.gray, self.dtype
         )
 
-    def compute_by(self, change: Callable[[Views], Views]) -> None:
+    def compute_by(self, change: Callable[[MakeViews], MakeViews]) -> None:
         """Replaces how views are computed on a GPU, for example by a recorded CUDA graph."""
         self.on_gpu = change(self.on_gpu)
 
