@@ -1,5 +1,6 @@
 """Runs and pictures that several test files start from."""
 
+import csv
 import os
 from dataclasses import dataclass
 from itertools import product
@@ -49,6 +50,12 @@ def untrained_run(
     encoder = create_encoder(name, seed=seed, channels=channels)
     save_encoder(encoder, folder, image_size=32, resize="crop", extra=extra)
     return folder
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV below its header, whatever bytes its names have."""
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def make_pictures(folder: Path) -> Path:

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.making import untrained_run
+from tests.test_evaluation import labels_csv
 from tinyssl.cli import cli, main
 
 Folder = Callable[..., Path]
@@ -56,9 +57,8 @@ def test_whole_way_from_pictures_to_table(
     with monkeypatch.context() as patch:
         patch.setenv("RANK", "1")  # as torchrun tells the second process
         assert run(capsys, "pretrain", "--resume", "--out", out)[:2] == (0, "")
-    rows = [f"{p},{p.parent.name}" for p in sorted(data.rglob("*.png"))]
-    (tmp_path / "labels.csv").write_text("path,label\n" + "\n".join(rows))
-    status, table, _ = run(capsys, "eval", out, "--labels", tmp_path / "labels.csv")
+    labels = labels_csv(tmp_path / "labels.csv", data)
+    status, table, _ = run(capsys, "eval", out, "--labels", labels)
     assert status == 0
     for row in ("raw pixels", "descriptors", "random weights", "pretrained"):
         assert row in table
@@ -75,9 +75,7 @@ def test_what_was_held_out_is_what_to_judge_by(
     """Whether it was given as an option or a setting, or earlier."""
     data, out = picture_folder(per_class=8), tmp_path / "run"
     monkeypatch.chdir(tmp_path)
-    pictures = sorted(data.rglob("*.png"))
-    rows = [f"{p},{p.parent.name},{('test', 'train')[n % 4 > 0]}" for n, p in enumerate(pictures)]
-    (tmp_path / "my labels.csv").write_text("path,label,split\n" + "\n".join(rows))
+    labels_csv(tmp_path / "my labels.csv", data, lambda n: ("test", "train")[n % 4 > 0])
     held = "data.holdout=my labels.csv"
     given = [data, "--out", out, "--epochs", 1, "--batch-size", 8, *TINY, held]
     for arguments in (given, ["--resume", "--out", out]):

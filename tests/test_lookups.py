@@ -1,6 +1,5 @@
 """The nearest, near copies and outliers, from features to their CSVs."""
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.making import untrained_run
+from tests.making import read_csv, untrained_run
 from tinyssl.errors import UsageError
 from tinyssl.extraction import Extractor, open_extractor
 from tinyssl.feature_file import Features
 from tinyssl.lookups import check_wishes, find_duplicates, find_nearest, find_outliers
-
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
 
 
 def some_features(n: int = 30) -> Features:

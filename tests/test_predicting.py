@@ -1,6 +1,5 @@
 """Predictions as a CSV: the model's own figures, in chunks, past what cannot be read."""
 
-import csv
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.making import untrained_run
+from tests.making import read_csv, untrained_run
 from tinyssl import predicting
 from tinyssl.classifier import Classifier, load_classifier, save_classifier
 from tinyssl.errors import JobError, UsageError
@@ -28,11 +27,6 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
-def read(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
 @pytest.mark.parametrize("chunk", [3, 256])
 def test_rows_are_the_probabilities_of_every_picture(
     chunk: int, run: Path, picture_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -41,7 +35,7 @@ def test_rows_are_the_probabilities_of_every_picture(
     data = picture_folder(per_class=4)
     done = predict(run, data, tmp_path / "p.csv")
     paths = sorted(data.rglob("*.png"))
-    rows = read(done.out)
+    rows = read_csv(done.out)
     assert (done.pictures, done.skipped) == (8, [])
     assert [row["path"] for row in rows] == [str(p) for p in paths]
     classifier = load_classifier(run)
@@ -61,7 +55,7 @@ def test_unreadable_pictures_are_told_and_skipped(
     (data / "bright" / "000.png").write_bytes(b"gone")
     (tmp_path / "list.txt").write_text(f"{data / 'dark' / '000.png'}\nmissing.png\n")
     done = predict(run, [data, tmp_path / "list.txt"], tmp_path / "p.csv")
-    assert (done.pictures, len(done.skipped), len(read(done.out))) == (3, 2, 3)
+    assert (done.pictures, len(done.skipped), len(read_csv(done.out))) == (3, 2, 3)
     assert f"skipped {data / 'bright' / '000.png'}" in caplog.text
     assert "missing.png: No such file" in caplog.text
 
@@ -72,7 +66,7 @@ def test_pictures_of_8_and_16_bits_gray_and_colour_go_together(run: Path, tmp_pa
     Image.fromarray(values).convert("RGB").save(tmp_path / "b.png")
     Image.fromarray(values.astype(np.uint16) * 257).save(tmp_path / "c.png")
     done = predict(run, [tmp_path / f"{n}.png" for n in "abc"], tmp_path / "p.csv")
-    first, *others = ([float(row[f"p({n})"]) for n in NAMES] for row in read(done.out))
+    first, *others = ([float(row[f"p({n})"]) for n in NAMES] for row in read_csv(done.out))
     assert all(other == pytest.approx(first, abs=1e-3) for other in others)
 
 
