@@ -359,9 +359,7 @@ class Run:
         words = "resuming" if done else "training"
         scored = "all rows" if plan.negatives is None else f"{plan.negatives:,} sampled rows"
         bank = self.method.bank.rows
-        scored += f" ({bank.nbytes / 2**20:,.0f} MiB {bank.dtype} on {bank.device})".replace(
-            "torch.", ""
-        )
+        scored += f" ({bank.nbytes / 2**20:,.0f} MiB {self.recipe.bank.dtype} on {bank.device})"
         log.info(
             f"{words} {encoder.name} ({_millions(encoder)}) from {self.recipe.encoder.init} on "
             f"{plan.pictures:,} pictures, {plan.epochs} epochs of {plan.steps_per_epoch} steps, "
