@@ -30,7 +30,7 @@ QUICK = [
     "run.workers=1", "run.device=cpu",
 ]  # fmt: skip
 _FILES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.listdir", "os.scandir")
-TIMES = {"time", "pictures_per_s"}
+_TIMES = {"time", "pictures_per_s"}
 
 
 def in_child(job: Callable[[], object], *, event: int = 0, seconds: float = 0) -> int:
@@ -107,20 +107,22 @@ def differences(one: Path, other: Path) -> list[str]:
     for name in ("encoder.safetensors", "encoder.json", "recipe.yaml", "skipped.csv"):
         if (one / name).read_bytes() != (other / name).read_bytes():
             found.append(name)
-    for name, read in (("metrics.jsonl", _metrics), ("results.csv", _results)):
-        if read(one / name) != read(other / name):
+    for name, read in (("metrics.jsonl", metrics), ("results.csv", results)):
+        if read(one) != read(other):
             found.append(name)
     return found + [p.name for p in other.rglob(".*")]
 
 
-def _metrics(path: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run's `metrics.jsonl`, without times."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in _TIMES} for line in lines]
 
 
-def _results(path: Path) -> list[dict[str, str]]:
-    with path.open() as file:
-        return [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
+def results(run: Path) -> list[dict[str, str]]:
+    """The rows of a run's `results.csv`, without times."""
+    with (run / "results.csv").open() as file:
+        return [{k: v for k, v in row.items() if k not in _TIMES} for row in csv.DictReader(file)]
 
 
 def main(data: str, work: Path, kills: int, seed: int) -> dict[str, Any]:

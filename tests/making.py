@@ -1,5 +1,6 @@
 """Runs and pictures that several test files start from."""
 
+import csv
 import os
 from dataclasses import dataclass
 from itertools import product
@@ -39,6 +40,22 @@ def make_run(
     wide = widen(encoder.eval(), "all", pictures, components, 0.25, "statistics", True)
     save_encoder(wide, folder, image_size=48, resize=rule)
     return folder
+
+
+def untrained_run(
+    folder: Path, name: str = "test_resnet", *, seed: int = 0, channels: int = 3, **extra: object
+) -> Path:
+    """A folder with an encoder of random weights, for 32 pixels; `extra` goes into its JSON."""
+    folder.mkdir(parents=True, exist_ok=True)
+    encoder = create_encoder(name, seed=seed, channels=channels)
+    save_encoder(encoder, folder, image_size=32, resize="crop", extra=extra)
+    return folder
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV below its header, whatever bytes its names have."""
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def make_pictures(folder: Path) -> Path:

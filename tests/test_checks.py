@@ -1,6 +1,5 @@
 """What is told about pictures before any training."""
 
-import csv
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 import zoo
 from PIL import Image
 
+from tests.making import read_csv
 from tinyssl.advice import advise
 from tinyssl.checks import check
 from tinyssl.errors import UsageError
@@ -60,8 +60,7 @@ def test_every_skipped_file_is_in_the_list(tmp_path: Path) -> None:
     zoo.build(tmp_path / "zoo")
     listed = tmp_path / "found.csv"
     check(tmp_path / "zoo", overrides=[*SMALL, "data.channels=3"], listed=listed)
-    with listed.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(listed)
     skipped = {Path(r["path"]).name for r in rows if r["problem"] == "skipped"}
     assert skipped == {*zoo.SKIPPED, *zoo.ODD_FILES}
 

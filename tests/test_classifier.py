@@ -8,18 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.making import untrained_run
 from tinyssl.classifier import Classifier, load_classifier, save_classifier
-from tinyssl.encoder import create_encoder
 from tinyssl.errors import UsageError
-from tinyssl.weights import save_encoder
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    encoder = create_encoder("mobilenetv3-small", seed=0)
-    names = {"classes": ["a", "b", "c"]}
-    save_encoder(encoder, tmp_path, image_size=32, resize="crop", extra=names)
-    return tmp_path
+    return untrained_run(tmp_path, "mobilenetv3-small", classes=["a", "b", "c"])
 
 
 def some() -> Classifier:

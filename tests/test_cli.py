@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tests.making import untrained_run
+from tests.test_evaluation import labels_csv
 from tinyssl.cli import cli, main
-from tinyssl.encoder import create_encoder
-from tinyssl.weights import save_encoder
 
 Folder = Callable[..., Path]
 TINY = ["data.image_size=32", "augment.view_size=32", "head.hidden=16", "head.width=8"]
@@ -57,9 +57,8 @@ def test_whole_way_from_pictures_to_table(
     with monkeypatch.context() as patch:
         patch.setenv("RANK", "1")  # as torchrun tells the second process
         assert run(capsys, "pretrain", "--resume", "--out", out)[:2] == (0, "")
-    rows = [f"{p},{p.parent.name}" for p in sorted(data.rglob("*.png"))]
-    (tmp_path / "labels.csv").write_text("path,label\n" + "\n".join(rows))
-    status, table, _ = run(capsys, "eval", out, "--labels", tmp_path / "labels.csv")
+    labels = labels_csv(tmp_path / "labels.csv", data)
+    status, table, _ = run(capsys, "eval", out, "--labels", labels)
     assert status == 0
     for row in ("raw pixels", "descriptors", "random weights", "pretrained"):
         assert row in table
@@ -76,9 +75,7 @@ def test_what_was_held_out_is_what_to_judge_by(
     """Whether it was given as an option or a setting, or earlier."""
     data, out = picture_folder(per_class=8), tmp_path / "run"
     monkeypatch.chdir(tmp_path)
-    pictures = sorted(data.rglob("*.png"))
-    rows = [f"{p},{p.parent.name},{('test', 'train')[n % 4 > 0]}" for n, p in enumerate(pictures)]
-    (tmp_path / "my labels.csv").write_text("path,label,split\n" + "\n".join(rows))
+    labels_csv(tmp_path / "my labels.csv", data, lambda n: ("test", "train")[n % 4 > 0])
     held = "data.holdout=my labels.csv"
     given = [data, "--out", out, "--epochs", 1, "--batch-size", 8, *TINY, held]
     for arguments in (given, ["--resume", "--out", out]):
@@ -91,10 +88,7 @@ def test_few_labels_to_predictions(
     capsys: pytest.CaptureFixture[str], picture_folder: Folder, tmp_path: Path
 ) -> None:
     data = picture_folder(per_class=4)
-    run_folder = tmp_path / "run"
-    run_folder.mkdir()
-    encoder = create_encoder("mobilenetv3-small", seed=5)
-    save_encoder(encoder, run_folder, image_size=32, resize="crop")
+    run_folder = untrained_run(tmp_path / "run", "mobilenetv3-small")
     given = ["--labels", data, "--recipe", "few-label-linear", "classifier.folds=2"]
     status, out, _ = run(capsys, "finetune", run_folder, *given, "--seed", 3)
     assert status == 0
@@ -170,9 +164,7 @@ def test_recipes_lists_and_prints(capsys: pytest.CaptureFixture[str]) -> None:
 def test_select_and_embed(
     capsys: pytest.CaptureFixture[str], picture_folder: Folder, tmp_path: Path
 ) -> None:
-    data, model = picture_folder(), tmp_path / "run"
-    model.mkdir()
-    save_encoder(create_encoder("test_resnet", seed=0), model, image_size=32, resize="crop")
+    data, model = picture_folder(), untrained_run(tmp_path / "run")
     given = [model, data, "--budget", 4, "--out", tmp_path / "l.csv"]
     status, told, _ = run(capsys, "select", *given)
     assert status == 0
@@ -210,9 +202,7 @@ def test_embed_refuses_wishes_before_the_work(
     wish: list[str], told: str, capsys: pytest.CaptureFixture[str], picture_folder: Folder,
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    data, model = picture_folder(), tmp_path / "run"
-    model.mkdir()
-    save_encoder(create_encoder("test_resnet", seed=0), model, image_size=32, resize="crop")
+    data, model = picture_folder(), untrained_run(tmp_path / "run")
     monkeypatch.chdir(tmp_path)
     picture = (data / "dark" / "000.png").read_bytes()
     Path("broken.png").write_bytes(picture[: len(picture) // 2])
@@ -229,10 +219,7 @@ def test_a_query_may_have_all_the_pixels_that_the_run_allows(
     capsys: pytest.CaptureFixture[str], picture_folder: Folder, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    data, model = picture_folder(), tmp_path / "run"
-    model.mkdir()
-    encoder = create_encoder("test_resnet", seed=0)
-    save_encoder(encoder, model, image_size=32, resize="crop", extra={"max_pixels": 10_000})
+    data, model = picture_folder(), untrained_run(tmp_path / "run", max_pixels=10_000)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)  # Pillow refuses twice as many
     query, out = data / "dark" / "000.png", tmp_path / "f.npz"
     status, _, err = run(capsys, "embed", model, data, "--out", out, "--nearest", query)
@@ -323,9 +310,7 @@ def test_wrong_use_gets_one_line_and_leaves_nothing(
 def test_names_too_long_for_the_file_system(
     verb: str, capsys: pytest.CaptureFixture[str], picture_folder: Folder, tmp_path: Path
 ) -> None:
-    data, run_folder = picture_folder(), tmp_path / "run"
-    run_folder.mkdir()
-    save_encoder(create_encoder("test_resnet"), run_folder, image_size=32, resize="crop")
+    data, run_folder = picture_folder(), untrained_run(tmp_path / "run")
     (run_folder / "recipe.yaml").write_text("{}")
     arguments: dict[str, list[Any]] = {
         "pretrain": [data],
@@ -371,10 +356,8 @@ def test_home_is_known_in_every_out(
 ) -> None:
     """No shell puts it in after `=`."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "run").mkdir()
-    encoder = create_encoder("mobilenetv3-small", seed=5)
-    save_encoder(encoder, tmp_path / "run", image_size=32, resize="crop")
-    status, told, _ = run(capsys, "embed", tmp_path / "run", picture_folder(), "--out=~/f.npz")
+    model = untrained_run(tmp_path / "run")
+    status, told, _ = run(capsys, "embed", model, picture_folder(), "--out=~/f.npz")
     assert status == 0
     assert str(tmp_path / "f.npz") in told
     assert (tmp_path / "f.npz").exists()

@@ -15,29 +15,21 @@ from PIL import Image
 from tinyssl.export.exporting import export
 
 import tinyssl
+from tests.making import untrained_run
 from tinyssl import embedding
 from tinyssl.cli import main
 from tinyssl.data import load_pictures
 from tinyssl.embedding import embed
-from tinyssl.encoder import create_encoder
 from tinyssl.errors import Interrupted, JobError, UsageError
 from tinyssl.extraction import Extractor, open_extractor
 from tinyssl.scanning import scan
-from tinyssl.weights import save_encoder
 
 Folder = Callable[..., Path]
 
 
-def make_run(folder: Path, seed: int = 0, **extra: object) -> Path:
-    folder.mkdir()
-    encoder = create_encoder("test_resnet", seed=seed)
-    save_encoder(encoder, folder, image_size=32, resize="crop", extra=extra)
-    return folder
-
-
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    return make_run(tmp_path / "run")
+    return untrained_run(tmp_path / "run")
 
 
 @pytest.fixture
@@ -240,7 +232,7 @@ def test_a_change_starts_afresh(
     options = {}
     if change == "encoder":
         shutil.rmtree(run)
-        make_run(run, seed=1)
+        untrained_run(run, seed=1)
     elif change == "list":
         (data / "dark" / "000.png").unlink()
     elif change == "picture":

@@ -1,6 +1,5 @@
 """A fine-tuned run's bundle: the same probabilities as in torch, and names of classes."""
 
-import csv
 import json
 import os
 import shutil
@@ -19,7 +18,7 @@ from tinyssl.export import runtime
 from tinyssl.export.exporting import export, table
 from tinyssl.export.samples import Reader, Samples, draw_samples
 
-from tests.making import make_run
+from tests.making import make_run, read_csv
 from tinyssl.classifier import Classifier, load_classifier, save_classifier
 from tinyssl.cli import main
 from tinyssl.console import print_result
@@ -127,8 +126,7 @@ def test_the_program_prints_classes(made: tuple[Path, Path, Path], tmp_path: Pat
     lines = done.stdout.splitlines()
     for number, (name, line) in enumerate(zip(names, lines, strict=False)):
         assert line == f"{pictures / f'{number:02}.png'}: {name} {expected[number].max():.3f}"
-    with out.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(out)
     assert [row["label"] for row in rows] == names
     assert float(rows[3]["probability"]) == pytest.approx(expected[3].max(), abs=1e-4)
     assert float(rows[3]["p(größer)"]) == pytest.approx(expected[3, 2], abs=1e-4)

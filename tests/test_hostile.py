@@ -18,6 +18,7 @@ import torch
 import zoo
 from tinyssl.export import runtime
 
+from tests.making import untrained_run
 from tinyssl.checkpoint import load_checkpoint
 from tinyssl.cli import main
 from tinyssl.config import load_recipe
@@ -29,7 +30,7 @@ from tinyssl.opening import Unreadable
 from tinyssl.picture import decode
 from tinyssl.scanning import scan
 from tinyssl.tensor_file import read_tensors
-from tinyssl.weights import load_encoder, load_weights, save_encoder
+from tinyssl.weights import load_encoder, load_weights
 
 Folder = Callable[..., Path]
 
@@ -87,8 +88,7 @@ def test_no_verb_runs_a_pickle(
 ) -> None:
     mark, run, data = tmp_path / "mark", tmp_path / "run", str(picture_folder())
     evil = files_that_run_code(mark)["torch"]
-    run.mkdir()
-    save_encoder(create_encoder("test_resnet", seed=0), run, image_size=32, resize="crop")
+    untrained_run(run)
     (run / "encoder.safetensors").write_bytes(evil)
     (run / "checkpoints").mkdir()
     (run / "checkpoints" / "last.pt").write_bytes(evil)
@@ -225,7 +225,7 @@ def test_an_array_that_claims_to_be_large(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_descriptions_are_believed_within_limits(change: dict[str, Any], tmp_path: Path) -> None:
-    save_encoder(create_encoder("test_resnet", seed=0), tmp_path, image_size=32, resize="crop")
+    untrained_run(tmp_path)
     found = json.loads((tmp_path / "encoder.json").read_text())
     (tmp_path / "encoder.json").write_text(json.dumps(found | change))
     with pytest.raises(UsageError):

@@ -9,9 +9,9 @@ from typing import Any
 
 import killing
 import pytest
-from making import make_run
 from tinyssl.export.bundle import write_bundle
 
+from tests.making import make_run
 from tinyssl.embedding import embed
 from tinyssl.errors import UsageError
 from tinyssl.finetuning import finetune

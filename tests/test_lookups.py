@@ -1,6 +1,5 @@
 """The nearest, near copies and outliers, from features to their CSVs."""
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tinyssl.encoder import create_encoder
+from tests.making import read_csv, untrained_run
 from tinyssl.errors import UsageError
 from tinyssl.extraction import Extractor, open_extractor
 from tinyssl.feature_file import Features
 from tinyssl.lookups import check_wishes, find_duplicates, find_nearest, find_outliers
-from tinyssl.weights import save_encoder
-
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
 
 
 def some_features(n: int = 30) -> Features:
@@ -28,11 +22,7 @@ def some_features(n: int = 30) -> Features:
 @pytest.fixture
 def embedded(tmp_path: Path) -> tuple[Extractor, Features]:
     """Ten pictures of noise, and the features of an encoder with random weights."""
-    (tmp_path / "run").mkdir()
-    save_encoder(
-        create_encoder("test_resnet", seed=0), tmp_path / "run", image_size=32, resize="crop"
-    )
-    extractor = open_extractor(tmp_path / "run")
+    extractor = open_extractor(untrained_run(tmp_path / "run"))
     generator = np.random.default_rng(0)
     pictures = generator.integers(0, 256, (10, 32, 32, 3), dtype=np.uint8)
     paths = [str(tmp_path / f"{i}.png") for i in range(10)]

@@ -17,25 +17,21 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils import estimator_checks
 
 import tinyssl
+from tests.making import untrained_run
 from tinyssl.data import load_pictures, read_picture
-from tinyssl.encoder import create_encoder, embed_pictures
+from tinyssl.encoder import embed_pictures
 from tinyssl.errors import UsageError
 from tinyssl.model import load
 from tinyssl.neighbours import unit_rows
 from tinyssl.scanning import scan
 from tinyssl.transformer import EmbeddingTransformer
-from tinyssl.weights import save_encoder
 
 Folder = Callable[..., Path]
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    folder = tmp_path / "run"
-    folder.mkdir()
-    encoder = create_encoder("mobilenetv3-small", seed=0)
-    save_encoder(encoder, folder, image_size=32, resize="crop")
-    return folder
+    return untrained_run(tmp_path / "run", "mobilenetv3-small")
 
 
 def test_paths_images_and_arrays_give_the_same(run: Path, picture_folder: Folder) -> None:
@@ -54,13 +50,11 @@ def test_paths_images_and_arrays_give_the_same(run: Path, picture_folder: Folder
 
 
 def test_alpha_is_kept_where_the_encoder_has_a_channel_for_it(tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    encoder = create_encoder("mobilenetv3-small", channels=4, seed=0)
-    save_encoder(encoder, tmp_path / "run", image_size=32, resize="crop")
+    run = untrained_run(tmp_path / "run", "mobilenetv3-small", channels=4)
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 4), dtype=np.uint8)
     image = Image.fromarray(pixels)
     image.save(tmp_path / "a.png")
-    by_path, by_image, by_array = load(tmp_path / "run").embed([tmp_path / "a.png", image, pixels])
+    by_path, by_image, by_array = load(run).embed([tmp_path / "a.png", image, pixels])
     np.testing.assert_array_equal(by_path, by_image)
     np.testing.assert_array_equal(by_path, by_array)
 

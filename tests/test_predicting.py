@@ -1,6 +1,5 @@
 """Predictions as a CSV: the model's own figures, in chunks, past what cannot be read."""
 
-import csv
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,13 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.making import read_csv, untrained_run
 from tinyssl import predicting
 from tinyssl.classifier import Classifier, load_classifier, save_classifier
-from tinyssl.encoder import create_encoder
 from tinyssl.errors import JobError, UsageError
 from tinyssl.model import load
 from tinyssl.predicting import predict
-from tinyssl.weights import save_encoder
 
 Folder = Callable[..., Path]
 NAMES = ["a, b", "path", "ö"]
@@ -23,19 +21,10 @@ NAMES = ["a, b", "path", "ö"]
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    folder = tmp_path / "run"
-    folder.mkdir()
-    encoder = create_encoder("mobilenetv3-small", seed=5)
-    save_encoder(encoder, folder, image_size=32, resize="crop", extra={"classes": NAMES})
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(3, encoder.width, generator=generator)
+    folder = untrained_run(tmp_path / "run", "mobilenetv3-small", seed=5, classes=NAMES)
+    weight = torch.randn(3, 1024, generator=torch.Generator().manual_seed(0))
     save_classifier(Classifier(weight, torch.zeros(3), torch.tensor(0.7), NAMES), folder)
     return folder
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.mark.parametrize("chunk", [3, 256])
@@ -46,7 +35,7 @@ def test_rows_are_the_probabilities_of_every_picture(
     data = picture_folder(per_class=4)
     done = predict(run, data, tmp_path / "p.csv")
     paths = sorted(data.rglob("*.png"))
-    rows = read(done.out)
+    rows = read_csv(done.out)
     assert (done.pictures, done.skipped) == (8, [])
     assert [row["path"] for row in rows] == [str(p) for p in paths]
     classifier = load_classifier(run)
@@ -66,7 +55,7 @@ def test_unreadable_pictures_are_told_and_skipped(
     (data / "bright" / "000.png").write_bytes(b"gone")
     (tmp_path / "list.txt").write_text(f"{data / 'dark' / '000.png'}\nmissing.png\n")
     done = predict(run, [data, tmp_path / "list.txt"], tmp_path / "p.csv")
-    assert (done.pictures, len(done.skipped), len(read(done.out))) == (3, 2, 3)
+    assert (done.pictures, len(done.skipped), len(read_csv(done.out))) == (3, 2, 3)
     assert f"skipped {data / 'bright' / '000.png'}" in caplog.text
     assert "missing.png: No such file" in caplog.text
 
@@ -77,7 +66,7 @@ def test_pictures_of_8_and_16_bits_gray_and_colour_go_together(run: Path, tmp_pa
     Image.fromarray(values).convert("RGB").save(tmp_path / "b.png")
     Image.fromarray(values.astype(np.uint16) * 257).save(tmp_path / "c.png")
     done = predict(run, [tmp_path / f"{n}.png" for n in "abc"], tmp_path / "p.csv")
-    first, *others = ([float(row[f"p({n})"]) for n in NAMES] for row in read(done.out))
+    first, *others = ([float(row[f"p({n})"]) for n in NAMES] for row in read_csv(done.out))
     assert all(other == pytest.approx(first, abs=1e-3) for other in others)
 
 

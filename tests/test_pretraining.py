@@ -1,6 +1,5 @@
 """The main job: what a run leaves, and that an interrupted one ends the same."""
 
-import csv
 import gc
 import json
 import os
@@ -18,7 +17,9 @@ import timm
 import torch
 from PIL import Image
 
+from tests.killing import metrics, results
 from tests.making import make_run
+from tests.test_evaluation import labels_csv
 from tinyssl import run as module
 from tinyssl.checkpoint import load_checkpoint, save_checkpoint
 from tinyssl.config import load_recipe
@@ -47,21 +48,10 @@ QUICK = [
     "run.log_every=2",
     "run.watch_every=1",
 ]
-TIMES = {"time", "pictures_per_s"}
 
 
 def last_wins(settings: list[str]) -> list[str]:
     return [f"{k}={v}" for k, v in dict(s.split("=", 1) for s in settings).items()]
-
-
-def metrics(run: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
-
-
-def results(run: Path) -> list[dict[str, str]]:
-    with (run / "results.csv").open() as file:
-        return [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -283,9 +273,7 @@ def test_resume_without_the_labels_that_were_watched(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     data = picture_folder()
-    rows = [f"{p},{p.parent.name}" for p in sorted(data.rglob("*.png"))]
-    (tmp_path / "labels.csv").write_text("path,label\n" + "\n".join(rows))
-    settings = [*QUICK, f"run.watch_labels={tmp_path / 'labels.csv'}"]
+    settings = [*QUICK, f"run.watch_labels={labels_csv(tmp_path / 'labels.csv', data)}"]
     stopped_at(4, data, tmp_path / "cut", monkeypatch, settings)
     (tmp_path / "labels.csv").unlink()
     cut = pretrain(out=tmp_path / "cut", resume=True)
@@ -533,9 +521,7 @@ def test_collapse_is_told_in_words(
 
 def test_watched_labels_give_a_knn_curve(picture_folder: Folder, tmp_path: Path) -> None:
     data = picture_folder()
-    rows = [f"{p},{p.parent.name}" for p in sorted(data.rglob("*.png"))]
-    (tmp_path / "labels.csv").write_text("path,label\n" + "\n".join(rows))
-    settings = [*QUICK, f"run.watch_labels={tmp_path / 'labels.csv'}"]
+    settings = [*QUICK, f"run.watch_labels={labels_csv(tmp_path / 'labels.csv', data)}"]
     run = pretrain(data, out=tmp_path / "run", overrides=settings)
     assert all(0 <= float(row["knn"]) <= 1 for row in results(run))
 

@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.making import HOSTILE, TINY, label_points
+from tests.making import HOSTILE, TINY, label_points, untrained_run
 from tinyssl.cli import main
-from tinyssl.encoder import create_encoder
 from tinyssl.errors import JobError, UsageError
 from tinyssl.finetuning import finetune
 from tinyssl.pretraining import pretrain
@@ -32,7 +31,6 @@ from tinyssl.reporting.recipe_diff import Setting, nearest_recipe
 from tinyssl.reporting.run_facts import RunFacts, read_run
 from tinyssl.reporting.tiles import duration
 from tinyssl.reporting.views import acting
-from tinyssl.weights import save_encoder
 
 pytest.importorskip("plotly")
 
@@ -434,15 +432,13 @@ def test_guessing_is_compared_with_the_whole_loss(
     weight: float, near: bool, tmp_path: Path
 ) -> None:
     """The log has the loss times the share of the target that near pictures left to it."""
-    (tmp_path / "run").mkdir()
-    encoder = create_encoder("mobilenetv3-small", seed=0)
-    save_encoder(encoder, tmp_path / "run", image_size=32, resize="crop")
+    run = untrained_run(tmp_path / "run")
     text = recipe_text("mobilenetv3-small").replace("near_weight: 0.7", f"near_weight: {weight}")
-    (tmp_path / "run" / "recipe.yaml").write_text(text)
+    (run / "recipe.yaml").write_text(text)
     logged = 5.0 * (1 - weight if near else 1)
     rows = f"epoch,instance,near\n1,{logged},{'1.0' if near else ''}\n"
-    (tmp_path / "run" / "results.csv").write_text(rows)
-    told = " ".join(_verdict(read_run(tmp_path / "run"), 100).sentences)
+    (run / "results.csv").write_text(rows)
+    told = " ".join(_verdict(read_run(run), 100).sentences)
     assert ("The loss went from 5.00 to 5.00" in told) == (weight < 1)
 
 

@@ -11,33 +11,24 @@ import pytest
 from PIL import Image
 
 import tinyssl
+from tests.making import read_csv, untrained_run
 from tinyssl import embedding, selection
 from tinyssl.choosing import METHODS
-from tinyssl.encoder import create_encoder
 from tinyssl.errors import JobError, UsageError
 from tinyssl.labels import from_csv
 from tinyssl.selection import select
-from tinyssl.weights import save_encoder
 
 Folder = Callable[..., Path]
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    (tmp_path / "run").mkdir()
-    save_encoder(
-        create_encoder("test_resnet", seed=0), tmp_path / "run", image_size=32, resize="crop"
-    )
-    return tmp_path / "run"
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+    return untrained_run(tmp_path / "run")
 
 
 def fill_in(path: Path, count: int | None = None) -> None:
     """Labels the first rows by their folder, as a person would."""
-    rows = rows_of(path)
+    rows = read_csv(path)
     for row in rows[:count]:
         row["label"] = Path(row["path"]).parent.name
     with path.open("w", encoding="utf-8", newline="") as file:
@@ -50,7 +41,7 @@ def fill_in(path: Path, count: int | None = None) -> None:
 def test_a_list_to_fill_in(method: str, run: Path, picture_folder: Folder, tmp_path: Path) -> None:
     data, out = picture_folder(), tmp_path / "to_label.csv"
     chosen = tinyssl.select(run, data, 6, out, method=method)
-    rows = rows_of(out)
+    rows = read_csv(out)
     assert [row["path"] for row in rows] == chosen.paths
     assert [(row["label"], row["order"]) for row in rows] == [("", str(i)) for i in range(1, 7)]
     assert len(set(chosen.paths)) == 6
@@ -81,7 +72,7 @@ def test_rounds_never_repeat(run: Path, picture_folder: Folder, tmp_path: Path) 
     )
     assert not set(first.paths[:3]) & set(second.paths)
     assert set(first.paths) | set(second.paths) == {str(p) for p in data.rglob("*.png")}
-    assert [row["label"] for row in rows_of(tmp_path / "2.csv")].count("") == 13
+    assert [row["label"] for row in read_csv(tmp_path / "2.csv")].count("") == 13
     fill_in(tmp_path / "2.csv")
     with pytest.raises(UsageError, match=r"no picture is left .* 16 labeled already"):
         select(run, data, 1, tmp_path / "3.csv", labeled=tmp_path / "2.csv")
@@ -95,7 +86,7 @@ def test_test_pictures_of_earlier_labels_stay_such(
     rows = [f"{path},{path.parent.name},{s}" for path, s in zip(known, ("train", "test"))]  # noqa: B905
     (tmp_path / "known.csv").write_text("path,label,split\n" + "\n".join(rows))
     select(run, data, 3, tmp_path / "next.csv", labeled=tmp_path / "known.csv")
-    splits = {row["path"]: row["split"] for row in rows_of(tmp_path / "next.csv")}
+    splits = {row["path"]: row["split"] for row in read_csv(tmp_path / "next.csv")}
     assert splits.pop(str(known[1])) == "test"
     assert list(splits.values()) == ["train"] * 4
 

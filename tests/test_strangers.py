@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from making import make_pictures, make_run
 from safetensors.torch import load_file, save_file
 from test_full_disk import quota
 
+from tests.making import make_pictures, make_run
 from tinyssl.classifier import load_classifier
 from tinyssl.cli import main
 from tinyssl.embedding import embed

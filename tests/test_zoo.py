@@ -1,6 +1,5 @@
 """Every kind of file that lies in picture folders: loaded, skipped with a reason, or passed by."""
 
-import csv
 import os
 import shutil
 import tempfile
@@ -15,6 +14,7 @@ import pytest
 import zoo
 from PIL import Image
 
+from tests.making import read_csv
 from tinyssl.data import Pictures, load_pictures
 from tinyssl.errors import JobError
 from tinyssl.opening import MAX_PIXELS, reading
@@ -62,11 +62,8 @@ def test_it_is_the_same_on_every_run_whatever_the_workers(folder: Path, tmp_path
 
 def test_skipped_csv_reads_back_whatever_the_names(folder: Path) -> None:
     pictures = load(folder)
-    with (pictures.folder / "skipped.csv").open(
-        encoding="utf-8", errors="surrogateescape", newline=""
-    ) as file:
-        rows = [(row["path"], row["reason"]) for row in csv.DictReader(file)]
-    assert rows == pictures.skipped
+    rows = read_csv(pictures.folder / "skipped.csv")
+    assert [(row["path"], row["reason"]) for row in rows] == pictures.skipped
 
 
 def test_the_first_frame_is_taken(tmp_path: Path) -> None:

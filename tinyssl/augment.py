@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from functools import cache
 from importlib.util import find_spec
 from shutil import which
@@ -46,7 +46,7 @@ PRESETS: Mapping[str, Mapping[str, float]] = {
 }  # fmt: skip
 
 _CROP_TRIES = 10
-Views = Callable[[Tensor, Tensor], Tensor]
+MakeViews = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -86,12 +86,13 @@ class Parameters:
 
     def of(self, own: slice) -> Parameters:
         """The parameters of some of the pictures."""
-        return replace(self, **{name: getattr(self, name)[own] for name in _NAMES})
+        return Parameters(*(getattr(self, name)[own] for name in _NAMES))
 
 
 _NAMES = tuple(f.name for f in fields(Parameters))
 
 
+@dataclass(eq=False, kw_only=True)
 class Augment:
     """Random resized crop, flips, quarter turns, blur, colour, in this order.
 
@@ -113,33 +114,24 @@ class Augment:
         dtype: of the views that a GPU makes; a CPU's are float32.
     """
 
-    def __init__(
-        self,
-        view_size: int,
-        *,
-        crop_scale: tuple[float, float] = (0.2, 1.0),
-        crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
-        hflip: float = 0.5,
-        vflip: float = 0.0,
-        rotate90: float = 0.0,
-        brightness: float = 0.4,
-        contrast: float = 0.4,
-        saturation: float = 0.4,
-        hue: float = 0.1,
-        jitter: float = 0.8,
-        grayscale: float = 0.2,
-        blur: float = 0.0,
-        blur_sigma: tuple[float, float] = (0.1, 2.0),
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        self.view_size = view_size
-        self.dtype = dtype
-        self.crop_scale, self.crop_ratio = crop_scale, crop_ratio
-        self.hflip, self.vflip, self.rotate90 = hflip, vflip, rotate90
-        self.brightness, self.contrast, self.saturation = brightness, contrast, saturation
-        self.hue, self.jitter, self.grayscale = hue, jitter, grayscale
-        self.blur, self.blur_sigma = blur, blur_sigma
-        self.on_gpu: Views = self.apply_packed
+    view_size: int = field(kw_only=False)
+    crop_scale: Sequence[float] = (0.2, 1.0)
+    crop_ratio: Sequence[float] = (3 / 4, 4 / 3)
+    hflip: float = 0.5
+    vflip: float = 0.0
+    rotate90: float = 0.0
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.4
+    hue: float = 0.1
+    jitter: float = 0.8
+    grayscale: float = 0.2
+    blur: float = 0.0
+    blur_sigma: Sequence[float] = (0.1, 2.0)
+    dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        self.on_gpu: MakeViews = self.apply_packed
 
     def __call__(
         self,
@@ -210,7 +202,7 @@ class Augment:
             views, p.brightness, p.contrast, p.saturation, p.hue, p.gray, self.dtype
         )
 
-    def compute_by(self, change: Callable[[Views], Views]) -> None:
+    def compute_by(self, change: Callable[[MakeViews], MakeViews]) -> None:
         """Replaces how views are computed on a GPU, for example by a recorded CUDA graph."""
         self.on_gpu = change(self.on_gpu)
 
@@ -438,7 +430,7 @@ def _inside(size: int, centre: Tensor, length: Tensor) -> Tensor:
     return (middle - centre[:, None]).abs() < length[:, None] / 2
 
 
-def _central_crop(height: int, width: int, ratio: tuple[float, float]) -> tuple[int, int]:
+def _central_crop(height: int, width: int, ratio: Sequence[float]) -> tuple[int, int]:
     """The largest central crop whose width over height is allowed."""
     if width / height < ratio[0]:
         return max(1, round(width / ratio[0])), width

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from timm.layers.norm_act import convert_sync_batchnorm  # torch's own loses timm's activations
 from torch import Tensor, nn
 
 from tinyssl import distributed
-from tinyssl.augment import PRESETS, Augment
+from tinyssl.augment import Augment
 from tinyssl.backbones import timm_weights
 from tinyssl.bank import MemoryBank
 from tinyssl.budget import epochs_for, negatives_for, views_for
@@ -23,6 +21,7 @@ from tinyssl.device import pick_device, use_bf16
 from tinyssl.encoder import Encoder, create_encoder
 from tinyssl.errors import UsageError
 from tinyssl.heads import projection_head
+from tinyssl.loader import steps_in_epoch
 from tinyssl.method import Method
 from tinyssl.schedule import warmup_cosine
 from tinyssl.small_maps import quicken_small_maps
@@ -89,14 +88,8 @@ def augment_of_run(run: str | Path) -> Augment | None:
 
 def augment_of(section: Views, view_size: int, dtype: torch.dtype = torch.float32) -> Augment:
     """The batched augmentation that a section describes, for views of `view_size` pixels."""
-    return Augment(
-        view_size,
-        crop_scale=(section.crop_scale[0], section.crop_scale[1]),
-        crop_ratio=(section.crop_ratio[0], section.crop_ratio[1]),
-        blur_sigma=(section.blur_sigma[0], section.blur_sigma[1]),
-        dtype=dtype,
-        **{key: getattr(section, key) for key in PRESETS["natural"]},
-    )
+    settings = {key: getattr(section, key) for key in Views.model_fields if key != "preset"}
+    return Augment(view_size, dtype=dtype, **settings)
 
 
 def make_plan(recipe: Recipe, pictures: int, device: torch.device) -> Plan:
@@ -111,11 +104,19 @@ def make_plan(recipe: Recipe, pictures: int, device: torch.device) -> Plan:
     batch = min(optim.batch_size, pictures)
     if batch < optim.batch_size:
         log.info(f"batch: {batch} (optim.batch_size {optim.batch_size}, but {pictures} pictures)")
-    plan = Plan(
+    steps = steps_in_epoch(pictures, batch)
+    _check_shares(pictures // steps, recipe.encoder.batch_norm, device)
+    if steps * run.epochs > _MOST_STEPS:
+        raise UsageError(
+            f"run.epochs {run.epochs:,} of {steps:,} steps is more than {_MOST_STEPS:,} steps; "
+            "lower run.epochs or run.views"
+        )
+    warmup = min(round(optim.warmup_epochs * steps), steps * run.epochs // 5)
+    return Plan(
         pictures=pictures,
         batch_size=batch,
         epochs=run.epochs,
-        lrs=np.zeros(0),
+        lrs=warmup_cosine(steps * run.epochs, warmup, optim.base_lr * batch / 256),
         seed=run.seed,
         negatives=negatives_for(recipe.bank.negatives, pictures, batch),
         cutmix=recipe.augment.cutmix,
@@ -127,16 +128,6 @@ def make_plan(recipe: Recipe, pictures: int, device: torch.device) -> Plan:
         watch_every=run.watch_every,
         save_every=run.save_every,
     )
-    _check_shares(plan.step_size, recipe.encoder.batch_norm, device)
-    steps = plan.steps_per_epoch
-    if steps * run.epochs > _MOST_STEPS:
-        raise UsageError(
-            f"run.epochs {run.epochs:,} of {steps:,} steps is more than {_MOST_STEPS:,} steps; "
-            "lower run.epochs or run.views"
-        )
-    warmup = min(round(optim.warmup_epochs * steps), steps * run.epochs // 5)
-    peak = optim.base_lr * batch / 256
-    return replace(plan, lrs=warmup_cosine(steps * run.epochs, warmup, peak))
 
 
 def _check_shares(step_size: int, batch_norm: str, device: torch.device) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import special
 from scipy.optimize import minimize_scalar
 
 Floats = NDArray[np.floating[Any]]
@@ -17,9 +18,9 @@ _BINS = 10  # of the confidence, from 0 to 1
 
 def softmax(logits: Floats, temperature: float = 1.0) -> NDArray[np.float64]:
     """(n, k) logits, divided by `temperature`, to probabilities."""
-    shifted = np.asarray(logits, np.float64) / temperature
-    powers = np.exp(shifted - shifted.max(axis=1, keepdims=True))
-    probabilities: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
+    probabilities: NDArray[np.float64] = special.softmax(
+        np.asarray(logits, np.float64) / temperature, axis=1
+    )
     return probabilities
 
 

@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 
 from tinyssl.advice import advise
-from tinyssl.augment import Augment
 from tinyssl.build import augment_from
 from tinyssl.config import Recipe, load_recipe
 from tinyssl.data import Pictures
@@ -117,6 +116,5 @@ def augmented(recipe: Recipe, originals: NDArray[Any], turn: int) -> NDArray[Any
         pipeline = load_pipeline(section.pipeline)
         seeds = [turn * len(originals) + i for i in range(len(originals))]
         return apply_pipeline(pipeline, originals, seeds, view_size=section.view_size).numpy()
-    augment: Augment = augment_from(recipe)
     raw = torch.from_numpy(np.ascontiguousarray(originals))
-    return augment(raw, generator_for(recipe.run.seed, turn, stream=1)).numpy()
+    return augment_from(recipe)(raw, generator_for(recipe.run.seed, turn, stream=1)).numpy()

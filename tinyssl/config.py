@@ -59,6 +59,10 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
+    def to_yaml(self) -> str:
+        """As YAML that reads back to an equal one."""
+        return str(yaml.safe_dump(self.model_dump(), sort_keys=False))
+
 
 class Data(Section):
     """Which pictures, and how they are cached."""
@@ -250,7 +254,7 @@ class Run(Section):
     @classmethod
     def _words(cls, given: Any) -> Any:
         """YAML reads a plain on or off as true or false."""
-        return {True: "on", False: "off"}.get(given, given) if isinstance(given, bool) else given
+        return ("off", "on")[given] if isinstance(given, bool) else given
 
 
 class Recipe(Section):
@@ -264,10 +268,6 @@ class Recipe(Section):
     loss: Loss = Loss()
     optim: Optim = Optim()
     run: Run = Run()
-
-    def to_yaml(self) -> str:
-        """The resolved recipe as YAML that `load_recipe` reads back to an equal one."""
-        return str(yaml.safe_dump(self.model_dump(), sort_keys=False))
 
 
 def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -422,9 +422,8 @@ def _tell(error: Mapping[str, Any], schema: type[BaseModel]) -> str:
     key = ".".join(location)
     if error["type"] == "extra_forbidden":
         allowed = _allowed_keys(location[:-1], schema)
-        return f"unknown key {key}{_did_you_mean(location[-1], allowed)} (allowed: " + (
-            f"{', '.join(allowed)})"
-        )
+        meant = _did_you_mean(location[-1], allowed)
+        return f"unknown key {key}{meant} (allowed: {', '.join(allowed)})"
     if error["type"] == "value_error":
         return f"{key}.{error['ctx']['error']}"
     return f"{key}: got {error['input']!r}; wants {' or '.join(error['wishes'])}"

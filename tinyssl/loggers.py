@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import yaml
 
 from tinyssl.console import log
-from tinyssl.errors import JobError, UsageError
+from tinyssl.errors import JobError, UsageError, joined_lines
 
 Figures = Mapping[str, float]
 Log = Callable[[Mapping[str, Any]], None]
@@ -143,9 +143,8 @@ def _open(name: str, folder: Path, recipe: str, step: int) -> Logger:
     try:
         return LOGGERS[name](folder, recipe, step)
     except Exception as error:  # libraries raise many types
-        reason = " ".join(str(error).split())
         raise JobError(
-            f"run.loggers: {name} cannot start: {reason}; mend it, or leave it out"
+            f"run.loggers: {name} cannot start: {joined_lines(error)}; mend it, or leave it out"
         ) from error
 
 

@@ -82,8 +82,7 @@ def self_distillation(
     log_p = log_softmax(_logits(scores, temperature, log_correction), dim=1)
     with torch.no_grad():
         # A sampled row stands for as many rows as its correction says, in u as in p.
-        flat = power * scores / temperature
-        log_u = log_softmax(flat if log_correction is None else flat + log_correction, dim=1)
+        log_u = log_softmax(_logits(power * scores, temperature, log_correction), dim=1)
     return (log_p.exp() * (log_p - log_u)).sum(dim=1).mean()
 
 

@@ -98,17 +98,12 @@ class Method(nn.Module):
             Weighted scalars in nats: `instance`, `near` if near pictures are known, and
             `distillation` unless its weight is 0.
         """
-        rows = None if candidates is None else candidates.rows
-        correction = None if candidates is None else candidates.log_correction
+        rows, correction = (None, None) if candidates is None else candidates
+        partner, weight = (None, None) if mix is None else mix
         target = index if rows is None else torch.arange(len(index), device=index.device)
         scores = self.bank.scores(z, rows)
         instance = instance_discrimination(
-            scores,
-            target,
-            self.temperature,
-            partner=None if mix is None else mix.partner,
-            weight=None if mix is None else mix.weight,
-            log_correction=correction,
+            scores, target, self.temperature, partner, weight, correction
         )
         terms = {"instance": instance}
         if self.near is not None:

@@ -23,15 +23,9 @@ _FORMATS = (
     "AVIF", "BMP", "DDS", "DIB", "GIF", "ICNS", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM",
     "PSD", "QOI", "SGI", "SUN", "TGA", "TIFF", "WEBP",
 )  # fmt: skip
-
-
-def _formats() -> tuple[str, ...]:
-    Image.init()
-    return tuple(name for name in _FORMATS if name in Image.OPEN)
-
-
+Image.init()
 # A file's content decides its format, so formats are restricted: EPS starts Ghostscript.
-FORMATS = _formats()
+FORMATS = tuple(name for name in _FORMATS if name in Image.OPEN)
 # HEIC of phones cannot be read, but must be reported rather than ignored.
 IMAGE_EXTENSIONS = frozenset(
     [".heic", ".heif", *(s for s, name in Image.EXTENSION.items() if name in FORMATS)]

@@ -145,14 +145,14 @@ def resize(picture: Array, size: int, rule: ResizeRule) -> Array:
     black, `squash` scales both.
     """
     h, w, c = picture.shape
-    if rule == "squash" or h == w:
-        return _scale(picture, size, size)
-    ratio = size / (min(h, w) if rule == "crop" else max(h, w))
     if rule == "crop":
         # Cut before scaling, or a 20,000 x 10 strip would become 256,000 pixels long.
         keep = min(h, w)
         top, left = (h - keep) // 2, (w - keep) // 2
-        return _scale(picture[top : top + keep, left : left + keep], size, size)
+        picture = picture[top : top + keep, left : left + keep]
+    if rule != "pad" or h == w:
+        return _scale(picture, size, size)
+    ratio = size / max(h, w)
     height, width = max(1, round(h * ratio)), max(1, round(w * ratio))
     padded = np.zeros((size, size, c), picture.dtype)
     top, left = (size - height) // 2, (size - width) // 2
@@ -161,22 +161,16 @@ def resize(picture: Array, size: int, rule: ResizeRule) -> Array:
 
 
 def _scale(picture: Array, height: int, width: int) -> Array:
-    if picture.dtype == np.uint8 and picture.shape[2] in (1, 3):
-        plain = picture[..., 0] if picture.shape[2] == 1 else picture
-        image = Image.fromarray(np.ascontiguousarray(plain))
-        scaled = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
-        return scaled.reshape(height, width, picture.shape[2])
-    limit = np.iinfo(picture.dtype).max
+    cubic, side, c = Image.Resampling.BICUBIC, (width, height), picture.shape[2]
+    if picture.dtype == np.uint8 and c in (1, 3):
+        image = Image.fromarray(np.ascontiguousarray(picture[..., 0] if c == 1 else picture))
+        return np.asarray(image.resize(side, cubic)).reshape(height, width, c)
     planes = [
-        np.asarray(
-            Image.fromarray(np.ascontiguousarray(plane, dtype=np.float32)).resize(
-                (width, height), Image.Resampling.BICUBIC
-            )
-        )
+        np.asarray(Image.fromarray(np.ascontiguousarray(plane, np.float32)).resize(side, cubic))
         for plane in np.moveaxis(picture, 2, 0)
     ]
-    stacked: Array = np.rint(np.stack(planes, axis=2)).clip(0, limit)
-    return stacked.astype(picture.dtype)
+    rounded: Array = np.rint(np.stack(planes, axis=2)).clip(0, np.iinfo(picture.dtype).max)
+    return rounded.astype(picture.dtype)
 
 
 def _from_pillow(image: Image.Image, channels: int | None) -> Array:
@@ -191,7 +185,7 @@ def _from_pillow(image: Image.Image, channels: int | None) -> Array:
     gray = is_gray(image)
     image = image.convert(_PREMULTIPLIED.get(image.mode, image.mode))
     if "transparency" in image.info or image.mode in ("LA", "PA", "RGBA"):
-        if (channels == 4 and not gray) or (channels == 2 and gray):
+        if channels == (2 if gray else 4):
             return np.asarray(image.convert("LA" if gray else "RGBA"))
         image = _on_white(image)
     array = np.asarray(image.convert("L" if gray else "RGB"))

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tinyssl.errors import UsageError
+from tinyssl.errors import UsageError, joined_lines
 from tinyssl.files import in_home, read_json
 from tinyssl.plain_yaml import read_yaml
 
@@ -53,7 +53,7 @@ def load_pipeline(spec: Mapping[str, Any] | str | Path) -> Any:
             warnings.simplefilter("error", UserWarning)  # a misspelt argument is only warned of
             return albumentations.from_dict(dict(values))
     except Exception as error:  # its validation raises many types
-        raise UsageError(f"augment.pipeline is not valid: {_one_line(error)}") from None
+        raise UsageError(f"augment.pipeline is not valid: {joined_lines(error)}") from None
 
 
 def read_pipeline(spec: Mapping[str, Any] | str | Path) -> Mapping[str, Any]:
@@ -68,7 +68,7 @@ def read_pipeline(spec: Mapping[str, Any] | str | Path) -> Mapping[str, Any]:
     try:
         values = read_json(path) if path.suffix == ".json" else read_yaml(path)
     except (OSError, ValueError) as error:
-        raise UsageError(f"augment.pipeline: cannot read {path}: {_one_line(error)}") from None
+        raise UsageError(f"augment.pipeline: cannot read {path}: {joined_lines(error)}") from None
     if not isinstance(values, Mapping):
         raise UsageError(
             f"augment.pipeline: {path} does not hold what albumentations.to_dict gives"
@@ -113,7 +113,7 @@ def _apply_one(
             view = pipeline(image=np.ascontiguousarray(picture))["image"]
     except Exception as error:  # a transform that does not suit the pictures, in many types
         raise UsageError(
-            f"augment.pipeline fails on a picture of {picture.shape}: {_one_line(error)}"
+            f"augment.pipeline fails on a picture of {picture.shape}: {joined_lines(error)}"
         ) from None
     wanted = (view_size, view_size, picture.shape[2])
     view = view[..., None] if view.ndim == 2 else view
@@ -124,10 +124,6 @@ def _apply_one(
             "Normalize or ToTensorV2"
         )
     return np.asarray(view)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join((str(error) or type(error).__name__).split())
 
 
 def _class_names(values: Any) -> Iterator[str]:

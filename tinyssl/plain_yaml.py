@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from yaml.constructor import ConstructorError
 
+from tinyssl.errors import joined_lines
 from tinyssl.files import read_limited
 
 _LARGEST = 1 << 24  # bytes
@@ -63,7 +64,7 @@ def parse_yaml(text: str) -> Any:
                 raise ValueError(f"more than {_DEEPEST} levels{event.start_mark}")
         return yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(" ".join(str(error).split())) from None
+        raise ValueError(joined_lines(error)) from None
 
 
 def read_yaml(path: Path) -> Any:
@@ -77,7 +78,7 @@ def read_yaml(path: Path) -> Any:
         found = yaml.safe_load(read_limited(path, _LARGEST).decode("utf-8"))
         refuse_growing(found)
     except yaml.YAMLError as error:
-        raise ValueError(" ".join(str(error).split())) from None
+        raise ValueError(joined_lines(error)) from None
     except RecursionError:
         raise ValueError("nested too deeply, or in itself") from None
     return found

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinyssl.augment import Views
+from tinyssl.augment import MakeViews
 from tinyssl.bank import Candidates
 from tinyssl.console import log
 from tinyssl.errors import first_line
@@ -112,7 +112,7 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def recorded_views(compute: Views) -> Views:
+def recorded_views(compute: MakeViews) -> MakeViews:
     """The function that makes views on a GPU, as a CUDA graph."""
     recorded = Recorded(lambda *given: (compute(*given),))
     return lambda pictures, packed: recorded(pictures, packed)[0]

@@ -9,6 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from tinyssl.errors import joined_lines
 from tinyssl.method import Method
 from tinyssl.train import GRADIENT_NORM, Progress
 
@@ -72,7 +73,7 @@ def restore(
         place = ".".join(map(str, first["loc"]))
         raise ValueError(f"{place}: {first['msg']}") from None
     except _ODD as error:
-        raise ValueError(" ".join(str(error).split())[:300]) from None
+        raise ValueError(joined_lines(error)[:300]) from None
     return progress
 
 

@@ -25,7 +25,7 @@ from tinyssl.config import Recipe
 from tinyssl.console import Advance, log, progress
 from tinyssl.data import Pictures, worker_count, write_skipped
 from tinyssl.device import keep_freed_memory, training_device
-from tinyssl.encoder import Encoder, check_sizes, create_encoder, embed_pictures, widen
+from tinyssl.encoder import Encoder, check_sizes, create_encoder, embed_pictures
 from tinyssl.errors import Interrupted, JobError, NonFinite, TinysslError, UsageError, a_few
 from tinyssl.files import write_text
 from tinyssl.loader import ResidentPictures, generator_for, pipeline_batches, steps_in_epoch
@@ -41,7 +41,7 @@ from tinyssl.sources import duplicates_csv, held_out_csv
 from tinyssl.train import Batches, Hooks, Progress, TakeStep, fit, start_bank, train_step
 from tinyssl.views import two_views
 from tinyssl.watch import collapse_warning, watch
-from tinyssl.weights import save_encoder
+from tinyssl.weights import save_encoder, widen_like
 
 RESULT_COLUMNS = [
     "epoch", "time", "loss", "instance", "near", "distillation", "lr", "pictures_per_s",
@@ -137,9 +137,9 @@ class Run:
                 raise JobError(f"{error}; {told}") from error
             except JobError as error:
                 raise JobError(f"{error}; {self._last_good()}") from error
-            except Interrupted as stop:
+            except Interrupted as error:
                 how = resume_command(self.folder.path)
-                raise Interrupted(f"{stop}, saved; go on with: {how}", stop.signum) from None
+                raise Interrupted(f"{error}, saved; go on with: {how}", error.signum) from None
         self._save_facts()
         log.info(f"done: {self.folder.path / 'encoder.safetensors'}")
 
@@ -298,10 +298,7 @@ class Run:
         encoder, wanted = self._blended(), self.recipe.encoder
         finished = self.progress.step >= self.plan.steps
         if finished:
-            encoder = widen(
-                encoder, wanted.levels, self.pictures.array,
-                wanted.components, wanted.whitening, wanted.pooling, wanted.descriptors,
-            )  # fmt: skip
+            encoder = widen_like(encoder, wanted.model_dump(), self.pictures.array)
             if encoder.components < wanted.components:
                 log.info(
                     f"features: {encoder.components} components, fewer than encoder.components="
@@ -313,20 +310,15 @@ class Run:
             image_size=self.recipe.data.image_size,
             resize=self.recipe.data.resize,
             extra={
-                "init": self.recipe.encoder.init,
-                "weights": self._weights(),
-                "whitening": self.recipe.encoder.whitening,
+                "init": wanted.init,
+                "weights": timm_weights(wanted.name) if wanted.init == "pretrained" else None,
+                "whitening": wanted.whitening,
                 "seed": self.recipe.run.seed,
                 "dtype": self.pictures.array.dtype.name,
                 "max_pixels": self.recipe.data.max_pixels,
                 "finished": finished,
             },
         )
-
-    def _weights(self) -> str | None:
-        """Description of timm's weights, if the run started from them."""
-        section = self.recipe.encoder
-        return timm_weights(section.name) if section.init == "pretrained" else None
 
     def _blended(self) -> Encoder:
         """The encoder, or its blend with the starting weights if the recipe asks for one."""
@@ -367,9 +359,7 @@ class Run:
         words = "resuming" if done else "training"
         scored = "all rows" if plan.negatives is None else f"{plan.negatives:,} sampled rows"
         bank = self.method.bank.rows
-        scored += f" ({bank.nbytes / 2**20:,.0f} MiB {bank.dtype} on {bank.device})".replace(
-            "torch.", ""
-        )
+        scored += f" ({bank.nbytes / 2**20:,.0f} MiB {self.recipe.bank.dtype} on {bank.device})"
         log.info(
             f"{words} {encoder.name} ({_millions(encoder)}) from {self.recipe.encoder.init} on "
             f"{plan.pictures:,} pictures, {plan.epochs} epochs of {plan.steps_per_epoch} steps, "

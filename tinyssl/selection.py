@@ -96,7 +96,10 @@ def select(
     _refuse_budget(budget, free, f"{why}, {left - free:,} copies of others or unreadable")
     chosen = choose(embedded.features[rows], budget, method=method, covered=covered, seed=seed)
     names = [embedded.paths[row] for row in rows[chosen]]
-    _write(target, names, earlier, extractor.max_pixels, folder)
+    write_text(target, _csv(names, earlier))
+    _write_sheet(sheet, names, extractor.max_pixels)
+    if folder is not None:
+        _copy(names, folder)
     return Selected(target, sheet, names)
 
 
@@ -180,10 +183,9 @@ def _features(
 
 
 def _candidates(
-    features: Features, known: Iterable[str]
+    features: Features, labeled: set[str]
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """One row of each set of equal files, and whether one of them is labeled."""
-    labeled = set(known)
     first: dict[str, int] = {}
     covered: set[str] = set()
     for row, (path, digest) in enumerate(zip(features.paths, features.digests, strict=True)):
@@ -191,19 +193,6 @@ def _candidates(
         if path in labeled:
             covered.add(digest)
     return np.array(list(first.values())), np.array([digest in covered for digest in first])
-
-
-def _write(
-    target: Path,
-    names: Sequence[str],
-    earlier: LabeledPaths | None,
-    max_pixels: int,
-    folder: Path | None,
-) -> None:
-    write_text(target, _csv(names, earlier))
-    _write_sheet(_sheet_of(target), names, max_pixels)
-    if folder is not None:
-        _copy(names, folder)
 
 
 def _csv(names: Sequence[str], earlier: LabeledPaths | None) -> str:

@@ -41,7 +41,8 @@ class Survey:
         self.formats[header.format] += 1
         self.modes[header.mode] += 1
         self.channels[header.channels] += 1
-        self.sides[tuple(sorted((header.width, header.height)))] += 1  # type: ignore[index]
+        short, long = sorted((header.width, header.height))
+        self.sides[short, long] += 1
         self.deep += header.deep
 
     def short_sides(self) -> list[int]:

@@ -23,7 +23,6 @@ from tinyssl.method import Method, Mix
 GRADIENT_NORM = "gradient_norm"  # key among the terms of a step; before clipping
 Batches = Callable[[Tensor, int], Iterator[tuple[Tensor, Tensor]]]
 Unread = list[tuple[Tensor, dict[str, Tensor]]]  # picture numbers and terms of steps
-Watch = Callable[[], dict[str, float]]
 TakeStep = Callable[[Tensor, Tensor, int], dict[str, Tensor]]  # the last three of `train_step`
 
 
@@ -81,7 +80,7 @@ class Hooks:
     log_step: Callable[[dict[str, Any]], None]
     log_epoch: Callable[[dict[str, Any]], None]
     save: Callable[[Progress], None]
-    watch: Watch
+    watch: Callable[[], dict[str, float]]
     advance: Advance
     stop_signal: Callable[[], int | None]
 

@@ -239,7 +239,7 @@ def random_like(
 
 
 def widen_like(encoder: Encoder, description: Mapping[str, Any], pictures: NDArray[Any]) -> Encoder:
-    """`widen` with the settings of an encoder's description."""
+    """`widen` with the settings of an encoder's description, or of a recipe's section for it."""
     return widen(
         encoder,
         description["levels"],
