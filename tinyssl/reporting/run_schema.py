@@ -61,6 +61,7 @@ class Evaluation(_Part):
     split: Any
     fewest: Count | None = None
     pretrained_on: Count = 0
+    test_in_training: Count = 0
     weights: str | None = None
     classifier: _Classifier = _Classifier()
 
