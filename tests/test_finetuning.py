@@ -286,6 +286,7 @@ def test_classifier_of_other_classes_is_not_judged(
     (data / "dark").rename(data / "black")
     assert "classifier" not in evaluate(out, train=data, test=data)
     assert "has other classes" in caplog.text
+    assert "were used in fine-tuning" not in caplog.text
 
 
 def test_unlabeled_copies_of_labeled_pictures_are_left_out(

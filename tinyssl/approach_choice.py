@@ -87,7 +87,7 @@ def choose(judged: Mapping[str, Judged]) -> tuple[str, str]:
     if not others:
         return last, f"the only one that can be fitted here, held-out balanced accuracy {told} %"
     best = max(accuracy[name] for name in others)
-    one_picture = 1 / len(judged[last].shares)
+    one_picture = 1 / len(judged[last].shares) + 1e-9  # else rounding decides at exactly one
     rival = next(name for name in others if best - accuracy[name] < one_picture)
     told = f"held-out balanced accuracy {told} %"
     if judged[last].repeats < judged[rival].repeats:

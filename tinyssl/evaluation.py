@@ -318,12 +318,12 @@ def _own_classifier(
     classifier = load_classifier(run)
     if classifier is None:
         return {}
-    seen = len(tested & used_digests(run))
-    if seen:
-        log.warning(f"{seen} test pictures were used in fine-tuning; its figures are too good")
     if classifier.classes != split.classes:
         log.warning("the run's own classifier has other classes and is not judged")
         return {}
+    seen = len(tested & used_digests(run))
+    if seen:
+        log.warning(f"{seen} test pictures were used in fine-tuning; its figures are too good")
     shares = classifier.probabilities(torch.from_numpy(features[split.test])).numpy()
     found = scores(split.labels[split.test], shares.argmax(axis=1), len(split.classes))
     return {"classifier": found | {"seen_in_finetuning": seen}}

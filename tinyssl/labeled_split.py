@@ -134,7 +134,8 @@ def copies_together(split: LabeledSplit, digests: Sequence[str], seed: int) -> L
 def _copied(split: LabeledSplit, digests: Sequence[str]) -> NDArray[np.bool_]:
     """(n,) True for test pictures that equal a training picture."""
     trained = {d for d, test in zip(digests, split.test, strict=True) if not test}
-    return split.test & np.array([digest in trained for digest in digests])
+    copied: NDArray[np.bool_] = split.test & np.array([digest in trained for digest in digests])
+    return copied
 
 
 def warn_of(split: LabeledSplit, digests: Sequence[str]) -> int:

@@ -47,7 +47,7 @@ class _Encoder(_Part):
     taught_by_test: Count = 0
 
 
-class _Classifier(_Part):
+class _Classifier(_Judged):
     seen_in_finetuning: Count = 0
 
 

@@ -93,6 +93,12 @@ def recall_score(confusion: Sequence[Sequence[int]]) -> Score:
     return Score(100 * float((right / counts).mean()), 100 * half_of_shares(right, counts))
 
 
+def own_classifier(result: Mapping[str, Any]) -> Score | None:
+    """The score of a fine-tuned run's own classifier in `eval.json`; None if it was not judged."""
+    confusion = result.get("classifier", {}).get("confusion")
+    return None if confusion is None else recall_score(confusion)
+
+
 def label_verdict(result: Mapping[str, Any]) -> Verdict:
     """Compares the last encoder of `eval.json` with all others."""
     *rivals, own = judged(result)
