@@ -62,6 +62,12 @@ def test_the_network_only_where_it_leads_by_more_than_chance(
     assert ("network leads" in reason) == (chosen == "network")
 
 
+@pytest.mark.parametrize("right", range(19))
+def test_the_first_wins_within_one_picture_however_shares_are_rounded(right: int) -> None:
+    first, second, network = list(range(right)), list(range(right + 1)), [19]
+    assert choose(judged(linear=first, semi=second, network=network))[0] == "linear"
+
+
 def test_standard_error_against_resampling() -> None:
     """The chance that the reason tells is the spread of the lead over other draws of pictures."""
     generator = np.random.default_rng(0)

@@ -57,6 +57,17 @@ def test_tables_keep_all_their_columns_where_the_terminal_is_narrow(
     assert capsys.readouterr().out == "x" * 75 + "\n"
 
 
+def test_names_in_tables_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = console.score_table("[b]Scores[/b]", [":cat:"])
+    shown.add_row("runs[red]", "1")
+    shown.caption = "my[red].yaml: as asked for [/x] :cat:."
+    console.print_result(shown)
+    told = "".join(capsys.readouterr().out.split())  # captions are folded
+    caption = "".join(str(shown.caption).split())
+    assert all(name in told for name in ("[b]Scores[/b]", "runs[red]", caption))
+    assert told.count(":cat:") == 2
+
+
 def test_a_bar_is_one_line_where_the_terminal_is_narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     narrow = Console(width=60, file=io.StringIO(), force_terminal=True)
     monkeypatch.setattr(console, "_CONSOLE", narrow)

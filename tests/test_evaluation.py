@@ -15,10 +15,13 @@ from rich.console import Console
 from tinyssl.encoder import create_encoder, widen
 from tinyssl.errors import JobError, UsageError
 from tinyssl.evaluation import evaluate, table
+from tinyssl.files import sha256
 from tinyssl.judged_encoders import embedders, some
+from tinyssl.label_curve import CurveWishes
+from tinyssl.labeled_split import read_split
 from tinyssl.recipe_files import recipe_text
 from tinyssl.reporting.run_facts import read_run
-from tinyssl.reporting.verdict import judged
+from tinyssl.reporting.verdict import judged, label_verdict
 from tinyssl.weights import save_encoder
 
 Folder = Callable[..., Path]
@@ -115,6 +118,33 @@ def test_drawn_split_is_recorded_and_gives_the_same_again(
         assert sum(r["label"] == label and r["split"] == "test" for r in rows) == 3
 
 
+def test_no_draw_depends_on_the_order_of_the_labels(picture_folder: Folder, tmp_path: Path) -> None:
+    labels = labels_csv(tmp_path / "labels.csv", picture_folder(per_class=12))
+    header, *rows = labels.read_text().splitlines()
+    (tmp_path / "b.csv").write_text("\n".join([header, *reversed(rows)]))
+    one, other = (read_split(None, None, path, 0)[0] for path in (labels, tmp_path / "b.csv"))
+    assert one.paths == other.paths
+    assert np.array_equal(one.test, other.test)
+    assert np.array_equal(one.labels, other.labels)
+
+
+def test_a_drawn_split_does_not_part_copies(
+    run: Path, picture_folder: Folder, tmp_path: Path
+) -> None:
+    data = picture_folder(per_class=9)
+    for picture in list(data.rglob("*.png")):
+        shutil.copy(picture, picture.with_name(f"copy-{picture.name}"))
+    labels = labels_csv(tmp_path / "labels.csv", data)
+    result = evaluate(run, labels=labels)
+    split, _ = read_split(None, None, run / "eval_split.csv", 0)
+    digests = [sha256(path) for path in split.paths]
+    trained = {digest for digest, test in zip(digests, split.test, strict=True) if not test}
+    tested = {digest for digest, test in zip(digests, split.test, strict=True) if test}
+    assert trained.isdisjoint(tested)
+    assert np.bincount(split.labels[split.test]).tolist() == [4, 4]
+    assert (result["test"], result["test_in_training"]) == (8, 0)
+
+
 def test_given_split_and_class_folders_judge_the_same(
     run: Path, picture_folder: Folder, tmp_path: Path
 ) -> None:
@@ -202,8 +232,11 @@ def test_what_makes_figures_doubtful_is_told(
     run: Path, picture_folder: Folder, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = picture_folder(per_class=6)
-    evaluate(run, train=data, test=data)
+    result = evaluate(run, train=data, test=data)
     assert "12 test pictures are training pictures too (equal files)" in caplog.text
+    assert "Too good: 12 test pictures are training pictures too." in shown(result)
+    told = label_verdict(json.loads((run / "eval.json").read_text())).sentences[-1]
+    assert "Too good: 12 of the test pictures are training pictures too (equal files)." in told
     labels = labels_csv(tmp_path / "labels.csv", data, lambda n: "test" if n > 8 else "train")
     evaluate(run, labels=labels)
     assert "no test picture of bright: balanced accuracy is that of the other 1 of 2" in caplog.text
@@ -336,6 +369,29 @@ def test_a_baseline_that_is_not_there_is_told_before_any_is_judged(
     labels = labels_csv(tmp_path / "labels.csv", picture_folder(per_class=12))
     with pytest.raises(UsageError, match=r"no weights at .*/gone; give a file or a run folder"):
         evaluate(run, labels=labels, baselines=tmp_path / "gone")
+
+
+@pytest.mark.parametrize(
+    ("wishes", "told"),
+    [
+        ({"shots": [10]}, "10 a class of 2 classes are 20 labels, but there are 18 training"),
+        ({"shots": [1], "settings": ["network.view=3"]}, "network.view"),
+        ({"shots": [1]}, "label_curve.png is a folder"),
+    ],
+)
+def test_a_curve_that_cannot_be_is_told_before_anything_is_judged(
+    wishes: dict[str, Any],
+    told: str,
+    run: Path,
+    picture_folder: Folder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tinyssl.evaluation.embedders", lambda *_: pytest.fail("began to judge"))
+    labels = labels_csv(tmp_path / "labels.csv", picture_folder(per_class=12))
+    (run / "label_curve.png").mkdir()
+    with pytest.raises(UsageError, match=told):
+        evaluate(run, labels=labels, curve=CurveWishes(**wishes))
 
 
 def test_a_baseline_takes_no_other_row(

@@ -261,6 +261,23 @@ def test_what_an_encoder_learned_from_is_not_held_out(
     assert "12 test pictures were used in fine-tuning" in caplog.text
 
 
+def test_a_run_that_was_fine_tuned_twice_knows_what_it_was_pretrained_on(
+    run: Path, picture_folder: Folder, tmp_path: Path
+) -> None:
+    data, other = picture_folder(per_class=6), picture_folder("other", per_class=5)
+    child = finetune(run, data, "few-label-linear", tmp_path / "child", overrides=SHORT)
+    third = finetune(child, other, "few-label-semi", tmp_path / "third", overrides=SHORT)
+    assert result_of(third)["unlabeled"] == 18
+    assert evaluate(third, train=other, test=data)["pretrained_on"] == 0
+    assert evaluate(third, train=other, test=tmp_path / "own")["pretrained_on"] == 18
+
+
+def test_auto_takes_no_method(run: Path, picture_folder: Folder, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"classifier\.method goes with one --recipe"):
+        finetune(run, picture_folder(), out=tmp_path / "o", overrides=["classifier.method=semi"])
+    assert not (tmp_path / "o").exists()
+
+
 def test_classifier_of_other_classes_is_not_judged(
     run: Path, picture_folder: Folder, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -269,6 +286,7 @@ def test_classifier_of_other_classes_is_not_judged(
     (data / "dark").rename(data / "black")
     assert "classifier" not in evaluate(out, train=data, test=data)
     assert "has other classes" in caplog.text
+    assert "were used in fine-tuning" not in caplog.text
 
 
 def test_unlabeled_copies_of_labeled_pictures_are_left_out(

@@ -113,6 +113,7 @@ def test_empty_labels_are_counted_and_equal_rows_merged(tmp_path: Path) -> None:
     [
         ("file,class\na.png,x\n", "has the columns file, class"),
         ("", "has the columns (none)"),
+        ("path,Label,label \na.png,x,y\n", "has 2 columns label; keep one of them"),
         ("path,label\na.png,x\nz.png,y\n", "line 3: no picture 'z.png' (looked in {folder})"),
         ("path,label\na.png,x\na.png,y\n", "line 3"),
         ("path,label,split\na.png,x,val\n", "line 2: split 'val' is not one of train, test"),

@@ -15,6 +15,7 @@ import pytest
 from tests.making import HOSTILE, TINY, label_points, untrained_run
 from tinyssl.cli import main
 from tinyssl.errors import JobError, UsageError
+from tinyssl.evaluation import evaluate
 from tinyssl.finetuning import finetune
 from tinyssl.pretraining import pretrain
 from tinyssl.recipe_files import recipe_text
@@ -189,6 +190,19 @@ def test_fine_tuned_run(place: Path, tmp_path: Path, recipe: str, told: str) -> 
     assert "tinyssl finetune" in "".join(Outline(text).texts)
 
 
+def test_the_own_classifier_has_an_interval(place: Path, tmp_path: Path) -> None:
+    pictures = place / "pictures"
+    run = finetune(place / "run", pictures, "few-label-linear", tmp_path / "cls")
+    own = evaluate(run, train=pictures, test=pictures)["classifier"]
+    text = report(run, out=tmp_path / "r.html").read_text("utf-8")
+    found = re.search(
+        r"own classifier: <strong>([\d.]+) <span class=\"pm\">± ([\d.]+)</span>", text
+    )
+    assert found is not None
+    assert found[1] == f"{100 * own['balanced_accuracy']:.1f}"
+    assert 0 < float(found[2]) < 50
+
+
 def test_other_pictures_and_fewer_of_them(place: Path, tmp_path: Path) -> None:
     bright = place / "pictures" / "bright"
     out = report(place / "run", data=[bright], pictures=5, out=tmp_path / "r.html")
@@ -352,8 +366,12 @@ def test_comparison_names_the_best_and_those_not_judged(place: Path, tmp_path: P
         matrix = [[right, 100 - right], [100 - right, right]]
         found = {"knn": {"confusion": matrix}, "linear": {"confusion": matrix}, "few_shot": {}}
         result = {"train": 50, "test": 200, "classes": ["a", "b"], "split": "of labels.csv"}
-        (run / "eval.json").write_text(json.dumps(result | {"encoders": {"pretrained": found}}))
+        seen = {"pretrained_on": 100 - right}
+        (run / "eval.json").write_text(
+            json.dumps(result | seen | {"encoders": {"pretrained": found}})
+        )
     text = compare(runs, tmp_path / "c.html").read_text("utf-8")
+    assert "Pretrained on test pictures, without labels: good on 10, bad on 50." in text
     assert "Best on average is good: clearly better than bad." in text
     assert "Measured on 200 test pictures of 2 classes" in text
     assert "Not judged on labels: new." in text
@@ -419,7 +437,7 @@ def test_next_step_is_a_command_to_paste(tmp_path: Path) -> None:
     _, commands = judging(facts, None) or ("", [])
     assert commands[0] == "tinyssl select 'my run' 'a b' c --budget 50 --out to_label.csv"
     _, commands = judging(facts, tmp_path) or ("", [])
-    assert commands == [f"tinyssl eval 'my run' --train {tmp_path} --test TEST-FOLDER"]
+    assert commands == [f"tinyssl eval 'my run' --labels {tmp_path}"]
     _, commands = judging(facts, "labels.csv") or ("", [])
     assert commands == ["tinyssl eval 'my run' --labels labels.csv"]
     _, commands = judging(facts_of(finetuned={"recipe": "few-label"}), None) or ("", [])

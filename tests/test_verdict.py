@@ -68,6 +68,18 @@ def test_a_better_baseline_takes_the_yes_away() -> None:
     assert "worse than other" in found.headline
 
 
+def test_what_is_worse_in_some_measure_only_is_told_so() -> None:
+    found = result(raw_pixels=0.5, random_weights=0.5, other=0.5, pretrained=0.6)
+    found["encoders"]["other"]["linear"] = figures(0.9)["linear"]
+    found["encoders"]["random weights"]["knn"] = figures(0.9)["knn"]
+    found["encoders"]["random weights"]["linear"] = figures(0.9)["linear"]
+    assert label_verdict(found).headline == (
+        "No: clearly better than raw pixels; but than random weights only in 10-shot; but than "
+        "other only in k-NN and 10-shot; worse than random weights in k-NN and linear; worse than "
+        "other in linear."
+    )
+
+
 def test_encoders_that_test_labels_trained_are_not_judged() -> None:
     scores = {"raw_pixels": 0.5, "random_weights": 0.5, "other": 0.9, "pretrained": 0.8}
     found = result(**scores)
@@ -113,7 +125,11 @@ def test_few_test_pictures_leave_it_open() -> None:
     scores = {"raw_pixels": 0.6, "random_weights": 0.6, "pretrained": 0.7}
     wide, narrow = (judged(result(tested=n, **scores))[-1].scores["k-NN"].half for n in (20, 2000))
     assert wide > 5 * narrow
-    assert label_verdict(result(tested=20, **scores)).level != "yes"
+    found = label_verdict(result(tested=20, **scores))
+    assert (found.level, "Not known: not clearly different" in found.headline) == ("unknown", True)
+    assert "label more test pictures; with these a lead of 5 points" in found.sentences[2]
+    even = result(tested=20, raw_pixels=0.7, random_weights=0.7, pretrained=0.7)
+    assert label_verdict(even).level == "unknown"
 
 
 def test_interval_of_recalls_covers_what_draws_do() -> None:

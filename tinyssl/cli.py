@@ -503,7 +503,7 @@ def finetune(
     """Make a classifier from the encoder in RUN and few labels; 1 to 50 a class are enough.
 
     auto takes the better of few-label-linear and few-label-semi on held-out folds of the labels, or
-    few-label if it leads them by more than chance explains, and says why. The result is a run
+    few-label if it leads them by more than a standard error, and says why. The result is a run
     folder of its own: eval, predict, export and finetune take it.
 
     \b

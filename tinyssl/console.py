@@ -70,9 +70,9 @@ def silence() -> Iterator[None]:
 
 def print_result(result: object) -> None:
     """Prints a table or a text to standard output, at least 80 columns wide."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)  # names are no markup
     console.width = max(80, console.width)  # print's own width cannot be more than this
-    console.print(result, markup=False)
+    console.print(result)
 
 
 def score_table(title: str, columns: Sequence[str]) -> Table:

@@ -30,10 +30,16 @@ from tinyssl.files import (
 )
 from tinyssl.intervals import half_of_draws
 from tinyssl.judged_encoders import Contender, Embed, contenders, embedders, has_weights_of, some
-from tinyssl.label_curve import CurveWishes, label_curve
-from tinyssl.labeled import RESULT as FINETUNED
-from tinyssl.labeled import used_digests
-from tinyssl.labeled_split import SPLIT_COLUMNS, LabeledSplit, read_split, split_pictures, warn_of
+from tinyssl.label_curve import CurveWishes, label_curve, refuse_too_many
+from tinyssl.labeled import pretrained, used_digests
+from tinyssl.labeled_split import (
+    SPLIT_COLUMNS,
+    LabeledSplit,
+    copies_together,
+    read_split,
+    split_pictures,
+    warn_of,
+)
 from tinyssl.own_pictures import copies, own_pictures, without
 from tinyssl.scoring import evaluate_features, retrieval, scores
 from tinyssl.views import two_views
@@ -79,7 +85,8 @@ def evaluate(
         The content of the written file: scores of `encoders` by name, see `evaluate_features`, and
         the data they were measured on. If the run's recipe has built-in augmentation, encoders
         also have `retrieval` of two such views of test pictures, see `tinyssl.scoring.retrieval`.
-        `pretrained_on` counts test pictures that the run was pretrained on, and an encoder's
+        `pretrained_on` counts test pictures that the run was pretrained on, `test_in_training`
+        those that are training pictures too (equal files), and an encoder's
         `taught_by_test` those whose labels it was trained on, which makes its scores too good. A
         fine-tuned run with these classes has scores of its `classifier`, and `curve` has points.
 
@@ -94,12 +101,12 @@ def evaluate(
     inputs = [] if labels is None else [labels]
     target = _target(out or Path(run) / RESULT_FILE, inputs)
     split, recorded = read_split(train, test, labels, seed, _split_file(target).name)
-    if split.drawn:
-        refuse_other_table(writable(_split_file(target), ".csv", inputs), SPLIT_COLUMNS)
+    _refuse_beside(target, split, curve, inputs)
     log.info(f"test pictures: {recorded}")
     pictures = split_pictures(split, description)
-    warn_of(split, pictures.hashes)
+    split = copies_together(split, pictures.hashes, seed)
     result = _header(run, description, split, recorded, seed)
+    result |= {"test_in_training": warn_of(split, pictures.hashes)}
     judged = contenders(run, description, as_list(baselines), seed, unchanged=result["unchanged"])
     augment = augment_of_run(run)
     with progress("judging", 2 + len(judged), "encoders") as advance:
@@ -125,6 +132,23 @@ def _target(out: str | Path, inputs: Sequence[str | Path]) -> Path:
     return target
 
 
+def _refuse_beside(
+    target: Path, split: LabeledSplit, curve: CurveWishes | None, inputs: Sequence[str | Path]
+) -> None:
+    """Raises UsageError where files beside the result cannot be written, or the curve not drawn."""
+    if split.drawn:
+        refuse_other_table(writable(_split_file(target), ".csv", inputs), SPLIT_COLUMNS)
+    if curve is not None:
+        refuse_too_many(curve.shots, split)
+        writable(_curve_file(target), ".png", inputs)
+
+
+def _curve_file(target: Path) -> Path:
+    """The picture of the label curve beside a result; prefixed if that has a name of its own."""
+    own = target.name == RESULT_FILE
+    return target.with_name(CURVE_FILE if own else f"{target.stem}_{CURVE_FILE}")
+
+
 def _split_file(target: Path) -> Path:
     """The split beside a result, with a name of its own for each result."""
     return target.with_name(f"{target.stem}_split.csv")
@@ -145,9 +169,7 @@ def _write(result: dict[str, Any], split: LabeledSplit, target: Path) -> None:
     write_text(target, json_text(result))
     log.info(f"wrote {target}")
     if "curve" in result:
-        own = target.name == RESULT_FILE
-        name = CURVE_FILE if own else f"{target.stem}_{CURVE_FILE}"
-        picture = target.with_name(name)
+        picture = _curve_file(target)
         plot_curve(result["curve"], f"{Path(result['run']).name}: accuracy over labels", picture)
         log.info(f"wrote {picture}")
 
@@ -180,18 +202,15 @@ def _header(
         "fewest": int(np.unique(split.labels[~split.test], return_counts=True)[1].min()),
         "split": recorded,
         "seed": seed,
-        **_pretrained_on(run, description, split),
+        **_pretrained_on(run, split),
         "encoders": {},
     }
 
 
-def _pretrained_on(
-    run: str | Path, description: dict[str, Any], split: LabeledSplit
-) -> dict[str, int]:
+def _pretrained_on(run: str | Path, split: LabeledSplit) -> dict[str, int]:
     """Number of test pictures, or exact copies, that the run was pretrained on, if still known."""
-    finetuned = (Path(run) / FINETUNED).is_file()
     try:
-        seen = own_pictures(description["init"] if finetuned else run)
+        seen = own_pictures(pretrained(run))
     except UsageError:
         return {}
     tested = [Path(path) for path, test in zip(split.paths, split.test, strict=True) if test]
@@ -270,6 +289,8 @@ def _notes(result: dict[str, Any], counts: NDArray[Any], draws: int) -> list[str
         notes.append("views: % of views whose nearest other view is of the same picture.")
     if result.get("unchanged"):
         notes.append("The encoder is its start's, unchanged: only the classifier is the run's own.")
+    if both := result.get("test_in_training"):
+        notes.append(f"Too good: {both:,} test pictures are training pictures too.")
     if seen := result.get("pretrained_on"):
         notes.append(f"{seen:,} test pictures were pretrained on, without their labels.")
     for name, found in encoders.items():
@@ -297,12 +318,12 @@ def _own_classifier(
     classifier = load_classifier(run)
     if classifier is None:
         return {}
-    seen = len(tested & used_digests(run))
-    if seen:
-        log.warning(f"{seen} test pictures were used in fine-tuning; its figures are too good")
     if classifier.classes != split.classes:
         log.warning("the run's own classifier has other classes and is not judged")
         return {}
+    seen = len(tested & used_digests(run))
+    if seen:
+        log.warning(f"{seen} test pictures were used in fine-tuning; its figures are too good")
     shares = classifier.probabilities(torch.from_numpy(features[split.test])).numpy()
     found = scores(split.labels[split.test], shares.argmax(axis=1), len(split.classes))
     return {"classifier": found | {"seen_in_finetuning": seen}}

@@ -33,7 +33,7 @@ from tinyssl.files import as_list, json_text, with_name, write_text
 from tinyssl.finetune_build import build_network
 from tinyssl.finetune_config import FOR_AUTO, FinetuneRecipe, load_finetune_recipe
 from tinyssl.folds import Fold, repeats_for, stratified_folds
-from tinyssl.labeled import RESULT, read_labeled, shaped_by, smallest_class
+from tinyssl.labeled import RESULT, pretrained, read_labeled, shaped_by, smallest_class
 from tinyssl.own_pictures import own_pictures
 from tinyssl.probing import FALLBACK_STRENGTH, choose_strength
 from tinyssl.run_folder import LABELS, RunFolder
@@ -84,6 +84,8 @@ def finetune(
     given = [*as_list(overrides), *shortcuts(settings)]
     names = FOR_AUTO if str(recipe) == "auto" else (str(recipe),)
     recipes = {name: load_finetune_recipe(name, given) for name in names}
+    if len({recipe.classifier.method for recipe in recipes.values()}) < len(recipes):
+        raise UsageError("classifier.method goes with one --recipe; auto compares all of them")
     with torch_put_back(), _workplace(target.path) as folder:
         job = _Job(run, labels, recipes, None if unlabeled is None else as_list(unlabeled))
         job.finish(folder, target.path)
@@ -179,7 +181,7 @@ class _Job:
                 log.warning("--unlabeled is for few-label-semi; the pictures are not used")
             return None, ""
         try:
-            paths = own_pictures(self.run) if given is None else scan(given)
+            paths = own_pictures(pretrained(self.run)) if given is None else scan(given)
             return self._embed_unlabeled(paths, semi[0].unlabeled.pictures)
         except (UsageError, NothingReadable) as error:
             if given is not None:

@@ -66,6 +66,7 @@ class CurveWishes:
             raise UsageError(f"shots: got {list(self.shots)}; give numbers from 1")
         if self.draws < 2:
             raise UsageError(f"curve draws: got {self.draws}; an interval needs at least 2")
+        _recipe("finetune", 0, self.settings)
 
 
 def label_curve(
@@ -129,7 +130,7 @@ class _Bench:
         self.features = embed_pictures(self.encoder, self.array, device=self.device)
         self.train, self.test = np.flatnonzero(~split.test), np.flatnonzero(split.test)
         self.settings = settings
-        self.network = self._recipe("finetune", seed).network
+        self.network = _recipe("finetune", seed, settings).network
 
     def cost(self, method: str) -> int:
         """Progress steps of a fit."""
@@ -173,18 +174,21 @@ class _Bench:
             [str(number) for number in range(int(labels.max()) + 1)],
         )
         size = int(self.description["image_size"])
-        return build_network(self._recipe(method, seed), linear, labeled, size, self.device)
-
-    def _recipe(self, method: str, seed: int) -> FinetuneRecipe:
-        settings = [f"run.seed={seed}", *as_list(self.settings)]
-        if method == "scratch":  # random weights have no batch-norm statistics worth keeping
-            settings.append("network.batch_norm=train")
-        return load_finetune_recipe("few-label", settings)
+        return build_network(
+            _recipe(method, seed, self.settings), linear, labeled, size, self.device
+        )
 
     def _test_features(self, encoder: Encoder) -> NDArray[np.float32]:
         if encoder is self.encoder:
             return self.features[self.test]
         return embed_pictures(encoder, self.array[self.test], device=self.device)
+
+
+def _recipe(method: str, seed: int, settings: Sequence[str]) -> FinetuneRecipe:
+    settings = [f"run.seed={seed}", *as_list(settings)]
+    if method == "scratch":  # random weights have no batch-norm statistics worth keeping
+        settings.append("network.batch_norm=train")
+    return load_finetune_recipe("few-label", settings)
 
 
 def _strength(features: NDArray[np.float32], labels: Rows, seed: int) -> float:
@@ -216,14 +220,20 @@ def _point(
     }
 
 
-def _possible(shots: Sequence[int], split: LabeledSplit) -> list[int]:
+def refuse_too_many(shots: Sequence[int], split: LabeledSplit) -> None:
+    """Raises UsageError where there are too few training pictures for any of the shots."""
     there, classes = int((~split.test).sum()), len(split.classes)
-    kept = sorted({shot for shot in shots if shot * classes <= there})
-    if not kept:
+    if min(shots) * classes > there:
         raise UsageError(
             f"shots: {min(shots)} a class of {classes} classes are {min(shots) * classes} labels, "
             f"but there are {there} training pictures"
         )
+
+
+def _possible(shots: Sequence[int], split: LabeledSplit) -> list[int]:
+    refuse_too_many(shots, split)
+    there, classes = int((~split.test).sum()), len(split.classes)
+    kept = sorted({shot for shot in shots if shot * classes <= there})
     left_out = sorted(set(shots) - set(kept))
     if left_out:
         told = ", ".join(map(str, left_out))

@@ -186,6 +186,15 @@ def shaped_by(run: str | Path) -> set[str]:
     return found
 
 
+def pretrained(run: str | Path) -> Path:
+    """The run that a fine-tuned one was made from, over any number of steps; others themselves."""
+    folder, known = Path(run), set[Path]()
+    while folder not in known and (folder / RESULT).is_file():
+        known.add(folder)
+        folder = Path(_start_of(folder / DESCRIPTION))
+    return folder
+
+
 def _folder(run: str | Path) -> Path | None:
     """The folder of a run or of weights in it; None for a start that is no run."""
     if str(run) in ("random", "pretrained"):

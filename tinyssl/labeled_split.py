@@ -70,12 +70,16 @@ def read_split(
         table = read_labels(labels)
         if table.unlabeled:
             log.warning(f"{labels}: {table.unlabeled} rows have no label and are left out")
+        # By path, so that the order in which somebody sorted a CSV changes no draw.
+        order = sorted(range(len(table.paths)), key=table.paths.__getitem__)
+        names = [table.labels[row] for row in order]
         if table.splits is not None:
-            is_test, told = np.array([s == "test" for s in table.splits]), f"of {labels}"
+            is_test = np.array([table.splits[row] == "test" for row in order])
+            told = f"of {labels}"
         else:
-            is_test = stratified_split(table.labels, seed=seed)
+            is_test = stratified_split(names, seed=seed)
             told = f"25 % stratified, seed {seed}" + (f", in {kept}" if kept else "")
-        split = _make_split(table.paths, table.labels, is_test)
+        split = _make_split([table.paths[row] for row in order], names, is_test)
         return replace(split, drawn=table.splits is None), told
     if labels is None and train is not None and test is not None:
         sets = [from_class_folders(f) for f in (train, test)]
@@ -104,15 +108,47 @@ def _make_split(paths: list[Path], names: list[str], test: NDArray[np.bool_]) ->
     return LabeledSplit(paths, np.array([numbers[name] for name in names]), classes, test)
 
 
-def warn_of(split: LabeledSplit, digests: Sequence[str]) -> None:
+def copies_together(split: LabeledSplit, digests: Sequence[str], seed: int) -> LabeledSplit:
+    """The split; one that was drawn is drawn again where files are equal, which then stay together.
+
+    Args:
+        split: of n pictures.
+        digests: n digests of their files.
+        seed: of the draw.
+
+    Raises:
+        UsageError: too few different pictures.
+    """
+    first = {digest: row for row, digest in reversed(list(enumerate(digests)))}
+    if not split.drawn or len(first) == len(digests):
+        return split
+    names = [split.classes[number] for number in split.labels]
+    rows = sorted(first.values())
+    test = stratified_split([names[row] for row in rows], seed=seed)
+    tested = {digests[row] for row, chosen in zip(rows, test, strict=True) if chosen}
+    log.info(f"{len(digests) - len(rows)} labeled pictures equal others and were drawn with them")
+    drawn = _make_split(split.paths, names, np.array([digest in tested for digest in digests]))
+    return replace(drawn, drawn=True)
+
+
+def _copied(split: LabeledSplit, digests: Sequence[str]) -> NDArray[np.bool_]:
+    """(n,) True for test pictures that equal a training picture."""
+    trained = {d for d, test in zip(digests, split.test, strict=True) if not test}
+    copied: NDArray[np.bool_] = split.test & np.array([digest in trained for digest in digests])
+    return copied
+
+
+def warn_of(split: LabeledSplit, digests: Sequence[str]) -> int:
     """Warns of test pictures among the training pictures, and of classes without test pictures.
 
     Args:
         split: of n pictures.
         digests: n digests of their files.
+
+    Returns:
+        Number of test pictures that equal a training picture.
     """
-    trained = {d for d, test in zip(digests, split.test, strict=True) if not test}
-    both = sum(test and d in trained for d, test in zip(digests, split.test, strict=True))
+    both = int(_copied(split, digests).sum())
     if both:
         log.warning(
             f"{both} test pictures are training pictures too (equal files): figures are too good; "
@@ -125,6 +161,7 @@ def warn_of(split: LabeledSplit, digests: Sequence[str]) -> None:
             f"no test picture of {a_few(absent)}: balanced accuracy is that of the "
             f"other {len(split.classes) - len(absent)} of {len(split.classes)} classes"
         )
+    return both
 
 
 def split_pictures(split: LabeledSplit, description: Mapping[str, Any]) -> Pictures:

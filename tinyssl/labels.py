@@ -223,6 +223,9 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
             f"{path} has the columns {', '.join(columns) or '(none)'}; "
             "the first line must name path,label and optionally split, with commas between"
         )
+    for name in ("path", "label", "split"):
+        if columns.count(name) > 1:
+            raise UsageError(f"{path} has {columns.count(name)} columns {name}; keep one of them")
     for line, row in rows:
         surplus: Any = row.get(None)
         if (row["label"] or "").strip() and any(cell.strip() for cell in surplus or ()):

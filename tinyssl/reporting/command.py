@@ -40,6 +40,7 @@ from tinyssl.reporting.verdict import (
     judged,
     label_free_verdict,
     label_verdict,
+    own_classifier,
 )
 from tinyssl.reporting.views import acting, draws_views, views_of
 
@@ -146,6 +147,7 @@ def _run_context(facts: RunFacts, pictures: int | None, card: model_card.Card) -
         "verdict": _verdict(facts, pictures),
         "all_clear": all_clear(facts),
         "encoders": encoders,
+        "classifier": own_classifier(facts.result),
         "measures": list(dict.fromkeys(m for e in encoders for m in e.scores)),
         "score_chart": score_chart(encoders, _own_first(encoders)) if encoders else None,
         "draws": _draws(facts.result),

@@ -115,7 +115,9 @@ def _verdict(facts: Sequence[RunFacts], scored: Sequence[Judged]) -> Verdict:
             ["Their scores cannot be compared; judge all of them with the same --labels."],
         )
     found = best_of(scored)
-    found.sentences.append(measured_on(next(fact.result for fact in facts if fact.result)))
+    result = next(fact.result for fact in facts if fact.result)
+    found.sentences.append(measured_on(result | {"pretrained_on": 0}))  # differs between runs
+    found.sentences.extend(_pretrained_on(facts))
     unjudged = [n for n, fact in zip(run_names(facts), facts, strict=True) if not fact.result]
     if unjudged:
         found.sentences.append(f"Not judged on labels: {', '.join(unjudged)}.")
@@ -126,6 +128,13 @@ def _verdict(facts: Sequence[RunFacts], scored: Sequence[Judged]) -> Verdict:
             f"are the same: {', '.join(map(shown, sorted(splits)))}."
         )
     return found
+
+
+def _pretrained_on(facts: Sequence[RunFacts]) -> list[str]:
+    """A sentence on the runs that test pictures were in the pretraining of, if there are any."""
+    counts = [fact.result.get("pretrained_on", 0) for fact in facts]
+    told = [f"{n} on {c:,}" for n, c in zip(run_names(facts), counts, strict=True) if c]
+    return [f"Pretrained on test pictures, without labels: {', '.join(told)}."] if told else []
 
 
 def _costs(facts: Sequence[RunFacts]) -> list[tuple[str, list[str]]]:

@@ -30,7 +30,4 @@ def judging(facts: RunFacts, labels: str | Path | None) -> tuple[str, list[str]]
             f"tinyssl select {run} {pictures} --budget 50 --out to_label.csv",
             f"tinyssl eval {run} --labels to_label.csv",
         ]
-    if Path(labels).is_dir():
-        told = "judge it with these class folders and others that it is tested on"
-        return told, [f"tinyssl eval {run} --train {typed(labels)} --test TEST-FOLDER"]
     return "judge it on your labels", [f"tinyssl eval {run} --labels {typed(labels)}"]

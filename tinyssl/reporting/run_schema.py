@@ -47,7 +47,7 @@ class _Encoder(_Part):
     taught_by_test: Count = 0
 
 
-class _Classifier(_Part):
+class _Classifier(_Judged):
     seen_in_finetuning: Count = 0
 
 
@@ -61,6 +61,7 @@ class Evaluation(_Part):
     split: Any
     fewest: Count | None = None
     pretrained_on: Count = 0
+    test_in_training: Count = 0
     weights: str | None = None
     classifier: _Classifier = _Classifier()
 
