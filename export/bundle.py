@@ -35,7 +35,9 @@ def refuse_if_used(out: Path, overwrite: bool) -> None:
     if os.path.lexists(out) and not out.is_dir():
         kind = "file" if out.is_file() else "link to no folder" if out.is_symlink() else "device"
         raise UsageError(f"--out {out} is a {kind}; name a new folder")
-    above = next(folder for folder in out.absolute().parents if folder.is_dir())
+    above = next(place for place in out.absolute().parents if os.path.lexists(place))
+    if not above.is_dir():
+        raise UsageError(f"--out {out}: {above} is no folder; name another one")
     if not os.access(above, os.W_OK):
         raise UsageError(f"--out {out}: nothing can be written to {above}; name another folder")
     if not out.is_dir() or not any(out.iterdir()):
