@@ -31,6 +31,7 @@ from tests.making import make_pictures, make_run
 from tinyssl.backbones import BACKBONES
 from tinyssl.cli import main
 from tinyssl.config import Recipe
+from tinyssl.encoder import create_encoder
 from tinyssl.errors import JobError, UsageError
 from tinyssl.machine import peak_memory
 from tinyssl.model import load
@@ -38,7 +39,7 @@ from tinyssl.opening import Unreadable
 from tinyssl.picture import decode, resize, to_channels
 from tinyssl.reporting.command import report
 from tinyssl.scanning import scan
-from tinyssl.weights import read_description
+from tinyssl.weights import read_description, save_encoder
 
 Folder = Callable[..., Path]
 
@@ -170,6 +171,23 @@ def test_features_are_of_unit_length_unless_raw(
     found = runtime.Extractor(raw, device="cpu").embed(scan([pictures]))
     wanted = load(run).embed(scan([pictures]), raw=True)
     np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_raw_features_are_measured_by_their_length(
+    small: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    """Those of hundreds differ by more than 0.05 in float16, which is much for length 1 only."""
+    encoder = create_encoder("resnet18", seed=0)
+    with torch.no_grad():
+        encoder.get_submodule("backbone.layer4.1.bn2").weight.fill_(3000.0)
+    (tmp_path / "run").mkdir()
+    save_encoder(encoder, tmp_path / "run", image_size=48, resize="crop")
+    made = export(
+        tmp_path / "run", "onnx-fp16", tmp_path / "raw", pictures=small[1], raw_features=True
+    )
+    assert made.parity["encoder.fp16.onnx"].max_abs > variants.TOLERANCES[variants.HALF].max_abs
+    for name in made.variants:
+        assert runtime.check(runtime.Extractor(made.out, name, "cpu"))[0]
 
 
 def test_any_size_takes_other_sizes(small: tuple[Path, Path, Path], tmp_path: Path) -> None:
