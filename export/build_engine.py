@@ -11,6 +11,7 @@ version that built it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import importlib
 import json
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("tensorrt", "tensorrt_rtx")
+_OLDEST = 10  # of TensorRT: earlier ones have no strongly typed networks
 
 
 class BuildError(Exception):
@@ -27,12 +29,18 @@ class BuildError(Exception):
 
 
 def load_tensorrt() -> Any:
-    """The installed TensorRT module; raises BuildError when there is none."""
+    """The installed TensorRT module; raises BuildError when there is none or an old one."""
     for name in PACKAGES:
         try:
-            return importlib.import_module(name)
+            trt = importlib.import_module(name)
         except (ImportError, OSError):
             continue
+        if name == "tensorrt" and int(trt.__version__.partition(".")[0]) < _OLDEST:
+            raise BuildError(
+                f"TensorRT {trt.__version__} is too old, {_OLDEST} or newer is needed, on a Jetson "
+                "JetPack 6; here run encoder.onnx with runtime.py"
+            )
+        return trt
     raise BuildError(
         "no TensorRT here; on a Jetson it comes with JetPack, elsewhere: pip install tensorrt"
     )
@@ -127,13 +135,19 @@ def _timing_cache(trt: Any, config: Any, path: Path | None) -> Any:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Writes a file completely or not at all."""
+    """Writes a file completely or not at all; raises BuildError if it cannot be written."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        told = f"{error.strerror or error}; it needs {len(data):,} bytes"
+        raise BuildError(f"cannot write {path}: {told}") from None
 
 
 def facts(plan: bytes, model: Path, batch: int, trt: Any) -> dict[str, Any]:

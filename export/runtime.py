@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMAT = 1
@@ -41,6 +42,7 @@ MODEL, ENGINE, ENGINE_FACTS = "encoder.onnx", "encoder.engine", "encoder.engine.
 _SIXTEEN_BIT = {"I", "I;16", "I;16B", "I;16L", "I;16N"}
 _GRAY = {"1", "L", "LA", "La"} | _SIXTEEN_BIT
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
+_BICUBIC = 3  # of Pillow; Image.Resampling is missing in version 9.0, that of Ubuntu 22.04
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # EPS would start a program
 MAX_PIXELS = 89_478_485  # of a picture, unless the manifest sets another limit
 _LARGEST_MANIFEST = 1 << 26  # bytes
@@ -114,6 +116,8 @@ class Extractor:
 
     def _open(self, device: str, threads: int, required: bool) -> OnnxSession | EngineSession:
         if self.variant == ENGINE:
+            if device not in ("auto", "tensorrt"):
+                raise BundleError(f"{ENGINE} runs in TensorRT only; leave device {device} out")
             try:
                 return EngineSession(*read_engine(self.bundle, self.manifest))
             except BundleError as error:
@@ -417,6 +421,8 @@ class EngineSession:
                 f"TensorRT cannot load {ENGINE} on this GPU; run build_engine.py here"
             )
         self.context = self.engine.create_execution_context()
+        if self.context is None:
+            raise BundleError(f"TensorRT has too little memory here to run {ENGINE}")
         names = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
         modes = [self.engine.get_tensor_mode(name) for name in names]
         self.input = names[modes.index(trt.TensorIOMode.INPUT)]
@@ -584,9 +590,12 @@ def _from_pillow(image: Image.Image, channels: int) -> Array:
     if _deep_colour(image):
         raise Unreadable("16 bits in each of several channels; convert it, or give it as an array")
     _refuse_misread(image, channels)
+    if image.format == "PPM" and PIL.__version__.startswith("9.0."):
+        raise Unreadable("Pillow 9.0 reads some PPM and PGM files too dark; install a newer one")
     limit = _white_value(image)
     image.load()
-    image = ImageOps.exif_transpose(image)
+    if image.format != "TIFF":  # which loading has turned, and Pillow before 10.1 turns again
+        image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise Unreadable("32-bit float has no fixed range; convert it to 16-bit")
     if image.mode in _SIXTEEN_BIT:
@@ -637,7 +646,7 @@ def _refuse_misread(image: Image.Image, channels: int) -> None:
 
 def _is_gray(image: Image.Image) -> bool:
     if image.mode == "P" and image.palette is not None:
-        palette = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
+        palette = np.array(image.getpalette() or [], np.uint8).reshape(-1, 3)
         return bool((palette == palette[:, :1]).all())
     return image.mode in _GRAY
 
@@ -697,12 +706,12 @@ def resize(picture: Array, size: int, rule: str) -> Array:
 
 
 def _scale(picture: Array, height: int, width: int) -> Array:
-    cubic, c = Image.Resampling.BICUBIC, picture.shape[2]
+    c = picture.shape[2]
     if picture.dtype == np.uint8 and c in (1, 3):
         image = Image.fromarray(np.ascontiguousarray(picture[..., 0] if c == 1 else picture))
-        return np.asarray(image.resize((width, height), cubic)).reshape(height, width, c)
+        return np.asarray(image.resize((width, height), _BICUBIC)).reshape(height, width, c)
     planes = [
-        np.asarray(Image.fromarray(plane).resize((width, height), cubic))
+        np.asarray(Image.fromarray(plane).resize((width, height), _BICUBIC))
         for plane in np.ascontiguousarray(np.moveaxis(picture, 2, 0), dtype=np.float32)
     ]
     rounded = np.rint(np.stack(planes, axis=2)).clip(0, np.iinfo(picture.dtype).max)

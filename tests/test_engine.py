@@ -233,6 +233,34 @@ def test_an_engine_that_tensorrt_does_not_load(bundle: Path, stand_in: SimpleNam
     assert "TensorRT cannot load" in told(bundle, variant="encoder.engine")
 
 
+def test_an_engine_that_finds_no_memory(
+    bundle: Path, stand_in: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without memory TensorRT returns no context instead of raising."""
+    write_engine(bundle, (bundle / "encoder.onnx").read_bytes(), stand_in)
+    monkeypatch.setattr(Engine, "create_execution_context", lambda engine: None)
+    assert "too little memory" in told(bundle, variant="encoder.engine")
+    assert runtime.Extractor(bundle).variant == "encoder.onnx"
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_an_engine_is_for_no_other_device(
+    device: str, bundle: Path, stand_in: SimpleNamespace
+) -> None:
+    write_engine(bundle, (bundle / "encoder.onnx").read_bytes(), stand_in)
+    line = f"encoder.engine runs in TensorRT only; leave device {device} out"
+    assert told(bundle, variant="encoder.engine", device=device) == line
+
+
+def test_tensorrt_of_jetpack_5_is_told_to_be_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    old = SimpleNamespace(__name__="tensorrt", __version__="8.5.2.2")
+    monkeypatch.setitem(sys.modules, "tensorrt", old)
+    with pytest.raises(
+        build_engine.BuildError, match=r"TensorRT 8\.5\.2\.2 is too old, 10 or newer"
+    ):
+        build_engine.load_tensorrt()
+
+
 def test_a_real_engine_without_a_gpu(
     bundle: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -491,6 +491,37 @@ def test_runtime_in_an_environment_of_its_own(
         np.testing.assert_allclose(written["features"], ours, atol=1e-5)
 
 
+def test_pillow_that_darkens_pictures_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Version 9.0 ignores which value of a PGM is white."""
+    path = tmp_path / "a.pgm"
+    path.write_bytes(b"P5 1 1 1000\n\x03\xe8")
+    assert runtime.decode(path, 1).item() == 65535
+    monkeypatch.setattr(runtime.PIL, "__version__", "9.0.1")
+    with pytest.raises(
+        runtime.Unreadable, match=r"Pillow 9\.0 reads some PPM and PGM files too dark"
+    ):
+        runtime.decode(path, 1)
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="Pillow 10.0 has no wheel for it")
+def test_a_tiff_is_turned_once_by_an_old_pillow(tmp_path: Path) -> None:
+    """Before 10.1 Pillow turns a TIFF when it loads it, and keeps the tag that says so."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.tif", exif=exif)
+    old, program = tmp_path / "old", Path(runtime.__file__).parent
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "pillow==10.0.1"]
+    subprocess.run([*install, "--target", old], check=True)
+    told = "import PIL, runtime; print(PIL.__version__, *runtime.decode('a.tif', 3).shape)"
+    done = subprocess.run(
+        [sys.executable, "-c", told], cwd=tmp_path, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": f"{old}{os.pathsep}{program}"},
+    )  # fmt: skip
+    assert done.stdout == "10.0.1 30 20 3\n", done.stderr
+
+
 def test_an_interrupted_program_says_so_in_one_line(
     small: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
@@ -630,7 +661,10 @@ def test_options_without_effect_are_refused(
 
 @pytest.mark.parametrize("program", ["runtime", "build_engine"])
 def test_programs_are_of_python_38(program: str) -> None:
-    """JetPack 5 has no newer one; what it refuses only at run time is looked for by name."""
+    """JetPack 5 has no newer one; what it refuses only at run time is looked for by name.
+
+    So is what Pillow 9.0 of JetPack 6 lacks.
+    """
     text = (Path(runtime.__file__).parent / f"{program}.py").read_text(encoding="utf-8")
     assert "\nfrom __future__ import annotations\n" in text
     for node in ast.walk(ast.parse(text, feature_version=(3, 8))):
@@ -640,6 +674,8 @@ def test_programs_are_of_python_38(program: str) -> None:
             assert not {"strict", "slots"} & {keyword.arg for keyword in node.keywords}
             unions = [a for a in node.args if isinstance(a, ast.BinOp)]
             assert called != "isinstance" or not unions, f"line {node.lineno}"
+            assert called != "getpalette" or not node.args, f"line {node.lineno}"
+        assert getattr(node, "attr", "") not in ("Resampling", "Transpose", "Palette")
 
 
 def test_benchmark_measures(small: tuple[Path, Path, Path]) -> None:
