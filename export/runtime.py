@@ -369,18 +369,19 @@ class OnnxSession:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        wanted = ["CUDAExecutionProvider"] if device != "cpu" else []
-        there = [p for p in wanted if p in onnxruntime.get_available_providers()]
+        cuda = "CUDAExecutionProvider"
+        there = device != "cpu" and cuda in onnxruntime.get_available_providers()
+        gpu = [(cuda, _cuda_options(onnxruntime.__version__))] if there else []
         try:
             self.session = onnxruntime.InferenceSession(
-                model, options, [*there, "CPUExecutionProvider"]
+                model, options, [*gpu, "CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime has a class for every cause
             raise BundleError(f"the model cannot be loaded: {error}".partition("\n")[0]) from None
         self.told: dict[str, str] = self.session.get_modelmeta().custom_metadata_map
         self.provider = str(self.session.get_providers()[0])
         # onnxruntime lists CUDA even without a GPU, and then falls back without an error.
-        if device == "cuda" and self.provider != "CUDAExecutionProvider":
+        if device == "cuda" and self.provider != cuda:
             raise BundleError("device cuda cannot be used here: onnxruntime has no working GPU")
         self.input = self.session.get_inputs()[0].name
         self.names = [output.name for output in self.session.get_outputs()]
@@ -398,6 +399,15 @@ class OnnxSession:
         except Exception as error:  # onnxruntime has a class for every cause
             told = str(error).partition("\n")[0]
             raise BundleError(f"the model cannot run on {pictures.shape}: {told}") from None
+
+
+def _cuda_options(version: str) -> dict[str, str]:
+    """Options without TF32, which keeps 10 bits of float32 and would fail the check.
+
+    Before 1.18 onnxruntime has no such option.
+    """
+    major, minor = version.split(".")[:2]
+    return {"use_tf32": "0"} if (int(major), int(minor)) >= (1, 18) else {}
 
 
 class EngineSession:
