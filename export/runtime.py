@@ -82,8 +82,8 @@ class Extractor:
         classes: names of the classes; empty without a classifier.
 
     Raises:
-        BundleError: the bundle is damaged, incomplete or of another format, or the device cannot
-            be used.
+        BundleError: the bundle is damaged, incomplete or of another format, the device cannot be
+            used, or Pillow is older than version 9.
     """
 
     def __init__(
@@ -97,6 +97,10 @@ class Extractor:
             raise BundleError(f"device: got {device!r}, allowed are auto, tensorrt, cuda and cpu")
         if threads < 0:
             raise BundleError(f"threads: got {threads}; give 0 (all) or more")
+        if int(PIL.__version__.partition(".")[0]) < 9:
+            raise BundleError(
+                f"Pillow {PIL.__version__} is too old; install a newer one: pip install -U pillow"
+            )
         self.bundle = Path(__file__).resolve().parent if bundle is None else Path(bundle)
         self.manifest = read_manifest(self.bundle)
         self.passed_over = ""

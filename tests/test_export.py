@@ -491,6 +491,17 @@ def test_runtime_in_an_environment_of_its_own(
         np.testing.assert_allclose(written["features"], ours, atol=1e-5)
 
 
+def test_pillow_of_jetpack_5_is_told_to_be_too_old(
+    small: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not know which formats to open."""
+    monkeypatch.setattr(runtime.PIL, "__version__", "7.0.0")
+    with pytest.raises(
+        runtime.BundleError, match=r"^Pillow 7\.0\.0 is too old; install a newer one"
+    ):
+        runtime.Extractor(small[2])
+
+
 def test_pillow_that_darkens_pictures_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
