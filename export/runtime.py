@@ -573,6 +573,8 @@ def decode(source: Picture, channels: int, max_pixels: int = MAX_PIXELS) -> Arra
     try:
         if isinstance(source, Image.Image):
             return _from_pillow(source, channels)
+        if Path(source).is_dir():
+            os.listdir(source)  # raises the reason if it cannot be read
         if not Path(source).is_file() and Path(source).exists():
             raise Unreadable("not a regular file")
         if Path(source).stat().st_size > 8 * max_pixels + (1 << 26):
@@ -735,7 +737,8 @@ def _scale(picture: Array, height: int, width: int) -> Array:
 def find_pictures(names: Sequence[str]) -> list[Path]:
     """The named pictures, and those below named folders, in order.
 
-    Hidden files and folders are skipped; linked folders are entered once.
+    Hidden files and folders are skipped; linked folders are entered once. Folders that cannot be
+    read are returned, so that reading them tells the reason.
     """
     found: list[Path] = []
     for name in names:
@@ -752,7 +755,8 @@ def find_pictures(names: Sequence[str]) -> list[Path]:
 
 def _pictures_below(folder: Path) -> Iterator[Path]:
     seen: set[str] = set()
-    for base, folders, names in os.walk(folder, followlinks=True):
+    closed: list[OSError] = []
+    for base, folders, names in os.walk(folder, followlinks=True, onerror=closed.append):
         real = os.path.realpath(base)
         if real in seen:  # by a link
             folders.clear()
@@ -761,6 +765,7 @@ def _pictures_below(folder: Path) -> Iterator[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         visible = (Path(base, name) for name in names if not name.startswith("."))
         yield from (path for path in visible if _is_picture(path))
+    yield from (Path(error.filename) for error in closed)
 
 
 def _is_picture(path: Path) -> bool:

@@ -181,7 +181,7 @@ def test_a_full_disk_is_told(program: Path, tmp_path: Path) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2
-    assert done.stderr == "extract: the features cannot be written: No space left on device\n"
+    assert done.stderr == "extract: cannot write the features: No space left on device\n"
 
 
 @pytest.mark.parametrize("case", ["no arguments", "no model", "16 bits", "no pictures"])

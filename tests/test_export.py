@@ -471,6 +471,29 @@ def test_the_runtime_finds_in_folders_what_training_finds(tmp_path: Path) -> Non
     assert folder / "a" / "a.png" in found
 
 
+def test_the_runtime_tells_of_folders_that_it_cannot_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "closed").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    real = {"scandir": os.scandir, "listdir": os.listdir}
+
+    def refusing(name: str) -> Callable[..., Any]:
+        def call(path: Any) -> Any:
+            if Path(path).name == "closed":
+                raise PermissionError(13, "Permission denied", str(path))
+            return real[name](path)
+
+        return call
+
+    for name in real:
+        monkeypatch.setattr(os, name, refusing(name))
+    found = runtime.find_pictures([str(tmp_path)])
+    assert found == [tmp_path / "a.png", tmp_path / "closed"]
+    with pytest.raises(runtime.Unreadable, match="^Permission denied$"):
+        runtime.decode(found[1], 3)
+
+
 def test_runtime_in_an_environment_of_its_own(
     small: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:

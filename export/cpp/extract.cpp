@@ -286,7 +286,7 @@ void print_row(const fs::path& path, const std::vector<float>& features) {
   for (const float value : features) std::printf(",%.9g", static_cast<double>(value));
   std::printf("\n");
   if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
-    throw std::runtime_error(std::string("the features cannot be written: ") + std::strerror(errno));
+    throw std::runtime_error("cannot write the features: " + std::string(std::strerror(errno)));
   }
 }
 
