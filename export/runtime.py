@@ -574,7 +574,7 @@ def decode(source: Picture, channels: int, max_pixels: int = MAX_PIXELS) -> Arra
         if isinstance(source, Image.Image):
             return _from_pillow(source, channels)
         if Path(source).is_dir():
-            os.listdir(source)  # raises the reason if it cannot be read
+            next(Path(source).iterdir(), None)  # raises the reason if it cannot be read
         if not Path(source).is_file() and Path(source).exists():
             raise Unreadable("not a regular file")
         if Path(source).stat().st_size > 8 * max_pixels + (1 << 26):

@@ -490,7 +490,7 @@ def test_the_runtime_tells_of_folders_that_it_cannot_read(
         monkeypatch.setattr(os, name, refusing(name))
     found = runtime.find_pictures([str(tmp_path)])
     assert found == [tmp_path / "a.png", tmp_path / "closed"]
-    with pytest.raises(runtime.Unreadable, match="^Permission denied$"):
+    with pytest.raises(runtime.Unreadable, match=r"^Permission denied$"):
         runtime.decode(found[1], 3)
 
 
