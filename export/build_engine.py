@@ -11,6 +11,7 @@ version that built it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import importlib
 import json
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("tensorrt", "tensorrt_rtx")
+_OLDEST = 10  # of TensorRT: earlier ones have no strongly typed networks
 
 
 class BuildError(Exception):
@@ -27,12 +29,18 @@ class BuildError(Exception):
 
 
 def load_tensorrt() -> Any:
-    """The installed TensorRT module; raises BuildError when there is none."""
+    """The installed TensorRT module; raises BuildError when there is none or an old one."""
     for name in PACKAGES:
         try:
-            return importlib.import_module(name)
+            trt = importlib.import_module(name)
         except (ImportError, OSError):
             continue
+        if name == "tensorrt" and int(trt.__version__.partition(".")[0]) < _OLDEST:
+            raise BuildError(
+                f"TensorRT {trt.__version__} is too old, {_OLDEST} or newer is needed, on a Jetson "
+                "JetPack 6; here run encoder.onnx with runtime.py"
+            )
+        return trt
     raise BuildError(
         "no TensorRT here; on a Jetson it comes with JetPack, elsewhere: pip install tensorrt"
     )
@@ -73,8 +81,7 @@ def build(
         errors = [parser.get_error(i) for i in range(parser.num_errors)]
         reasons = [f"{e.node_operator()} {e.node_name()}: {e.desc()}".strip() for e in errors]
         raise BuildError(f"TensorRT cannot parse {model}: {'; '.join(reasons)}")
-    config = builder.create_builder_config()
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace << 20)
+    config = _config(trt, builder, workspace)
     config.add_optimization_profile(_profile(builder, network, batch))
     _set_targets(trt, config, targets)
     cache = _timing_cache(trt, config, timing_cache)
@@ -91,6 +98,14 @@ def _network_flags(trt: Any) -> int:
     known = trt.NetworkDefinitionCreationFlag
     wanted = [name for name in ("EXPLICIT_BATCH", "STRONGLY_TYPED") if hasattr(known, name)]
     return sum(1 << int(getattr(known, name)) for name in wanted)
+
+
+def _config(trt: Any, builder: Any, workspace: int) -> Any:
+    config = builder.create_builder_config()
+    # On by default, it keeps 10 bits of float32: features would differ as those of float16 do.
+    config.clear_flag(trt.BuilderFlag.TF32)
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace << 20)
+    return config
 
 
 def _profile(builder: Any, network: Any, batch: int) -> Any:
@@ -127,13 +142,19 @@ def _timing_cache(trt: Any, config: Any, path: Path | None) -> Any:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Writes a file completely or not at all."""
+    """Writes a file completely or not at all; raises BuildError if it cannot be written."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        told = f"{error.strerror or error}; it needs {len(data):,} bytes"
+        raise BuildError(f"cannot write {path}: {told}") from None
 
 
 def facts(plan: bytes, model: Path, batch: int, trt: Any) -> dict[str, Any]:
@@ -153,7 +174,7 @@ def trtexec(model: str, size: int, channels: int, batch: int = 8) -> str:
     """The command that builds the same engine with TensorRT's own program."""
     shape = f"{size}x{size}x{channels}"
     return (
-        f"trtexec --onnx={model} --saveEngine=encoder.engine --stronglyTyped "
+        f"trtexec --onnx={model} --saveEngine=encoder.engine --stronglyTyped --noTF32 "
         f"--minShapes=pictures:1x{shape} --optShapes=pictures:1x{shape} "
         f"--maxShapes=pictures:{batch}x{shape}"
     )

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMAT = 1
@@ -41,6 +42,7 @@ MODEL, ENGINE, ENGINE_FACTS = "encoder.onnx", "encoder.engine", "encoder.engine.
 _SIXTEEN_BIT = {"I", "I;16", "I;16B", "I;16L", "I;16N"}
 _GRAY = {"1", "L", "LA", "La"} | _SIXTEEN_BIT
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
+_BICUBIC = 3  # of Pillow; Image.Resampling is missing in version 9.0, that of Ubuntu 22.04
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # EPS would start a program
 MAX_PIXELS = 89_478_485  # of a picture, unless the manifest sets another limit
 _LARGEST_MANIFEST = 1 << 26  # bytes
@@ -80,8 +82,8 @@ class Extractor:
         classes: names of the classes; empty without a classifier.
 
     Raises:
-        BundleError: the bundle is damaged, incomplete or of another format, or the device cannot
-            be used.
+        BundleError: the bundle is damaged, incomplete or of another format, the device cannot be
+            used, or Pillow is older than version 9.
     """
 
     def __init__(
@@ -95,6 +97,10 @@ class Extractor:
             raise BundleError(f"device: got {device!r}, allowed are auto, tensorrt, cuda and cpu")
         if threads < 0:
             raise BundleError(f"threads: got {threads}; give 0 (all) or more")
+        if int(PIL.__version__.partition(".")[0]) < 9:
+            raise BundleError(
+                f"Pillow {PIL.__version__} is too old; install a newer one: pip install -U pillow"
+            )
         self.bundle = Path(__file__).resolve().parent if bundle is None else Path(bundle)
         self.manifest = read_manifest(self.bundle)
         self.passed_over = ""
@@ -114,6 +120,8 @@ class Extractor:
 
     def _open(self, device: str, threads: int, required: bool) -> OnnxSession | EngineSession:
         if self.variant == ENGINE:
+            if device not in ("auto", "tensorrt"):
+                raise BundleError(f"{ENGINE} runs in TensorRT only; leave device {device} out")
             try:
                 return EngineSession(*read_engine(self.bundle, self.manifest))
             except BundleError as error:
@@ -365,18 +373,19 @@ class OnnxSession:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        wanted = ["CUDAExecutionProvider"] if device != "cpu" else []
-        there = [p for p in wanted if p in onnxruntime.get_available_providers()]
+        cuda = "CUDAExecutionProvider"
+        there = device != "cpu" and cuda in onnxruntime.get_available_providers()
+        gpu = [(cuda, _cuda_options(onnxruntime.__version__))] if there else []
         try:
             self.session = onnxruntime.InferenceSession(
-                model, options, [*there, "CPUExecutionProvider"]
+                model, options, [*gpu, "CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime has a class for every cause
             raise BundleError(f"the model cannot be loaded: {error}".partition("\n")[0]) from None
         self.told: dict[str, str] = self.session.get_modelmeta().custom_metadata_map
         self.provider = str(self.session.get_providers()[0])
         # onnxruntime lists CUDA even without a GPU, and then falls back without an error.
-        if device == "cuda" and self.provider != "CUDAExecutionProvider":
+        if device == "cuda" and self.provider != cuda:
             raise BundleError("device cuda cannot be used here: onnxruntime has no working GPU")
         self.input = self.session.get_inputs()[0].name
         self.names = [output.name for output in self.session.get_outputs()]
@@ -394,6 +403,15 @@ class OnnxSession:
         except Exception as error:  # onnxruntime has a class for every cause
             told = str(error).partition("\n")[0]
             raise BundleError(f"the model cannot run on {pictures.shape}: {told}") from None
+
+
+def _cuda_options(version: str) -> dict[str, str]:
+    """Options without TF32, which keeps 10 bits of float32 and would fail the check.
+
+    Before 1.18 onnxruntime has no such option.
+    """
+    major, minor = version.split(".")[:2]
+    return {"use_tf32": "0"} if (int(major), int(minor)) >= (1, 18) else {}
 
 
 class EngineSession:
@@ -417,6 +435,8 @@ class EngineSession:
                 f"TensorRT cannot load {ENGINE} on this GPU; run build_engine.py here"
             )
         self.context = self.engine.create_execution_context()
+        if self.context is None:
+            raise BundleError(f"TensorRT has too little memory here to run {ENGINE}")
         names = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
         modes = [self.engine.get_tensor_mode(name) for name in names]
         self.input = names[modes.index(trt.TensorIOMode.INPUT)]
@@ -553,6 +573,8 @@ def decode(source: Picture, channels: int, max_pixels: int = MAX_PIXELS) -> Arra
     try:
         if isinstance(source, Image.Image):
             return _from_pillow(source, channels)
+        if Path(source).is_dir():
+            next(Path(source).iterdir(), None)  # raises the reason if it cannot be read
         if not Path(source).is_file() and Path(source).exists():
             raise Unreadable("not a regular file")
         if Path(source).stat().st_size > 8 * max_pixels + (1 << 26):
@@ -584,9 +606,12 @@ def _from_pillow(image: Image.Image, channels: int) -> Array:
     if _deep_colour(image):
         raise Unreadable("16 bits in each of several channels; convert it, or give it as an array")
     _refuse_misread(image, channels)
+    if image.format == "PPM" and PIL.__version__.startswith("9.0."):
+        raise Unreadable("Pillow 9.0 reads some PPM and PGM files too dark; install a newer one")
     limit = _white_value(image)
     image.load()
-    image = ImageOps.exif_transpose(image)
+    if image.format != "TIFF":  # which loading has turned, and Pillow before 10.1 turns again
+        image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise Unreadable("32-bit float has no fixed range; convert it to 16-bit")
     if image.mode in _SIXTEEN_BIT:
@@ -637,7 +662,7 @@ def _refuse_misread(image: Image.Image, channels: int) -> None:
 
 def _is_gray(image: Image.Image) -> bool:
     if image.mode == "P" and image.palette is not None:
-        palette = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
+        palette = np.array(image.getpalette() or [], np.uint8).reshape(-1, 3)
         return bool((palette == palette[:, :1]).all())
     return image.mode in _GRAY
 
@@ -697,12 +722,12 @@ def resize(picture: Array, size: int, rule: str) -> Array:
 
 
 def _scale(picture: Array, height: int, width: int) -> Array:
-    cubic, c = Image.Resampling.BICUBIC, picture.shape[2]
+    c = picture.shape[2]
     if picture.dtype == np.uint8 and c in (1, 3):
         image = Image.fromarray(np.ascontiguousarray(picture[..., 0] if c == 1 else picture))
-        return np.asarray(image.resize((width, height), cubic)).reshape(height, width, c)
+        return np.asarray(image.resize((width, height), _BICUBIC)).reshape(height, width, c)
     planes = [
-        np.asarray(Image.fromarray(plane).resize((width, height), cubic))
+        np.asarray(Image.fromarray(plane).resize((width, height), _BICUBIC))
         for plane in np.ascontiguousarray(np.moveaxis(picture, 2, 0), dtype=np.float32)
     ]
     rounded = np.rint(np.stack(planes, axis=2)).clip(0, np.iinfo(picture.dtype).max)
@@ -712,7 +737,8 @@ def _scale(picture: Array, height: int, width: int) -> Array:
 def find_pictures(names: Sequence[str]) -> list[Path]:
     """The named pictures, and those below named folders, in order.
 
-    Hidden files and folders are skipped; linked folders are entered once.
+    Hidden files and folders are skipped; linked folders are entered once. Folders that cannot be
+    read are returned, so that reading them tells the reason.
     """
     found: list[Path] = []
     for name in names:
@@ -729,7 +755,8 @@ def find_pictures(names: Sequence[str]) -> list[Path]:
 
 def _pictures_below(folder: Path) -> Iterator[Path]:
     seen: set[str] = set()
-    for base, folders, names in os.walk(folder, followlinks=True):
+    closed: list[OSError] = []
+    for base, folders, names in os.walk(folder, followlinks=True, onerror=closed.append):
         real = os.path.realpath(base)
         if real in seen:  # by a link
             folders.clear()
@@ -738,6 +765,7 @@ def _pictures_below(folder: Path) -> Iterator[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         visible = (Path(base, name) for name in names if not name.startswith("."))
         yield from (path for path in visible if _is_picture(path))
+    yield from (Path(error.filename) for error in closed)
 
 
 def _is_picture(path: Path) -> bool:

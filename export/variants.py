@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ class Tolerance:
         )
 
 
-TOLERANCES: Mapping[str, Tolerance] = {
+TOLERANCES: Mapping[str, Tolerance] = {  # of features of length 1
     FLOAT: Tolerance(1e-4, 0.99999),
     HALF: Tolerance(0.05, 0.99, 0.999),
     ENGINE: Tolerance(0.05, 0.99, 0.999),
@@ -133,6 +133,8 @@ class Workshop:
         self.deployed, self.model, self.samples = deployed, model, samples
         self.labeled, self.force = labeled, force
         self.wanted = torch_outputs(deployed, samples.measured)
+        lengths = np.linalg.norm(self.wanted[FEATURES], axis=1)
+        self.length = 1.0 if deployed.unit else float(lengths.mean())
         self.float = model.SerializeToString()
 
     def make(self, names: Sequence[str], *, workspace: int, strict: bool) -> dict[str, Variant]:
@@ -169,8 +171,11 @@ class Workshop:
             classes = [o[PROBABILITIES].argmax(axis=1) for o in (self.wanted, found)]
             same = float((classes[0] == classes[1]).mean())
         # Int8 differs between processors, so a device may differ a little more than this machine.
-        loose = Tolerance(2 * parity.max_abs, parity.worst_cosine - 0.05)
-        return Variant(content, parity, TOLERANCES.get(name, loose), same, **more)
+        allowed = Tolerance(2 * parity.max_abs, parity.worst_cosine - 0.05)
+        if name in TOLERANCES:
+            limits = TOLERANCES[name]
+            allowed = replace(limits, max_abs=limits.max_abs * self.length)
+        return Variant(content, parity, allowed, same, **more)
 
     def _int8(self, styles: Mapping[str, Any], strict: bool) -> dict[str, Variant]:
         with progress("calibrating", len(self.samples.calibrated)) as advance:

@@ -64,6 +64,14 @@ def test_a_place_without_the_right_to_write_is_told_before_the_work(tmp_path: Pa
         refuse_if_used(tmp_path / "a" / "bundle", overwrite=False)
 
 
+@pytest.mark.parametrize("below", ["bundle", "a/bundle"])
+def test_a_place_below_a_file_is_told_before_the_work(below: str, tmp_path: Path) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_text("mine")
+    with pytest.raises(UsageError, match=f"{file} is no folder"):
+        refuse_if_used(file / below, overwrite=False)
+
+
 @pytest.mark.parametrize("name", ["notes.txt", "src/main.js", ".git/config", "a.onnx"])
 def test_a_bundle_with_a_file_of_the_users_is_kept(name: str, out: Path) -> None:
     (out / name).parent.mkdir(exist_ok=True)

@@ -173,6 +173,17 @@ def test_names_are_quoted_as_csv_wants_them(name: str, program: Path, tmp_path: 
     assert list(csv.reader(text)) == [["path", "feature0"], [str(path), "0"]]
 
 
+def test_a_full_disk_is_told(program: Path, tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    (tmp_path / "a.pgm").write_bytes(b"P5 1 1 255\n\x00")
+    command = [program, pixels_model(tmp_path / "pixels.onnx", 1, 1, "squash"), tmp_path]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "extract: cannot write the features: No space left on device\n"
+
+
 @pytest.mark.parametrize("case", ["no arguments", "no model", "16 bits", "no pictures"])
 def test_wrong_use_is_told_in_one_line(case: str, program: Path, tmp_path: Path) -> None:
     model = pixels_model(

@@ -336,6 +336,14 @@ def test_wrong_use(run: Path, picture_folder: Folder, tmp_path: Path) -> None:
     assert not (tmp_path / "f.npz.parts").exists()
 
 
+@pytest.mark.parametrize("device", ["cuda:1", "tensorrt"])
+def test_devices_of_a_bundle(device: str, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("{}")
+    line = f"device: got '{device}'; with a bundle allowed are auto, cpu and cuda"
+    with pytest.raises(UsageError, match=line):
+        open_extractor(tmp_path, device=device)
+
+
 def test_a_bundle_without_onnxruntime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "manifest.json").write_text("{}")
     monkeypatch.setattr("tinyssl.extraction.find_spec", lambda name: None)

@@ -233,6 +233,61 @@ def test_an_engine_that_tensorrt_does_not_load(bundle: Path, stand_in: SimpleNam
     assert "TensorRT cannot load" in told(bundle, variant="encoder.engine")
 
 
+def test_an_engine_that_finds_no_memory(
+    bundle: Path, stand_in: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without memory TensorRT returns no context instead of raising."""
+    write_engine(bundle, (bundle / "encoder.onnx").read_bytes(), stand_in)
+    monkeypatch.setattr(Engine, "create_execution_context", lambda engine: None)
+    assert "too little memory" in told(bundle, variant="encoder.engine")
+    assert runtime.Extractor(bundle).variant == "encoder.onnx"
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_an_engine_is_for_no_other_device(
+    device: str, bundle: Path, stand_in: SimpleNamespace
+) -> None:
+    write_engine(bundle, (bundle / "encoder.onnx").read_bytes(), stand_in)
+    line = f"encoder.engine runs in TensorRT only; leave device {device} out"
+    assert told(bundle, variant="encoder.engine", device=device) == line
+
+
+def test_tensorrt_of_jetpack_5_is_told_to_be_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    old = SimpleNamespace(__name__="tensorrt", __version__="8.5.2.2")
+    monkeypatch.setitem(sys.modules, "tensorrt", old)
+    with pytest.raises(
+        build_engine.BuildError, match=r"TensorRT 8\.5\.2\.2 is too old, 10 or newer"
+    ):
+        build_engine.load_tensorrt()
+
+
+def test_float32_of_an_engine_keeps_its_bits() -> None:
+    trt = pytest.importorskip("tensorrt_rtx")
+    config = build_engine._config(trt, trt.Builder(trt.Logger(trt.Logger.ERROR)), workspace=64)
+    assert not config.get_flag(trt.BuilderFlag.TF32)
+    assert config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) == 64 << 20
+
+
+@pytest.mark.parametrize(("version", "options"), [("1.17.3", {}), ("1.18.0", {"use_tf32": "0"})])
+def test_float32_on_cuda_keeps_its_bits(
+    version: str, options: dict[str, str], bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What onnxruntime is asked for, where it lists CUDA but then runs on the CPU."""
+    asked: list[Any] = []
+    real = onnxruntime.InferenceSession
+
+    def session(model: bytes, options: Any, providers: Any) -> onnxruntime.InferenceSession:
+        asked.append(providers)
+        return real(model, options, ["CPUExecutionProvider"])
+
+    cuda, cpu = "CUDAExecutionProvider", "CPUExecutionProvider"
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [cuda, cpu])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    monkeypatch.setattr(onnxruntime, "__version__", version)
+    assert runtime.Extractor(bundle).provider == cpu
+    assert asked == [[(cuda, options), cpu]]
+
+
 def test_a_real_engine_without_a_gpu(
     bundle: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -31,6 +31,7 @@ from tests.making import make_pictures, make_run
 from tinyssl.backbones import BACKBONES
 from tinyssl.cli import main
 from tinyssl.config import Recipe
+from tinyssl.encoder import create_encoder
 from tinyssl.errors import JobError, UsageError
 from tinyssl.machine import peak_memory
 from tinyssl.model import load
@@ -38,7 +39,7 @@ from tinyssl.opening import Unreadable
 from tinyssl.picture import decode, resize, to_channels
 from tinyssl.reporting.command import report
 from tinyssl.scanning import scan
-from tinyssl.weights import read_description
+from tinyssl.weights import read_description, save_encoder
 
 Folder = Callable[..., Path]
 
@@ -170,6 +171,23 @@ def test_features_are_of_unit_length_unless_raw(
     found = runtime.Extractor(raw, device="cpu").embed(scan([pictures]))
     wanted = load(run).embed(scan([pictures]), raw=True)
     np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_raw_features_are_measured_by_their_length(
+    small: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    """Those of hundreds differ by more than 0.05 in float16, which is much for length 1 only."""
+    encoder = create_encoder("resnet18", seed=0)
+    with torch.no_grad():
+        encoder.get_submodule("backbone.layer4.1.bn2").weight.fill_(3000.0)
+    (tmp_path / "run").mkdir()
+    save_encoder(encoder, tmp_path / "run", image_size=48, resize="crop")
+    made = export(
+        tmp_path / "run", "onnx-fp16", tmp_path / "raw", pictures=small[1], raw_features=True
+    )
+    assert made.parity["encoder.fp16.onnx"].max_abs > variants.TOLERANCES[variants.HALF].max_abs
+    for name in made.variants:
+        assert runtime.check(runtime.Extractor(made.out, name, "cpu"))[0]
 
 
 def test_any_size_takes_other_sizes(small: tuple[Path, Path, Path], tmp_path: Path) -> None:
@@ -453,6 +471,29 @@ def test_the_runtime_finds_in_folders_what_training_finds(tmp_path: Path) -> Non
     assert folder / "a" / "a.png" in found
 
 
+def test_the_runtime_tells_of_folders_that_it_cannot_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "closed").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    real = {"scandir": os.scandir, "listdir": os.listdir}
+
+    def refusing(name: str) -> Callable[..., Any]:
+        def call(path: Any) -> Any:
+            if Path(path).name == "closed":
+                raise PermissionError(13, "Permission denied", str(path))
+            return real[name](path)
+
+        return call
+
+    for name in real:
+        monkeypatch.setattr(os, name, refusing(name))
+    found = runtime.find_pictures([str(tmp_path)])
+    assert found == [tmp_path / "a.png", tmp_path / "closed"]
+    with pytest.raises(runtime.Unreadable, match=r"^Permission denied$"):
+        runtime.decode(found[1], 3)
+
+
 def test_runtime_in_an_environment_of_its_own(
     small: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
@@ -471,6 +512,48 @@ def test_runtime_in_an_environment_of_its_own(
     with np.load(out) as written:
         ours = runtime.Extractor(bundle, device="cpu").embed(scan([pictures]))
         np.testing.assert_allclose(written["features"], ours, atol=1e-5)
+
+
+def test_pillow_of_jetpack_5_is_told_to_be_too_old(
+    small: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not know which formats to open."""
+    monkeypatch.setattr(runtime.PIL, "__version__", "7.0.0")
+    with pytest.raises(
+        runtime.BundleError, match=r"^Pillow 7\.0\.0 is too old; install a newer one"
+    ):
+        runtime.Extractor(small[2])
+
+
+def test_pillow_that_darkens_pictures_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Version 9.0 ignores which value of a PGM is white."""
+    path = tmp_path / "a.pgm"
+    path.write_bytes(b"P5 1 1 1000\n\x03\xe8")
+    assert runtime.decode(path, 1).item() == 65535
+    monkeypatch.setattr(runtime.PIL, "__version__", "9.0.1")
+    with pytest.raises(
+        runtime.Unreadable, match=r"Pillow 9\.0 reads some PPM and PGM files too dark"
+    ):
+        runtime.decode(path, 1)
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="Pillow 10.0 has no wheel for it")
+def test_a_tiff_is_turned_once_by_an_old_pillow(tmp_path: Path) -> None:
+    """Before 10.1 Pillow turns a TIFF when it loads it, and keeps the tag that says so."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.tif", exif=exif)
+    old, program = tmp_path / "old", Path(runtime.__file__).parent
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "pillow==10.0.1"]
+    subprocess.run([*install, "--target", old], check=True)
+    told = "import PIL, runtime; print(PIL.__version__, *runtime.decode('a.tif', 3).shape)"
+    done = subprocess.run(
+        [sys.executable, "-c", told], cwd=tmp_path, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": f"{old}{os.pathsep}{program}"},
+    )  # fmt: skip
+    assert done.stdout == "10.0.1 30 20 3\n", done.stderr
 
 
 def test_an_interrupted_program_says_so_in_one_line(
@@ -612,7 +695,10 @@ def test_options_without_effect_are_refused(
 
 @pytest.mark.parametrize("program", ["runtime", "build_engine"])
 def test_programs_are_of_python_38(program: str) -> None:
-    """JetPack 5 has no newer one; what it refuses only at run time is looked for by name."""
+    """JetPack 5 has no newer one; what it refuses only at run time is looked for by name.
+
+    So is what Pillow 9.0 of JetPack 6 lacks.
+    """
     text = (Path(runtime.__file__).parent / f"{program}.py").read_text(encoding="utf-8")
     assert "\nfrom __future__ import annotations\n" in text
     for node in ast.walk(ast.parse(text, feature_version=(3, 8))):
@@ -622,6 +708,8 @@ def test_programs_are_of_python_38(program: str) -> None:
             assert not {"strict", "slots"} & {keyword.arg for keyword in node.keywords}
             unions = [a for a in node.args if isinstance(a, ast.BinOp)]
             assert called != "isinstance" or not unions, f"line {node.lineno}"
+            assert called != "getpalette" or not node.args, f"line {node.lineno}"
+        assert getattr(node, "attr", "") not in ("Resampling", "Transpose", "Palette")
 
 
 def test_benchmark_measures(small: tuple[Path, Path, Path]) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from making import make_pictures, make_run
+from tinyssl.export import build_engine
 from tinyssl.export.bundle import write_bundle
 
 from tinyssl.checkpoint import load_checkpoint, save_checkpoint
@@ -114,6 +115,15 @@ def test_a_bundle(tmp_path: Path) -> None:
     with told(out, 200_000), quota(100_000):
         write_bundle(out, {"a.onnx": b"x" * 200_000}, b"golden", {}, {}, overwrite=True)
     assert everything(tmp_path) == before
+
+
+def test_an_engine(tmp_path: Path) -> None:
+    engine = tmp_path / "encoder.engine"
+    build_engine.write(engine, b"old")
+    line = f"cannot write {engine}: .*; it needs 5,000 bytes"
+    with pytest.raises(build_engine.BuildError, match=line), quota(1000):
+        build_engine.write(engine, b"x" * 5000)
+    assert everything(tmp_path) == {engine: b"old"}
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".csv", ".parquet"])

@@ -90,7 +90,7 @@ def open_extractor(path: str | Path, *, raw: bool = False, device: str = "auto")
 
     Raises:
         UsageError: neither is there, or it is damaged; no such device; `raw` for a bundle that
-            scales features to unit length; a bundle without onnxruntime.
+            scales features to unit length, or `cuda:N` for a bundle; a bundle without onnxruntime.
     """
     if (Path(path) / _MANIFEST).is_file():
         return _of_bundle(Path(path), raw, device)
@@ -127,6 +127,8 @@ def _of_run(run: Path, raw: bool, device: str) -> Extractor:
 def _of_bundle(bundle: Path, raw: bool, device: str) -> Extractor:
     if find_spec("onnxruntime") is None:
         raise UsageError("a bundle needs onnxruntime; install with: pip install 'tinyssl[export]'")
+    if device not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"device: got {device!r}; with a bundle allowed are auto, cpu and cuda")
     from tinyssl.export import runtime
 
     try:

@@ -5,16 +5,19 @@
 //
 // Reads binary PPM (P6) and PGM (P5) files of 8 bits. The encoder gets exactly the same pixels as
 // in runtime.py: the resize is Pillow 13's bicubic one, to the bit. Replace `read_picture` by code
-// that reads your camera. Exit status: 0 success; 1 some pictures could not be read; 2 wrong usage.
+// that reads your camera. Exit status: 0 success; 1 some pictures could not be read; 2 wrong usage,
+// or the features cannot be written.
 
 #include <onnxruntime_cxx_api.h>
 
 #include <algorithm>
 #include <array>
 #include <cctype>
+#include <cerrno>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
+#include <cstring>
 #include <exception>
 #include <filesystem>
 #include <fstream>
@@ -282,6 +285,9 @@ void print_row(const fs::path& path, const std::vector<float>& features) {
   std::printf("%s", quoted(path.string()).c_str());
   for (const float value : features) std::printf(",%.9g", static_cast<double>(value));
   std::printf("\n");
+  if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
+    throw std::runtime_error("cannot write the features: " + std::string(std::strerror(errno)));
+  }
 }
 
 int extract(const fs::path& bundle, const std::vector<fs::path>& places) {
