@@ -42,7 +42,7 @@ def same(one: nn.Module, other: nn.Module, maps: Tensor) -> None:
 
 
 def way(network: nn.Module, maps: Tensor) -> str:
-    return str(network(maps).grad_fn.name())
+    return type(network(maps).grad_fn).__name__
 
 
 SIZES = [*product(range(1, 7), range(1, 7))]
