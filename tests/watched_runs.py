@@ -20,6 +20,7 @@ import pytest
 from tinyssl import distributed
 from tinyssl import run as module
 from tinyssl.errors import Interrupted, TinysslError
+from tinyssl.near import near_by_descriptors
 from tinyssl.pretraining import pretrain
 from tinyssl.train import Hooks
 
@@ -34,12 +35,11 @@ def watched(
     error: str | None = None,
     **call: Any,
 ) -> None:
-    """One call of `pretrain`, in which all processes but the main one find other near pictures.
+    """One call of `pretrain`.
 
     Args:
         out: the run folder.
-        differences: file for how far the banks and near pictures of all processes lie apart, a
-            number a step.
+        differences: file for how far banks and near pictures of all processes lie apart, by step.
         keep: where to copy the folder after the first epoch.
         stop: the last process, and no other, gets SIGTERM in the first step.
         die: the same with SIGKILL; the others do not hear that `torchrun` then ends them too.
@@ -54,10 +54,7 @@ def watched(
     if die:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     expected = Interrupted if stop else TinysslError if error else None
-    fit, save, near = module.fit, module.Run._save, module.near_by_descriptors
-
-    def otherwise(pictures: Any, *arguments: Any) -> Any:
-        return (near(pictures, *arguments) + distributed.rank()) % len(pictures)
+    fit, save = module.fit, module.Run._save
 
     def looked_at(method: Any, *arguments: Any) -> None:
         hooks = next(x for x in arguments if isinstance(x, Hooks))
@@ -81,7 +78,6 @@ def watched(
     with (
         mock.patch.object(module, "fit", looked_at),
         mock.patch.object(module.Run, "_save", copied),
-        mock.patch.object(module, "near_by_descriptors", otherwise),
         pytest.raises(expected) if expected else nullcontext() as caught,
     ):
         pretrain(out=out, **call)
@@ -91,8 +87,13 @@ def watched(
         Path(differences).write_text(json.dumps(apart))
 
 
+def other_near(pictures: Any, *arguments: Any) -> Any:
+    """What `near_by_descriptors` finds in the main process, and other pictures in all others."""
+    return (near_by_descriptors(pictures, *arguments) + distributed.rank()) % len(pictures)
+
+
 def main() -> None:
-    with distributed.joined():
+    with distributed.joined(), mock.patch.object(module, "near_by_descriptors", other_near):
         for job in json.loads(Path(sys.argv[1]).read_text()):
             watched(**job)
 

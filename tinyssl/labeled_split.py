@@ -131,13 +131,6 @@ def copies_together(split: LabeledSplit, digests: Sequence[str], seed: int) -> L
     return replace(drawn, drawn=True)
 
 
-def _copied(split: LabeledSplit, digests: Sequence[str]) -> NDArray[np.bool_]:
-    """(n,) True for test pictures that equal a training picture."""
-    trained = {d for d, test in zip(digests, split.test, strict=True) if not test}
-    copied: NDArray[np.bool_] = split.test & np.array([digest in trained for digest in digests])
-    return copied
-
-
 def warn_of(split: LabeledSplit, digests: Sequence[str]) -> int:
     """Warns of test pictures among the training pictures, and of classes without test pictures.
 
@@ -148,7 +141,8 @@ def warn_of(split: LabeledSplit, digests: Sequence[str]) -> int:
     Returns:
         Number of test pictures that equal a training picture.
     """
-    both = int(_copied(split, digests).sum())
+    trained = {d for d, test in zip(digests, split.test, strict=True) if not test}
+    both = sum(bool(test) and d in trained for d, test in zip(digests, split.test, strict=True))
     if both:
         log.warning(
             f"{both} test pictures are training pictures too (equal files): figures are too good; "
