@@ -26,6 +26,23 @@ WORTH = {
     "the same as timm gives them: last features, 224 pixels": ("checkpoint", "own size"),
     "`adapt`": ("adapt", "adapted"),
 }
+# Rows of the README's table against other methods: method, share of the time, way of the own loop.
+STUDIED = {
+    "tinyssl": ("near", 1, "tinyssl"),
+    "tinyssl, `loss.near_weight=0`": ("tinyssl", 1, "nonear"),
+    "tinyssl, half the time": ("near", 0.5, "tinyssl, 0.5 of the time"),
+    "tinyssl, `loss.near_weight=0`, half the time": ("tinyssl", 0.5, "nonear, 0.5 of the time"),
+    "SimCLR": ("simclr", 1, "simclr"),
+    "VICReg": ("vicreg", 1, "vicreg"),
+    "NNCLR": ("nnclr", 1, "nnclr"),
+    "MoCo v2": ("moco", 1, "moco"),
+    "Barlow Twins": ("barlowtwins", 1, "barlowtwins"),
+    "BYOL": ("byol", 1, "byol"),
+    "SimSiam": ("simsiam", 1, "simsiam"),
+    "DINO": ("dino", 1, "dino"),
+    "random weights": ("random", 1, ""),
+}
+SETS = ("elpv", "xsdd", "trashnet", "clothing", "cifar10")
 STUDIES = sorted(file.parent for file in RESULTS.glob("quality*/table.csv"))
 OWN_LOOPS = sorted(RESULTS.glob("quality-own-loop*"))
 
@@ -60,9 +77,7 @@ def test_correlations_are_those_of_methods_without_ablations() -> None:
 @pytest.mark.parametrize("row", WORTH)
 def test_the_readme_tells_what_recipes_are_worth_as_it_was_measured(row: str) -> None:
     recipe, encoder = WORTH[row]
-    (line,) = [x for x in README.read_text().splitlines() if x.startswith(f"| {row} | ")]
-    shown = [cell.strip() for cell in line.strip("|").split("|")[1:]]
-    for name, cell in zip(("elpv", "xsdd", "trashnet", "clothing", "cifar10"), shown, strict=True):
+    for name, cell in zip(SETS, shown(row), strict=True):
         if not cell:
             continue
         runs = [run["encoders"][encoder] for run in runs_of(name, recipe)]
@@ -70,6 +85,26 @@ def test_the_readme_tells_what_recipes_are_worth_as_it_was_measured(row: str) ->
         scores = zip(*map(three_scores, runs), strict=True)
         means = [100 * statistics.fmean(score) for score in scores]
         assert [float(x) for x in cell.split(" / ")] == pytest.approx(means, abs=0.051)
+
+
+@pytest.mark.parametrize("row", STUDIED)
+def test_the_readme_tells_how_methods_compare_as_it_was_measured(row: str) -> None:
+    method, budget, way = STUDIED[row]
+    photos, four = RESULTS / "quality-photos", RESULTS / "quality-statistics"
+    rows = [*tables.read_rows(four), *tables.read_rows(photos), *tables.means_of(tables.read(four))]
+    found = {r["set"]: r for r in rows if (r["method"], r["budget"]) == (method, budget)}
+    told = [" / ".join(f"{found[name][c]:.1f}" for c in tables.COMPONENTS) for name in SETS]
+    mean = [f"{found['mean'][c]:.1f} ± {found['mean'][f'{c} ±']:.1f}" for c in tables.COMPONENTS]
+    memory = found["clothing"]["MB"]
+    own = own_table.read(RESULTS / "quality-own-loop").get(way, {})
+    alone = own_table.told(own_table.means_over(list(SETS), own, "components")[1])
+    assert shown(row) == [*told, " / ".join(mean), f"{memory:,}" if memory else "", alone]
+
+
+def shown(row: str) -> list[str]:
+    """The cells of a row of the README."""
+    (line,) = [x for x in README.read_text().splitlines() if x.startswith(f"| {row} | ")]
+    return [cell.strip() for cell in line.strip("|").split("|")[1:]]
 
 
 def runs_of(name: str, recipe: str) -> list[dict]:
