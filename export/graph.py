@@ -21,6 +21,9 @@ from tinyssl.encoder import Encoder
 
 INPUT, FEATURES, PROBABILITIES = "pictures", "features", "probabilities"
 IN_FLOAT = ("encoder.descriptors", "encoder.pool")  # modules that stay in float32 in every variant
+# The first that torch's exporter writes, from which it converts to others, and the IR of its time:
+# onnxruntime reads them from 1.14 on, those of the newest torch not before 1.18.
+_OPSET, _IR = 18, 8
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _SCALE = {torch.uint8: 255.0, torch.uint16: 65535.0}
 
@@ -98,10 +101,12 @@ def to_onnx(
             dynamic_shapes={"pictures": open_axes},
             input_names=[INPUT],
             output_names=deployed.outputs,
+            opset_version=_OPSET,
             verbose=False,
         )
     assert program is not None
     model: onnx.ModelProto = program.model_proto
+    model.ir_version = _IR
     onnx.helper.set_model_props(model, dict(metadata))
     onnx.checker.check_model(model, full_check=True)
     return model

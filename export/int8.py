@@ -154,6 +154,7 @@ class Calibration:
             quantizer.quantize_model()
         made: onnx.ModelProto = quantizer.model.model
         _halve(made.graph, _PROJECTION)
+        _keep_used_domains(made)
         content: bytes = made.SerializeToString()
         return content
 
@@ -230,6 +231,14 @@ def _halve(graph: onnx.GraphProto, name: str) -> None:
                 "Cast", [constant.name], [name], f"{name}.cast", to=onnx.TensorProto.FLOAT
             )
             graph.node.insert(0, cast)
+
+
+def _keep_used_domains(model: onnx.ModelProto) -> None:
+    """Drops operator sets of no node, whose new versions older runtimes refuse."""
+    used = {node.domain for node in model.graph.node}
+    kept = [copy.copy(opset) for opset in model.opset_import if opset.domain in used]
+    del model.opset_import[:]
+    model.opset_import.extend(kept)
 
 
 class _One:

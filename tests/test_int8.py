@@ -183,6 +183,7 @@ def test_each_engine_gets_its_kind_of_file(run: Path, tmp_path: Path) -> None:
         assert bundle.parity[name].centred_cosine > 0.95
     build_int8_engine(tmp_path / "trt" / "encoder.int8.trt.onnx")
     ours = onnx.load(tmp_path / "ort" / "encoder.int8.onnx")
+    assert (ours.ir_version, [(o.domain, o.version) for o in ours.opset_import]) == (8, [("", 18)])
     zeros = {t.name: onnx.numpy_helper.to_array(t) for t in ours.graph.initializer}
     assert {z.dtype.name for n, z in zeros.items() if n.endswith("zero_point")} >= {"uint8", "int8"}
     theirs = onnx.load(tmp_path / "trt" / "encoder.int8.trt.onnx")
