@@ -273,20 +273,20 @@ def test_fused_kernels_by_the_interpreter() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_fused_kernels_need_triton_and_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("lacking", "capability", "expected"),
+    [(None, (9, 0), True), ("triton", (9, 0), False), (None, (6, 1), False)],
+)
+def test_what_fused_kernels_need(
+    lacking: str | None,
+    capability: tuple[int, int],
+    expected: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (9, 0))
-    monkeypatch.setattr("tinyssl.augment.find_spec", lambda name: object())
-    monkeypatch.setattr("tinyssl.augment.which", lambda name: f"/usr/bin/{name}")
-    assert triton_works.__wrapped__()
-    monkeypatch.setattr("tinyssl.augment.which", lambda name: None)
-    assert not triton_works.__wrapped__()
-    monkeypatch.setattr("tinyssl.augment.which", lambda name: f"/usr/bin/{name}")
-    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (6, 1))
-    assert not triton_works.__wrapped__()
-    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (9, 0))
-    monkeypatch.setattr("tinyssl.augment.find_spec", lambda name: None)
-    assert not triton_works.__wrapped__()
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: capability)
+    monkeypatch.setattr("tinyssl.augment.missing", lambda device: lacking)
+    assert triton_works.__wrapped__() is expected
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
