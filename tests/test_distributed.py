@@ -18,7 +18,7 @@ from tinyssl import distributed
 from tinyssl.build import _check_shares
 from tinyssl.checkpoint import load_checkpoint
 from tinyssl.device import pick_device
-from tinyssl.errors import UsageError
+from tinyssl.errors import JobError, UsageError
 
 SMALL = [
     "data.image_size=32", "augment.view_size=32", "encoder.name=test_resnet", "head.hidden=16",
@@ -135,6 +135,14 @@ def test_other_pictures_on_another_machine_are_refused(runs: Path) -> None:
 def test_a_process_that_is_killed_is_told_of_by_the_others(runs: Path) -> None:
     told = (runs / "lost.txt").read_text()
     assert told.startswith("JobError: another process of this run has ended")
+    assert "/gloo/" in told
+
+
+def test_why_processes_cannot_communicate_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    cause = "Last error:\nDuplicate GPU detected : rank 0 and rank 1 both on CUDA device 50000"
+    with pytest.raises(JobError, match="on CUDA device 50000"), distributed.joined():
+        raise torch.distributed.DistBackendError(f"NCCL error in: NCCLUtils.cpp:94, {cause}")
 
 
 def test_one_process_speaks_and_writes(runs: Path) -> None:

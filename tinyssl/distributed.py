@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tinyssl.errors import JobError, TinysslError, UsageError, first_line
+from tinyssl.errors import JobError, TinysslError, UsageError, first_line, joined_lines
 
 # The others wait while one process decodes the pictures, which takes hours for millions.
 _PATIENCE = timedelta(hours=12)
+_TOLD = 400  # characters of an error: NCCL's ends with its cause, such as two processes on one GPU
 
 
 @contextmanager
@@ -31,7 +32,7 @@ def joined() -> Iterator[None]:
 
     Raises:
         UsageError: they cannot connect.
-        JobError: another process ended too early.
+        JobError: another process ended too early, or they cannot communicate.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 and not distributed.is_initialized():
         yield
@@ -49,8 +50,8 @@ def joined() -> Iterator[None]:
             if not _tells_of_loss(error):
                 raise
             raise JobError(
-                "another process of this run has ended, and may have said why; --resume goes on "
-                "from the last checkpoint"
+                "another process of this run has ended, and may have said why, or does not answer "
+                f"({joined_lines(error)[:_TOLD]}); --resume goes on from the last checkpoint"
             ) from error
 
 
@@ -66,7 +67,7 @@ def _join() -> None:
 
 
 def _tells_of_loss(error: RuntimeError) -> bool:
-    """Whether another process is gone; errors of gloo are known by their text only."""
+    """Whether another process is out of reach; errors of gloo are known by their text only."""
     gloo = "/gloo/" in str(error) and not isinstance(error, TinysslError)
     return gloo or isinstance(error, distributed.DistError)
 
