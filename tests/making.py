@@ -75,6 +75,14 @@ def smooth_noise(size: int, channels: int) -> torch.Tensor:
     return (255 * smooth).permute(0, 2, 3, 1).contiguous().byte()
 
 
+def precision_of_convolutions() -> str:
+    """Of float32 on a GPU: tf32, or ieee."""
+    cudnn: Any = torch.backends.cudnn
+    if hasattr(cudnn, "conv"):
+        return str(cudnn.conv.fp32_precision)
+    return "tf32" if cudnn.allow_tf32 else "ieee"
+
+
 HOSTILE = "<img src=x onerror=alert(1)>"
 TINY = [
     "data.image_size=32", "augment.view_size=32", "head.hidden=16", "head.width=8",
