@@ -14,8 +14,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.making import LikeGpu
 from tinyssl.errors import UsageError
 from tinyssl.loader import (
     ResidentPictures,
@@ -78,15 +78,6 @@ def test_an_array_that_cannot_be_written_to_is_sent_in_parts(dtype: Any) -> None
     array.flags.writeable = False
     for rows in (3, 5, 100):
         np.testing.assert_array_equal(send_all(array, torch.device("cpu"), rows).numpy(), array)
-
-
-class LikeGpu(TorchDispatchMode):
-    """Refuses to index uint16, as torch does on a GPU and not on a CPU."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten.index.Tensor and args[0].dtype == torch.uint16:
-            raise NotImplementedError("\"index_cuda\" not implemented for 'UInt16'")
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
