@@ -19,7 +19,14 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tinyssl.errors import JobError, TinysslError, UsageError, first_line, joined_lines
+from tinyssl.errors import (
+    Interrupted,
+    JobError,
+    TinysslError,
+    UsageError,
+    first_line,
+    joined_lines,
+)
 
 # The others wait while one process decodes the pictures, which takes hours for millions.
 _PATIENCE = timedelta(hours=12)
@@ -28,7 +35,7 @@ _TOLD = 400  # characters of an error: NCCL's ends with its cause, such as two p
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Joins the processes that `torchrun` started, if it did, and leaves them at the end.
+    """Joins the processes that `torchrun` started, if it did, until the end of the body.
 
     Raises:
         UsageError: they cannot connect.
@@ -40,7 +47,7 @@ def joined() -> Iterator[None]:
     with ExitStack() as held:
         if not distributed.is_initialized():
             _join()
-            held.callback(distributed.destroy_process_group)
+            held.push(_leave)
         held.enter_context(warnings.catch_warnings())
         # Told of 1 x 1 kernels, whose two layouts are the same in memory.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view")
@@ -64,6 +71,16 @@ def _join() -> None:
             f"WORLD_SIZE is set, but the processes do not find each other ({first_line(error)}); "
             "start with: torchrun --nproc-per-node=N -m tinyssl pretrain ..."
         ) from None
+
+
+def _leave(kind: type[BaseException] | None, *_: object) -> None:
+    """Leaves the group, unless this process may be the only one that failed.
+
+    NCCL waits until all leave, and the others may be waiting for this one. When it ends, `torchrun`
+    ends them. Wrong use and signals are common to all.
+    """
+    if kind is None or issubclass(kind, UsageError | Interrupted):
+        distributed.destroy_process_group()
 
 
 def _tells_of_loss(error: RuntimeError) -> bool:
