@@ -275,7 +275,7 @@ def test_what_compiling_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("sysconfig.get_config_var", lambda name: str(tmp_path))
     assert missing(CUDA) is None
     (tmp_path / "Python.h").unlink()
-    assert missing(CUDA) == missing(CPU) == "Python.h (of a package such as python3-dev)"
+    assert missing(CUDA) == missing(CPU) == "Python.h (python3-dev)"
     compilers.clear()
     assert missing(CUDA) == missing(CPU) == "C++ compiler"
     packages.clear()

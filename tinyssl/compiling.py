@@ -91,5 +91,5 @@ def missing(device: torch.device) -> str | None:
     # Debian's own Python has them in the second place only, one that was moved in the first only.
     places = (sysconfig.get_path("include"), sysconfig.get_config_var("INCLUDEPY"))
     if not any(Path(place, "Python.h").exists() for place in places if place):
-        return "Python.h (of a package such as python3-dev)"
+        return "Python.h (python3-dev)"
     return None
