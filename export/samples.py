@@ -1,4 +1,4 @@
-"""The real pictures that parity is measured on, and those that int8 is calibrated on."""
+"""The real pictures that parity is measured on, and those int8 is calibrated and chosen on."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tinyssl.weights import DESCRIPTION
 
 from . import runtime
 
-MEASURED, CALIBRATED, LABELED = 64, 128, 1000
+MEASURED, CHOSEN, CALIBRATED, LABELED = 64, 64, 128, 1000
 _TRIED = 16  # pictures read by the runtime's decoder: large photographs take a second each
 FEW = 32  # parity on fewer pictures says little about others
 _MEASURED = "an export is measured"
@@ -90,10 +90,15 @@ class Reader:
 
 @dataclass(frozen=True)
 class Samples:
-    """Pictures to measure on, and others to calibrate on; (0,) where these are not needed."""
+    """Pictures to measure on, and others to calibrate int8 and to choose it on, (0,) without it.
+
+    Chosen by the calibration pictures it may fit only these, and by the measured ones its parity
+    would flatter it.
+    """
 
     measured: Pictures
     calibrated: Pictures
+    chosen: Pictures
 
     @property
     def calibration(self) -> dict[str, Any]:
@@ -117,7 +122,7 @@ def draw_samples(
         run: its training pictures are used if no others are given; of a fine-tuned run the
             labeled ones and those of its pretraining, if they still exist.
         pictures: to measure on.
-        calibration: to calibrate on; when None two thirds of the pictures to measure on.
+        calibration: to calibrate on; when None half of the pictures to measure on.
         calibrate: whether int8 is to be made.
 
     Raises:
@@ -126,16 +131,16 @@ def draw_samples(
     paths = _paths(run, pictures)
     if not calibrate:
         measured = _enough(reader.read(_spaced(paths, MEASURED)), 2, _MEASURED, "--pictures")
-        return Samples(_tell_of_few(measured, FEW), np.empty(0))
+        return Samples(_tell_of_few(measured, FEW), np.empty(0), np.empty(0))
     if calibration is not None:
-        measured = _enough(reader.read(_spaced(paths, MEASURED)), 2, _MEASURED, "--pictures")
+        found = reader.read(_spaced(paths, MEASURED + CHOSEN))
+        _enough(found, 4, f"{_MEASURED} and int8 chosen", "--pictures")
         others = reader.read(_spaced(scan([calibration]), CALIBRATED))
         calibrated = _enough(others, 2, "int8 is calibrated", "--calibration")
-        return Samples(_tell_of_few(measured, FEW), calibrated)
-    both = reader.read(_spaced(paths, MEASURED + CALIBRATED))
-    _enough(both, 4, f"{_MEASURED} and int8 calibrated", "--pictures")
-    third = np.arange(len(both)) % 3 == 0
-    return Samples(_tell_of_few(both[third], 3 * FEW), both[~third])
+        return Samples(_tell_of_few(found[::2], 2 * FEW), calibrated, found[1::2])
+    found = reader.read(_spaced(paths, MEASURED + CHOSEN + CALIBRATED))
+    _enough(found, 8, f"{_MEASURED} and int8 calibrated", "--pictures")
+    return Samples(_tell_of_few(found[::4], 4 * FEW), found[1::2], found[2::4])
 
 
 def labeled_pictures(reader: Reader, labels: str | Path) -> tuple[Pictures, NDArray[np.int64]]:

@@ -12,12 +12,13 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from tests.benchmarks import domains, fewlabel
+from tests.benchmarks import domains, fewlabel, folds
 from tests.benchmarks.checkpoint import features_of, load_checkpoint
 from tests.benchmarks.levels import has_one_level
-from tests.making import make_pictures
+from tests.making import TINY, make_pictures
 from tinyssl.encoder import create_encoder, widen
 from tinyssl.errors import UsageError
+from tinyssl.recipe_files import recipe_text
 from tinyssl.weights import save_encoder
 
 
@@ -48,6 +49,24 @@ def test_few_labels_go_on_only_with_the_same_run_and_settings(tmp_path: Path) ->
     for other, settings in ((head, []), (head | {"run": {"levels": 1}}, ["a=1"])):
         with pytest.raises(UsageError, match="give another --out"):
             fewlabel.earlier(out, other, settings)
+
+
+def test_folds_blend_up_to_the_end_of_training(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    for name in ("one", "two"):  # alike to any encoder, so that its weights decide the scores
+        (tmp_path / "set" / "train" / name).mkdir(parents=True)
+        for number in range(24):
+            noise = generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(tmp_path / "set" / "train" / name / f"{number}.png")
+    found = []
+    for blend in ("1.0", "0.5"):
+        recipe = tmp_path / f"{blend}.yaml"
+        text = recipe_text("mobilenetv3-small").replace("blend: 1.0", f"blend: {blend}")
+        recipe.write_text(text)
+        settings = [*TINY, "encoder.levels=1", "encoder.components=0", "encoder.descriptors=false"]
+        found.append(folds.study(tmp_path / "set", str(recipe), settings, False)["by_blend"])
+    assert found[0] == found[1]
+    assert found[0]["1.0"] != found[0]["0.5"]
 
 
 def test_levels_are_told_apart_only_in_a_run_of_one(tmp_path: Path) -> None:

@@ -150,12 +150,12 @@ def test_names_that_a_terminal_cannot_show_are_escaped(
 
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A run of 60 pictures, one fine-tuned on six others, and one fine-tuned from that."""
+    """A run of 60 pictures, one fine-tuned on eight others, and one fine-tuned from that."""
     folder = tmp_path_factory.mktemp("tuned")
     generator = np.random.default_rng(0)
-    for number in range(66):
+    for number in range(68):
         low = 128 * (number % 2)
-        where = folder / "pretraining" if number >= 6 else folder / "labeled" / f"class{low}"
+        where = folder / "pretraining" if number >= 8 else folder / "labeled" / f"class{low}"
         where.mkdir(parents=True, exist_ok=True)
         noise = generator.integers(low, low + 127, (40, 40, 3), dtype=np.uint8)
         Image.fromarray(noise).save(where / f"{number:02}.png")
@@ -164,6 +164,10 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     first = finetune(run, folder / "labeled", "few-label-linear", folder / "first")
     second = finetune(first, folder / "labeled", "few-label-linear", folder / "second")
     return {"folder": folder, "run": run, "first": first, "second": second}
+
+
+def count(found: Samples) -> int:
+    return len(found.measured) + len(found.calibrated) + len(found.chosen)
 
 
 def measured_on(run: Path, **given: Any) -> Samples:
@@ -177,10 +181,10 @@ def test_a_fine_tuned_run_is_measured_on_its_pretrainings_pictures_too(
     which: str, tuned: dict[str, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     found = measured_on(tuned[which])
-    assert len(found.measured) + len(found.calibrated) == 66
-    assert len(measured_on(tuned["run"]).calibrated) == 40
-    assert caplog.text.count("measured on 22 pictures only") == 1
-    assert caplog.text.count("give 96 or more by --pictures DIR") == 2
+    assert count(found) == 68
+    assert len(measured_on(tuned["run"]).calibrated) == 30
+    assert caplog.text.count("measured on 17 pictures only") == 1
+    assert caplog.text.count("give 128 or more by --pictures DIR") == 2
 
 
 @pytest.mark.parametrize("gone", ["run", "its recipe", "its pictures", "own results", "own list"])
@@ -193,7 +197,7 @@ def test_what_is_gone_of_a_fine_tuned_runs_past_is_done_without(
     description = json.loads((own / "encoder.json").read_text()) | {"init": str(run)}
     (own / "encoder.json").write_text(json.dumps(description))
     (own / "finetune.json").write_text(json.dumps({"run": "elsewhere"}))
-    expected = 6
+    expected = 8
     if gone == "run":
         shutil.rmtree(run)
     elif gone == "its recipe":
@@ -202,31 +206,32 @@ def test_what_is_gone_of_a_fine_tuned_runs_past_is_done_without(
         (run / "recipe.yaml").write_text(f"data:\n  sources: [{tmp_path / 'none'}]\n")
     elif gone == "own results":
         (own / "finetune.json").unlink()  # the classes say what it is
-        expected = 66
+        expected = 68
     else:
         (own / "recipe.yaml").write_text(f"data:\n  sources: [{tmp_path / 'none.csv'}]\n")
         expected = 60
     found = measured_on(own)
-    assert len(found.measured) + len(found.calibrated) == expected
+    assert count(found) == expected
 
 
 def test_runs_that_name_each_other_end(tuned: dict[str, Path], tmp_path: Path) -> None:
     own = shutil.copytree(tuned["first"], tmp_path / "own")
     description = json.loads((own / "encoder.json").read_text()) | {"init": str(own)}
     (own / "encoder.json").write_text(json.dumps(description))
-    found = measured_on(own)
-    assert len(found.measured) + len(found.calibrated) == 6
+    assert count(measured_on(own)) == 8
 
 
-def test_three_pictures_are_too_few_for_int8(tuned: dict[str, Path], tmp_path: Path) -> None:
-    for number in (6, 7, 8):
+def test_seven_pictures_are_too_few_for_int8(tuned: dict[str, Path], tmp_path: Path) -> None:
+    for number in range(8, 15):
         shutil.copy(tuned["folder"] / "pretraining" / f"{number:02}.png", tmp_path)
-    told = r"calibrated on at least 4 readable pictures; got 3; give more by --pictures DIR"
+    told = r"calibrated on at least 8 readable pictures; got 7; give more by --pictures DIR"
     with pytest.raises(UsageError, match=told):
         measured_on(tuned["first"], pictures=tmp_path)
-    shutil.copy(tuned["folder"] / "pretraining" / "09.png", tmp_path)
+    shutil.copy(tuned["folder"] / "pretraining" / "15.png", tmp_path)
     found = measured_on(tuned["first"], pictures=tmp_path)
-    assert (len(found.measured), len(found.calibrated)) == (2, 2)
+    assert (len(found.measured), len(found.calibrated), len(found.chosen)) == (2, 4, 2)
+    rows = np.concatenate([found.measured, found.calibrated, found.chosen])
+    assert len(np.unique(rows, axis=0)) == 8
 
 
 def test_a_bundle_without_a_classifier_says_so(

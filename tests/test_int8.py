@@ -11,7 +11,15 @@ import torch
 from tinyssl.export import build_engine, variants
 from tinyssl.export.exporting import export
 from tinyssl.export.graph import Deployed, to_onnx
-from tinyssl.export.int8 import PERCENTILES, STYLES, Calibration, Style, quantize_best
+from tinyssl.export.int8 import (
+    PERCENTILES,
+    STYLES,
+    Calibration,
+    Judge,
+    Quantized,
+    Style,
+    quantize_best,
+)
 
 from tests.making import make_run
 from tinyssl.backbones import BACKBONES
@@ -184,7 +192,7 @@ def test_each_engine_gets_its_kind_of_file(run: Path, tmp_path: Path) -> None:
     assert all(z.dtype == np.int8 and not z.any() for z in points)
     manifest = json.loads((tmp_path / "ort" / "manifest.json").read_text())
     facts = manifest["files"]["encoder.int8.onnx"]
-    assert facts["calibration"]["pictures"] == 128
+    assert facts["calibration"]["pictures"] == 120
     assert facts["calibration"]["percentile"] in PERCENTILES
     assert len(facts["calibration"]["sha256"]) == 64
 
@@ -225,3 +233,20 @@ def test_other_pictures_calibrate(run: Path, cells: Path, tmp_path: Path) -> Non
     few.write_text(cells.read_text().splitlines()[0])
     with pytest.raises(UsageError, match="calibrated on at least 2 readable pictures; got 1"):
         export(run, "onnx-int8", tmp_path / "other", calibration=few)
+
+
+def test_int8_is_not_chosen_by_the_pictures_it_is_measured_on(
+    run: Path, cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored: list[float] = []
+
+    def chosen(calibration: Calibration, style: Style, judge: Judge, enough: float) -> Quantized:
+        found = quantize_best(calibration, style, judge, enough)
+        scored.append(judge(found.model))
+        return found
+
+    monkeypatch.setattr(variants, "quantize_best", chosen)
+    made = export(run, "onnx-int8", tmp_path / "bundle", pictures=cells)
+    measured = made.parity["encoder.int8.onnx"].centred_cosine
+    assert scored == [pytest.approx(measured, abs=0.02)]
+    assert scored != [measured]

@@ -1,10 +1,12 @@
 """The tables that are kept are those that the code makes of the cells beside them."""
 
 import json
+import re
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.benchmarks.quality import own_table, tables
@@ -13,6 +15,7 @@ from tinyssl.errors import UsageError
 
 RESULTS = Path(__file__).parent / "benchmarks" / "results"
 README = Path(__file__).parent.parent / "README.md"
+BENCHMARKS = RESULTS.parent / "README.md"
 # Rows of the README's table of what recipes are worth: the files' recipe, the encoder's name there.
 WORTH = {
     "raw pixels": ("mobilenetv3-small", "raw pixels"),
@@ -26,6 +29,38 @@ WORTH = {
     "the same as timm gives them: last features, 224 pixels": ("checkpoint", "own size"),
     "`adapt`": ("adapt", "adapted"),
 }
+# Rows of the README's table against other methods: method, share of the time, way of the own loop.
+STUDIED = {
+    "tinyssl": ("near", 1, "tinyssl"),
+    "tinyssl, `loss.near_weight=0`": ("tinyssl", 1, "nonear"),
+    "tinyssl, half the time": ("near", 0.5, "tinyssl, 0.5 of the time"),
+    "tinyssl, `loss.near_weight=0`, half the time": ("tinyssl", 0.5, "nonear, 0.5 of the time"),
+    "SimCLR": ("simclr", 1, "simclr"),
+    "VICReg": ("vicreg", 1, "vicreg"),
+    "NNCLR": ("nnclr", 1, "nnclr"),
+    "MoCo v2": ("moco", 1, "moco"),
+    "Barlow Twins": ("barlowtwins", 1, "barlowtwins"),
+    "BYOL": ("byol", 1, "byol"),
+    "SimSiam": ("simsiam", 1, "simsiam"),
+    "DINO": ("dino", 1, "dino"),
+    "random weights": ("random", 1, ""),
+}
+# Rows of the benchmarks' table of what recipes are worth, in order: what, and over what.
+SMALL, OTHER = ("mobilenetv3-small", "pretrained"), ("resnet18", "pretrained")
+SPREAD: list[tuple[tuple[str, str], tuple[str, str] | None]] = [
+    (SMALL, None),
+    (SMALL, ("mobilenetv3-small", "random weights")),
+    (SMALL, ("mobilenetv3-small", "descriptors")),
+    (OTHER, None),
+    (OTHER, ("resnet18", "random weights")),
+    (OTHER, ("resnet18", "descriptors")),
+    (OTHER, SMALL),
+    (("adapt", "adapted"), None),
+    (("adapt", "adapted"), ("checkpoint", "own size")),
+    (("adapt", "adapted"), ("checkpoint", "192 pixels")),
+    (("adapt", "adapted"), ("adapt", "start, frozen")),
+]
+SETS = ("elpv", "xsdd", "trashnet", "clothing", "cifar10")
 STUDIES = sorted(file.parent for file in RESULTS.glob("quality*/table.csv"))
 OWN_LOOPS = sorted(RESULTS.glob("quality-own-loop*"))
 
@@ -60,9 +95,7 @@ def test_correlations_are_those_of_methods_without_ablations() -> None:
 @pytest.mark.parametrize("row", WORTH)
 def test_the_readme_tells_what_recipes_are_worth_as_it_was_measured(row: str) -> None:
     recipe, encoder = WORTH[row]
-    (line,) = [x for x in README.read_text().splitlines() if x.startswith(f"| {row} | ")]
-    shown = [cell.strip() for cell in line.strip("|").split("|")[1:]]
-    for name, cell in zip(("elpv", "xsdd", "trashnet", "clothing", "cifar10"), shown, strict=True):
+    for name, cell in zip(SETS, shown(row), strict=True):
         if not cell:
             continue
         runs = [run["encoders"][encoder] for run in runs_of(name, recipe)]
@@ -70,6 +103,60 @@ def test_the_readme_tells_what_recipes_are_worth_as_it_was_measured(row: str) ->
         scores = zip(*map(three_scores, runs), strict=True)
         means = [100 * statistics.fmean(score) for score in scores]
         assert [float(x) for x in cell.split(" / ")] == pytest.approx(means, abs=0.051)
+
+
+@pytest.mark.parametrize("row", STUDIED)
+def test_the_readme_tells_how_methods_compare_as_it_was_measured(row: str) -> None:
+    method, budget, way = STUDIED[row]
+    photos, four = RESULTS / "quality-photos", RESULTS / "quality-statistics"
+    rows = [*tables.read_rows(four), *tables.read_rows(photos), *tables.means_of(tables.read(four))]
+    found = {r["set"]: r for r in rows if (r["method"], r["budget"]) == (method, budget)}
+    told = [" / ".join(f"{found[name][c]:.1f}" for c in tables.COMPONENTS) for name in SETS]
+    mean = [f"{found['mean'][c]:.1f} ± {found['mean'][f'{c} ±']:.1f}" for c in tables.COMPONENTS]
+    memory = found["clothing"]["MB"]
+    own = own_table.read(RESULTS / "quality-own-loop").get(way, {})
+    alone = own_table.told(own_table.means_over(list(SETS), own, "components")[1])
+    assert shown(row) == [*told, " / ".join(mean), f"{memory:,}" if memory else "", alone]
+
+
+@pytest.mark.parametrize("row", [row for row, (_, _, way) in STUDIED.items() if way])
+def test_own_loops_are_told_as_they_were_measured(row: str) -> None:
+    results = own_table.read(RESULTS / "quality-own-loop")[STUDIED[row][2]]
+
+    def told(sets: Sequence[str], level: str) -> str:
+        return own_table.told(own_table.means_over(list(sets), results, level)[1])
+
+    cells = [re.sub(r" ± [0-9.]+", "", told([name], "components")) for name in SETS]
+    seeds, means = len(results["elpv"]), [told(SETS, level) for level in own_table.LEVELS]
+    assert shown(f"{row} | {seeds}", BENCHMARKS) == [str(seeds), *cells, *means]
+
+
+def test_spreads_of_recipes_are_told_as_they_were_measured() -> None:
+    table = BENCHMARKS.read_text().split("| mean of these | cifar10 |")[1].split("\n\n")[0]
+    for line, (what, over) in zip(table.splitlines()[2:], SPREAD, strict=True):
+        cells = [cell.strip() for cell in line.strip("|").split("|")[1:]]
+        found = [differences(name, what, over) for name in SETS[:4]]
+        found.append(np.mean(found, axis=0))
+        if cells[-1]:
+            found.append(differences("cifar10", what, over))
+        for cell, values in zip(cells, found, strict=False):
+            assert cell in ("", own_table.told(values).replace("-0.0 ±", "0.0 ±"))
+
+
+def differences(name: str, what: tuple[str, str], over: tuple[str, str] | None) -> np.ndarray:
+    """Three scores in % of what was run, (seeds, 3), less those of `over`, seed by seed."""
+    ours, *theirs = (
+        100 * np.array([three_scores(run["encoders"][one[1]]) for run in runs_of(name, one[0])])
+        for one in (what, over)
+        if one
+    )
+    return ours - theirs[0] if theirs else ours
+
+
+def shown(row: str, page: Path = README) -> list[str]:
+    """The cells of a row of a page, after the first."""
+    (line,) = [x for x in page.read_text().splitlines() if x.startswith(f"| {row} | ")]
+    return [cell.strip() for cell in line.strip("|").split("|")[1:]]
 
 
 def runs_of(name: str, recipe: str) -> list[dict]:

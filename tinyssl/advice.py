@@ -74,6 +74,6 @@ def _recipe(found: Survey, pictures: int, middle: int, channels: int) -> tuple[s
         return ("resnet18-small" if middle <= _SMALL else "mobilenetv3-small"), [reason]
     if middle <= _SMALL:
         return "resnet18-small", [f"half the pictures have {middle} pixels or less a side"]
-    reason = "ImageNet weights, where they may be used, are far ahead of training from scratch"
+    reason = "ImageNet weights, where they may be used, are ahead of training from scratch"
     few = f"; {pictures:,} pictures are few to start from random weights" * (pictures < _FEW)
     return "adapt", [reason + few + " (without them: mobilenetv3-small)"]

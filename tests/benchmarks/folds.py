@@ -71,7 +71,8 @@ def study(data: Path, recipe: str, settings: list[str], unseen: bool) -> dict[st
         taken = fit if unseen else np.arange(len(labels))
         listed.write_text("".join(f"{labeled.paths[row].resolve()}\n" for row in taken))
         start = time.monotonic()
-        run = pretrain(listed, recipe, Path(folder) / "run", overrides=settings)
+        given = [*settings, "encoder.blend=1"]  # a blended end cannot be blended as below
+        run = pretrain(listed, recipe, Path(folder) / "run", overrides=given)
         seconds = time.monotonic() - start
         encoder, description = load_encoder(run)
         first = load_checkpoint(run / "checkpoints" / "last.pt")["start"]

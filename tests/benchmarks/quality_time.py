@@ -111,8 +111,9 @@ def _curve(
         f"run.seed={seed}", f"run.device={device}", f"optim.batch_size={batch}",
         f"augment.view_size={size}", "data.channels=3", f"data.cache_dir={folder / 'cache'}",
         f"run.watch_labels={folder / 'labels.csv'}", "run.watch_every=1",
-        f"run.epochs={epochs}", "encoder.levels=1", "encoder.components=0",
-        f"data.image_size={cached_size(size)}",
+        f"run.epochs={epochs}", f"data.image_size={cached_size(size)}",
+        # The features of SimCLR's encoder.
+        "encoder.levels=1", "encoder.components=0", "encoder.descriptors=false",
     ]  # fmt: skip
     start = time.perf_counter()
     twin = tinyssl_run(folder / "pictures", folder / "twin", recipe, settings)
