@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tinyssl.encoder import create_encoder, widen
 from tinyssl.pretraining import pretrain
@@ -73,6 +74,23 @@ def smooth_noise(size: int, channels: int) -> torch.Tensor:
     coarse = torch.rand(6, channels, 5, 5, generator=torch.Generator().manual_seed(1))
     smooth = torch.nn.functional.interpolate(coarse, size=size, mode="bilinear")
     return (255 * smooth).permute(0, 2, 3, 1).contiguous().byte()
+
+
+class LikeGpu(TorchDispatchMode):
+    """Refuses to index uint16, as torch does on a GPU and not on a CPU."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.index.Tensor and args[0].dtype == torch.uint16:
+            raise NotImplementedError("\"index_cuda\" not implemented for 'UInt16'")
+        return func(*args, **(kwargs or {}))
+
+
+def precision_of_convolutions() -> str:
+    """Of float32 on a GPU: tf32, or ieee."""
+    cudnn: Any = torch.backends.cudnn
+    if hasattr(cudnn, "conv"):
+        return str(cudnn.conv.fp32_precision)
+    return "tf32" if cudnn.allow_tf32 else "ieee"
 
 
 HOSTILE = "<img src=x onerror=alert(1)>"

@@ -25,6 +25,17 @@ class KilledOnce(Worker):
         self.written += 1
 
 
+class KilledAlways(Worker):
+    """Dies of the first chunk, whoever gets it."""
+
+    def _write(self, name: str, *arguments: Any) -> None:
+        if name == "part-000000.parquet":
+            with (Path(self.out).parent / "deaths").open("a") as file:
+                file.write("x")
+            os.kill(os.getpid(), signal.SIGKILL)
+        super()._write(name, *arguments)
+
+
 class WithoutTorch(Worker):
     """Refuses to write where torch was loaded."""
 

@@ -1,9 +1,12 @@
 """The three ways from labels to a classifier, on pictures and features that are easy to tell."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
+from tests.making import LikeGpu
 from tinyssl.approaches import (
     Linear,
     Network,
@@ -107,11 +110,13 @@ def test_held_out_logits_are_those_of_fits_without_the_picture() -> None:
     assert found[1, outside] == pytest.approx(alone.logits(features[outside]), abs=1e-5)
 
 
-def test_network_starts_at_the_linear_fit_and_leaves_the_run_encoder_alone() -> None:
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_network_starts_at_the_linear_fit_and_leaves_the_run_encoder_alone(dtype: Any) -> None:
     generator = np.random.default_rng(0)
     labels = np.arange(8) % 2
     array = generator.integers(0, 128, (8, 32, 32, 3), dtype=np.uint8)
     array[labels == 1] += 100
+    array = array.astype(dtype) * dtype(np.iinfo(dtype).max // 255)
     digests = [str(i) for i in range(8)]
     labeled = Labeled(array, digests, digests, labels, ["dark", "bright"])
     features = embed_pictures(ENCODER, array)
@@ -124,7 +129,8 @@ def test_network_starts_at_the_linear_fit_and_leaves_the_run_encoder_alone() -> 
     network = Network(
         linear, labeled, Augment(32), course, fold_views=4, views=4, device=torch.device("cpu")
     )
-    fitted = network.fit(np.arange(8), nothing, final=True)
+    with LikeGpu():
+        fitted = network.fit(np.arange(8), nothing, final=True)
     start = linear.fit(np.arange(8), nothing, final=True)
     assert fitted.encoder is not ENCODER
     assert all(torch.equal(value, ENCODER.state_dict()[key]) for key, value in before.items())

@@ -273,20 +273,52 @@ def test_fused_kernels_by_the_interpreter() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_fused_kernels_need_triton_and_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(find_spec("triton") is None, reason="no Triton")
+@pytest.mark.filterwarnings("ignore")  # of Triton, about itself
+@pytest.mark.parametrize("capability", [70, 90])
+@pytest.mark.parametrize(
+    ("kernel", "types", "constants"),
+    [
+        ("_crop", "*u8 *fp32 *fp32 fp32 i32 i32 i32 i32 i32 i32", {"C": 3}),
+        ("_crop", "*u16 *fp32 *fp32 fp32 i32 i32 i32 i32 i32 i32", {"C": 1}),
+        ("_partial_sums", "*fp32 *fp32 *fp32 i32 i32", {"C": 3}),
+        ("_colour", "*fp32 *fp32 *fp32 *bf16 i32 i32 i32", {}),
+        ("_contrast", "*fp32 *fp32 *fp32 *fp32 i32 i32 i32", {}),
+    ],
+)
+def test_fused_kernels_compile_for_gpus(
+    kernel: str, types: str, constants: dict[str, int], capability: int,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Which needs none; the interpreter does not look at types."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from tinyssl import fused
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    function, constants = getattr(fused, kernel), constants | {"BLOCK": 512}
+    given = [*types.split(), *["constexpr"] * len(constants)]
+    signature = dict(zip(function.arg_names, given, strict=True))
+    source = ASTSource(fn=function, signature=signature, constexprs=constants)
+    assert triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm["ptx"]
+
+
+@pytest.mark.parametrize(
+    ("lacking", "capability", "expected"),
+    [(None, (9, 0), True), ("triton", (9, 0), False), (None, (6, 1), False)],
+)
+def test_what_fused_kernels_need(
+    lacking: str | None,
+    capability: tuple[int, int],
+    expected: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (9, 0))
-    monkeypatch.setattr("tinyssl.augment.find_spec", lambda name: object())
-    monkeypatch.setattr("tinyssl.augment.which", lambda name: f"/usr/bin/{name}")
-    assert triton_works.__wrapped__()
-    monkeypatch.setattr("tinyssl.augment.which", lambda name: None)
-    assert not triton_works.__wrapped__()
-    monkeypatch.setattr("tinyssl.augment.which", lambda name: f"/usr/bin/{name}")
-    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (6, 1))
-    assert not triton_works.__wrapped__()
-    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (9, 0))
-    monkeypatch.setattr("tinyssl.augment.find_spec", lambda name: None)
-    assert not triton_works.__wrapped__()
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: capability)
+    monkeypatch.setattr("tinyssl.augment.missing", lambda device: lacking)
+    assert triton_works.__wrapped__() is expected
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

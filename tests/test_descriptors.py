@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from tests.making import precision_of_convolutions
 from tinyssl.describing import DescriptorFeatures
 from tinyssl.descriptors import (
     Descriptors,
@@ -165,3 +166,7 @@ def test_features_of_their_own_are_standardized_components() -> None:
     assert found.shape == (20, 19)
     np.testing.assert_allclose(found.mean(0), 0, atol=1e-4)
     np.testing.assert_allclose(found[:5], features(shown[:5]), atol=1e-4)
+    seen: list[str] = []
+    features.descriptors.register_forward_hook(lambda *_: seen.append(precision_of_convolutions()))
+    features(shown)
+    assert set(seen) == {"ieee"}

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from tinyssl import distributed
 from tinyssl.build import _check_shares
 from tinyssl.checkpoint import load_checkpoint
 from tinyssl.device import pick_device
-from tinyssl.errors import UsageError
+from tinyssl.errors import Interrupted, JobError, UsageError
 
 SMALL = [
     "data.image_size=32", "augment.view_size=32", "encoder.name=test_resnet", "head.hidden=16",
@@ -135,6 +136,39 @@ def test_other_pictures_on_another_machine_are_refused(runs: Path) -> None:
 def test_a_process_that_is_killed_is_told_of_by_the_others(runs: Path) -> None:
     told = (runs / "lost.txt").read_text()
     assert told.startswith("JobError: another process of this run has ended")
+    assert "/gloo/" in told
+
+
+@pytest.mark.parametrize(
+    ("error", "leaves"),
+    [
+        (None, True),
+        (UsageError("for all"), True),
+        (Interrupted("for all", 15), True),
+        (JobError("the main one's disk is full"), False),
+        (KeyError("here"), False),
+    ],
+    ids=repr,
+)
+def test_who_fails_alone_does_not_wait_for_the_others(
+    error: Exception | None, leaves: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With NCCL all have to leave, and they wait for the one that failed."""
+    left = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("torch.distributed.init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: left.append(True))
+    with pytest.raises(type(error)) if error else nullcontext(), distributed.joined():
+        if error:
+            raise error
+    assert bool(left) == leaves
+
+
+def test_why_processes_cannot_communicate_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    cause = "Last error:\nDuplicate GPU detected : rank 0 and rank 1 both on CUDA device 50000"
+    with pytest.raises(JobError, match="on CUDA device 50000"), distributed.joined():
+        raise torch.distributed.DistBackendError(f"NCCL error in: NCCLUtils.cpp:94, {cause}")
 
 
 def test_one_process_speaks_and_writes(runs: Path) -> None:

@@ -9,10 +9,17 @@ import timm
 import torch
 from torch import nn
 
+from tests.making import precision_of_convolutions
 from tinyssl.backbones import BACKBONES, count_levels, freeze_batch_norm, resolve_name, timm_weights
 from tinyssl.components import pca_projection, standardization
 from tinyssl.descriptors import Descriptors
-from tinyssl.encoder import StatisticsPooling, create_encoder, embed_pictures, widen
+from tinyssl.encoder import (
+    StatisticsPooling,
+    _at_once,
+    create_encoder,
+    embed_pictures,
+    widen,
+)
 from tinyssl.errors import JobError, UsageError
 
 
@@ -145,6 +152,26 @@ def test_pictures_of_half_a_million_pixels_are_embedded_at_once_on_a_cpu(
     assert counts == told
     few = embed_pictures(encoder, shown[-5:], batch_size=2)
     np.testing.assert_allclose(found[-5:], few, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("side", "count"), [(16, 256), (256, 256), (512, 64), (8192, 1)])
+def test_a_gpu_takes_fewer_of_larger_pictures(side: int, count: int) -> None:
+    assert _at_once(side * side, torch.device("cuda", 1)) == count
+
+
+def test_features_are_computed_in_full_float32() -> None:
+    encoder, seen = create_encoder("mobilenetv3-small", seed=0), []
+    encoder.register_forward_hook(lambda *_: seen.append(precision_of_convolutions()))
+    embed_pictures(encoder, pictures())
+    assert seen == ["ieee"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_features_of_a_gpu_are_those_of_a_cpu() -> None:
+    encoder = create_encoder("resnet18", seed=0, levels=3, pooling="statistics", descriptors=True)
+    expected = embed_pictures(encoder, pictures())
+    found = embed_pictures(encoder, pictures(), device="cuda")
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_training_goes_on_after_embedding() -> None:

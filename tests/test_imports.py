@@ -26,11 +26,11 @@ LEAVES = {
 }  # fmt: skip
 # One room that is several files: what belongs together and grew too long for one.
 PAIRS = {
-    "augment": {"colour", "fused"},
+    "augment": {"colour", "compiling", "fused"},
     "choosing": {"neighbours"},
-    "describing": {"components", "descriptors"},
+    "describing": {"components", "descriptors", "device"},
     "descriptors": {"augment", "colour"},
-    "encoder": {"backbones", "components", "descriptors"},
+    "encoder": {"backbones", "components", "descriptors", "device"},
     "data": {"headers", "opening", "picture"},
     "grid": {"picture"},
     "headers": {"opening", "picture", "tiff"},

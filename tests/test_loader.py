@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tests.making import LikeGpu
 from tinyssl.errors import UsageError
 from tinyssl.loader import (
     ResidentPictures,
     _leave_signals,
+    _PipelineBatches,
     ahead,
     epoch_order,
     fits_budget,
@@ -77,6 +80,18 @@ def test_an_array_that_cannot_be_written_to_is_sent_in_parts(dtype: Any) -> None
         np.testing.assert_array_equal(send_all(array, torch.device("cpu"), rows).numpy(), array)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_batches_of_pictures_that_lie_in_a_gpus_memory(dtype: Any) -> None:
+    most = np.iinfo(dtype).max
+    array = np.random.default_rng(0).integers(0, most, (10, 4, 4, 1), dtype, endpoint=True)
+    reader = ResidentPictures(array, torch.device("cpu"))
+    reader.resident = send_all(array, reader.device)
+    with LikeGpu():
+        found = list(reader.batches(torch.tensor([[3, 1], [9, 0]])))
+    for index, pictures in found:
+        np.testing.assert_array_equal(pictures.numpy(), array[index.numpy()])
+
+
 def test_a_share_of_each_batch() -> None:
     array = np.arange(10 * 4).reshape(10, 2, 2, 1).astype(np.uint8)
     order = torch.tensor([[3, 1, 5], [9, 0, 2]])
@@ -88,8 +103,9 @@ def test_a_share_of_each_batch() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("gpu_share", [0.0, 0.5], ids=["sent ahead", "resident"])
-def test_batches_on_a_gpu_are_the_same(gpu_share: float) -> None:
-    array = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), dtype=np.uint8)
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_batches_on_a_gpu_are_the_same(gpu_share: float, dtype: Any) -> None:
+    array = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), dtype)
     order = [torch.randperm(64)[:size] for size in (8, 16, 8, 16, 3)]
     reader = ResidentPictures(array, torch.device("cuda"), gpu_share)
     assert (reader.resident is None) == (gpu_share == 0)
@@ -137,7 +153,7 @@ def test_what_fails_ahead_is_raised_in_its_turn() -> None:
 
 def scaled(pictures: NDArray[Any], seeds: list[int], *, by: float) -> Tensor:
     shift = torch.tensor(seeds)[:, None, None, None]
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2) * by + shift
+    return torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2) * by + shift
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12 and later
@@ -161,6 +177,18 @@ def test_what_workers_get_can_be_pickled_for_spawned_processes() -> None:
     crop = albumentations.Compose([albumentations.RandomCrop(4, 4)])
     apply = pickle.loads(pickle.dumps(partial(apply_pipeline, crop, view_size=4)))
     assert apply(np.zeros((2, 8, 8, 3), np.uint8), [0, 1]).shape == (2, 3, 4, 4)
+
+
+def test_a_mapped_file_is_sent_to_workers_by_its_name(tmp_path: Path) -> None:
+    array = np.random.default_rng(0).integers(0, 256, (1000, 8, 8, 3), np.uint8)
+    array.tofile(tmp_path / "pictures.bin")
+    mapped = np.memmap(tmp_path / "pictures.bin", np.uint8, "r", shape=array.shape)
+    order = torch.arange(8).view(2, 4)
+    for given, most in ((mapped, 10_000), (mapped[8:], None), (array, None)):
+        sent = pickle.dumps(_PipelineBatches(given, order, partial(scaled, by=1), order))
+        assert most is None or len(sent) < most
+        _, views = pickle.loads(sent)[1]
+        assert torch.equal(views, scaled(given[4:8], [4, 5, 6, 7], by=1))
 
 
 def refused(pictures: NDArray[Any], seeds: list[int]) -> Tensor:

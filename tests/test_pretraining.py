@@ -424,6 +424,19 @@ def test_non_finite_loss_names_step_and_checkpoint(
     assert all(torch.isfinite(v).all() for v in state.values() if v.is_floating_point())
 
 
+def test_a_full_gpu_is_no_fault(
+    picture_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB. GPU 0 has 8.")
+
+    monkeypatch.setattr(module, "fit", full)
+    told = r"^CUDA out of memory\. Tried to allocate 9 GiB; lower optim\.batch_size .* a new run$"
+    with pytest.raises(JobError, match=told):
+        pretrain(picture_folder(), out=tmp_path / "run", overrides=QUICK)
+    assert "ended: CUDA out of memory" in (tmp_path / "run" / "train.log").read_text()
+
+
 def test_the_learning_rate_is_not_blamed_for_the_first_step(
     picture_folder: Folder, tmp_path: Path
 ) -> None:
@@ -610,6 +623,28 @@ def test_albumentations_pipeline_in_workers(
             pretrain(data, out=tmp_path / "cut", overrides=[*settings, "run.workers=1"])
     (tmp_path / "pipeline.json").unlink()  # the run keeps what was in it
     assert_same_run(alone, pretrain(out=tmp_path / "cut", resume=True))
+
+
+@pytest.mark.parametrize(("given", "started"), [(0, 2), (5, 5)])
+def test_processes_of_one_machine_share_its_cores(
+    given: int, started: int, picture_folder: Folder, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    counts = []
+
+    def noted(*arguments: Any) -> None:
+        counts.append(arguments[-1])
+        raise JobError("enough")
+
+    pipeline = {"__class_fullname__": "RandomResizedCrop", "size": [32, 32], "p": 1.0}
+    (tmp_path / "pipeline.json").write_text(json.dumps({"transform": pipeline}))
+    settings = [*QUICK, f"augment.pipeline={tmp_path / 'pipeline.json'}", f"run.workers={given}"]
+    monkeypatch.setattr(module, "pipeline_batches", noted)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setattr("os.cpu_count", lambda: 10)
+    with pytest.raises(JobError, match="enough"):
+        pretrain(picture_folder(), out=tmp_path / "run", overrides=settings)
+    assert counts == [started]
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12 and later

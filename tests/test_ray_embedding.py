@@ -14,7 +14,7 @@ import pytest
 from tinyssl.export.exporting import export
 
 from tests.making import make_pictures, make_run
-from tests.ray_workers import KilledOnce, WithoutTorch
+from tests.ray_workers import KilledAlways, KilledOnce, WithoutTorch
 from tinyssl import ray_embedding as module
 from tinyssl import remote_files
 from tinyssl.embedding import embed
@@ -103,6 +103,17 @@ def test_a_killed_worker_loses_nothing(
     assert (tmp_path / "died").exists()
     assert (told.pictures, told.skipped) == (12, 1)
     assert_same(tmp_path / "out", bundle, pictures, tmp_path / "plain.npz")
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_chunk_that_kills_every_worker_is_given_up(
+    prepared: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, pictures = prepared
+    monkeypatch.setattr(module, "Worker", KilledAlways)
+    with pytest.raises(JobError, match=r"^the workers failed \(.*finished files are kept in"):
+        embed_with_ray(bundle, pictures, tmp_path / "out", workers=1)
+    assert (tmp_path / "deaths").read_text() == "x" * 4
 
 
 def in_this_process(chunks: Any, worker: Any, workers: int) -> None:

@@ -5,6 +5,7 @@ import warnings
 import weakref
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from tinyssl.augment import Augment
 from tinyssl.bank import MemoryBank
-from tinyssl.compiling import _missing, compiled, settle_compile, settle_recording
+from tinyssl.compiling import compiled, missing, settle_compile, settle_recording
 from tinyssl.config import load_recipe
 from tinyssl.encoder import Encoder
 from tinyssl.errors import UsageError
@@ -131,7 +132,7 @@ def compile_by(setting: str) -> Callable[[Method], None]:
     return change
 
 
-@pytest.mark.skipif(_missing(CPU) is not None, reason="no C++ compiler")
+@pytest.mark.skipif(missing(CPU) is not None, reason="nothing to compile with")
 @pytest.mark.filterwarnings("ignore")  # of torch's compiler, about itself
 def test_compiled(plain: Tensor) -> None:
     def change(made: Method) -> None:
@@ -245,7 +246,7 @@ def test_a_step_on_a_gpu_does_not_wait(sampled: int | None, cutmix: float) -> No
 
 def test_what_auto_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settle_compile("auto", CPU, 10**6) == (False, "auto: it pays on GPUs")
-    monkeypatch.setattr("tinyssl.compiling._missing", lambda device: None)
+    monkeypatch.setattr("tinyssl.compiling.missing", lambda device: None)
     assert settle_compile("auto", CUDA, 100) == (False, "auto: 100 steps, worth it from 50,000")
     assert settle_compile("auto", CUDA, 90_000) == (
         True,
@@ -256,10 +257,29 @@ def test_what_auto_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settle_compile("on", CUDA, 1)[0]
     with pytest.raises(UsageError, match="graphs records CUDA graphs"):
         settle_compile("graphs", CPU, 1)
-    monkeypatch.setattr("tinyssl.compiling._missing", lambda device: "triton")
+    monkeypatch.setattr("tinyssl.compiling.missing", lambda device: "triton")
     assert settle_compile("auto", CUDA, 9000) == (False, "auto: there is no triton")
     with pytest.raises(UsageError, match="no triton; take auto or off"):
         settle_compile("on", CUDA, 9000)
+
+
+def test_what_compiling_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compiler without Python's headers, as of Debian without python3-dev, compiles nothing."""
+    packages, compilers = ["triton"], ["gcc"]
+    (tmp_path / "Python.h").touch()
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr("tinyssl.compiling.find_spec", lambda name: name in packages or None)
+    monkeypatch.setattr("shutil.which", lambda name: name in compilers)
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path / "local"))
+    monkeypatch.setattr("sysconfig.get_config_var", lambda name: str(tmp_path))
+    assert missing(CUDA) is None
+    (tmp_path / "Python.h").unlink()
+    assert missing(CUDA) == missing(CPU) == "Python.h (python3-dev)"
+    compilers.clear()
+    assert missing(CUDA) == missing(CPU) == "C++ compiler"
+    packages.clear()
+    assert (missing(CUDA), missing(CPU)) == ("triton", "C++ compiler")
 
 
 def test_what_is_recorded() -> None:

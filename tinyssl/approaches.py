@@ -22,7 +22,7 @@ from tinyssl.encoder import Encoder, embed_pictures
 from tinyssl.errors import JobError
 from tinyssl.folds import Fold
 from tinyssl.labeled import Labeled
-from tinyssl.loader import generator_for
+from tinyssl.loader import generator_for, rows_of
 from tinyssl.logistic import balanced_weights, fit_logistic, rotate
 from tinyssl.probing import Plane, Scaling, fit_plane, scaling_of, unscaled
 from tinyssl.small_maps import quicken_small_maps
@@ -246,7 +246,7 @@ class Network:
     def _views(self, pictures: Tensor) -> Callable[[Rows, int], Tensor]:
         def views(chosen: Rows, step: int) -> Tensor:
             generator = generator_for(self.course.seed, step, stream=1)
-            raw = pictures[torch.from_numpy(chosen).to(self.device)]
+            raw = rows_of(pictures, torch.from_numpy(chosen).to(self.device))
             return self.augment(raw, generator).contiguous(memory_format=torch.channels_last)
 
         return views

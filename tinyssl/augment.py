@@ -10,12 +10,9 @@ b = batch, c = channels, H, W = height and width of the source, s = view size.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
-from importlib.util import find_spec
-from shutil import which
 
 import numpy as np
 import torch
@@ -29,6 +26,7 @@ from tinyssl.colour import (
     adjust_saturation,
     to_grayscale,
 )
+from tinyssl.compiling import missing
 
 PRESETS: Mapping[str, Mapping[str, float]] = {
     "natural": {
@@ -264,11 +262,10 @@ def _has_fused(tensor: Tensor) -> bool:
 
 @cache
 def triton_works() -> bool:
-    """Whether Triton, the C compiler it needs and a GPU of capability 7.0 are available."""
-    compilers = (os.environ.get("CC"), "gcc", "clang", "cc")
-    if find_spec("triton") is None or not any(which(name) for name in compilers if name):
+    """Whether Triton, what it compiles with and a GPU of capability 7.0 are available."""
+    if missing(torch.device("cuda")) is not None or not torch.cuda.is_available():
         return False
-    return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (7, 0)
+    return torch.cuda.get_device_capability() >= (7, 0)
 
 
 def _cropped(pictures: Tensor, p: Parameters, size: int) -> Tensor:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import sysconfig
 from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,19 +30,19 @@ def settle_compile(setting: str, device: torch.device, steps: int) -> tuple[bool
     Raises:
         UsageError: on or graphs, where that is not possible.
     """
-    missing = _missing(device)
+    lacking = missing(device)
     if setting == "graphs" and device.type != "cuda":
         raise UsageError("run.compile=graphs records CUDA graphs; on a CPU take on or off")
     if setting == "on":
-        if missing is not None:
-            raise UsageError(f"run.compile=on, but there is no {missing}; take auto or off")
+        if lacking is not None:
+            raise UsageError(f"run.compile=on, but there is no {lacking}; take auto or off")
         return True, "run.compile=on"
     if setting in ("graphs", "off"):
         return False, f"run.compile={setting}"
     if device.type != "cuda":
         return False, "auto: it pays on GPUs"
-    if missing is not None:
-        return False, f"auto: there is no {missing}"
+    if lacking is not None:
+        return False, f"auto: there is no {lacking}"
     reason = f"auto: {steps:,} steps, worth it from {WORTH_STEPS:,}"
     return steps >= WORTH_STEPS, reason
 
@@ -79,11 +81,15 @@ def compiled(
     return fast, torch.compile(losses)
 
 
-def _missing(device: torch.device) -> str | None:
+def missing(device: torch.device) -> str | None:
     """What compiling for a device needs and is not installed; None if nothing."""
     if device.type == "cuda" and find_spec("triton") is None:
         return "triton"
     given = [os.environ.get("CC"), os.environ.get("CXX")]
     if not any(shutil.which(name) for name in [*given, "g++", "gcc", "clang", "cc"] if name):
         return "C++ compiler"
+    # Debian's own Python has them in the second place only, one that was moved in the first only.
+    places = (sysconfig.get_path("include"), sysconfig.get_config_var("INCLUDEPY"))
+    if not any(Path(place, "Python.h").exists() for place in places if place):
+        return "Python.h (python3-dev)"
     return None

@@ -5,10 +5,11 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
-from tinyssl.errors import UsageError, first_line
+from tinyssl.errors import JobError, UsageError, first_line
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # parameters of glibc's mallopt
 _SMALLEST_BF16_VIEW = 32  # pixels a side, on a CPU
@@ -71,10 +72,11 @@ def torch_put_back() -> Iterator[None]:
 def use_bf16(precision: str, device: torch.device) -> bool:
     """Whether to use bf16 autocast: `auto` does so on CUDA devices that support it.
 
-    On CPUs it helped ResNets and hurt MobileNets, so there it has to be asked for.
+    Those before Ampere (T4, V100) only emulate it. On CPUs it helped ResNets and hurt MobileNets,
+    so there it has to be asked for.
     """
     if precision == "auto":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return precision == "bf16"
 
 
@@ -92,6 +94,33 @@ def check_bf16(precision: str, device: torch.device, view_size: int) -> None:
             f"run.precision=bf16 with augment.view_size={view_size}: on a CPU bf16 needs views of "
             f"at least {_SMALLEST_BF16_VIEW} pixels; give run.precision=fp32"
         )
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Convolutions in float32 as on a CPU; by default a GPU rounds their input to 10 bits (TF32).
+
+    Features would differ from those of the bundle, and descriptors see differences as small.
+    """
+    cudnn: Any = torch.backends.cudnn
+    newer = hasattr(cudnn, "conv")  # than torch 2.8
+    place, name = (cudnn.conv, "fp32_precision") if newer else (cudnn, "allow_tf32")
+    before = getattr(place, name)
+    setattr(place, name, "ieee" if newer else False)
+    try:
+        yield
+    finally:
+        setattr(place, name, before)
+
+
+@contextmanager
+def memory_told(advice: str) -> Iterator[None]:
+    """Raises JobError, with what to do, where a GPU's memory is full."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        told = ". ".join(first_line(error).split(". ")[:2])  # the rest tells of torch's pools
+        raise JobError(f"{told}; {advice}") from error
 
 
 def keep_freed_memory() -> None:

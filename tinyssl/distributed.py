@@ -19,19 +19,27 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tinyssl.errors import JobError, TinysslError, UsageError, first_line
+from tinyssl.errors import (
+    Interrupted,
+    JobError,
+    TinysslError,
+    UsageError,
+    first_line,
+    joined_lines,
+)
 
 # The others wait while one process decodes the pictures, which takes hours for millions.
 _PATIENCE = timedelta(hours=12)
+_TOLD = 400  # characters of an error: NCCL's ends with its cause, such as two processes on one GPU
 
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Joins the processes that `torchrun` started, if it did, and leaves them at the end.
+    """Joins the processes that `torchrun` started, if it did, until the end of the body.
 
     Raises:
         UsageError: they cannot connect.
-        JobError: another process ended too early.
+        JobError: another process ended too early, or they cannot communicate.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 and not distributed.is_initialized():
         yield
@@ -39,7 +47,7 @@ def joined() -> Iterator[None]:
     with ExitStack() as held:
         if not distributed.is_initialized():
             _join()
-            held.callback(distributed.destroy_process_group)
+            held.push(_leave)
         held.enter_context(warnings.catch_warnings())
         # Told of 1 x 1 kernels, whose two layouts are the same in memory.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view")
@@ -49,8 +57,8 @@ def joined() -> Iterator[None]:
             if not _tells_of_loss(error):
                 raise
             raise JobError(
-                "another process of this run has ended, and may have said why; --resume goes on "
-                "from the last checkpoint"
+                "another process of this run has ended, and may have said why, or does not answer "
+                f"({joined_lines(error)[:_TOLD]}); --resume goes on from the last checkpoint"
             ) from error
 
 
@@ -65,8 +73,18 @@ def _join() -> None:
         ) from None
 
 
+def _leave(kind: type[BaseException] | None, *_: object) -> None:
+    """Leaves the group, unless this process may be the only one that failed.
+
+    NCCL waits until all leave, and the others may be waiting for this one. When it ends, `torchrun`
+    ends them. Wrong use and signals are common to all.
+    """
+    if kind is None or issubclass(kind, UsageError | Interrupted):
+        distributed.destroy_process_group()
+
+
 def _tells_of_loss(error: RuntimeError) -> bool:
-    """Whether another process is gone; errors of gloo are known by their text only."""
+    """Whether another process is out of reach; errors of gloo are known by their text only."""
     gloo = "/gloo/" in str(error) and not isinstance(error, TinysslError)
     return gloo or isinstance(error, distributed.DistError)
 

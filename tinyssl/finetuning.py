@@ -26,7 +26,7 @@ from tinyssl.classifier import Classifier, save_classifier
 from tinyssl.config import shortcuts
 from tinyssl.console import log, progress, score_table
 from tinyssl.data import pictures_for
-from tinyssl.device import keep_freed_memory, torch_put_back, training_device
+from tinyssl.device import keep_freed_memory, memory_told, torch_put_back, training_device
 from tinyssl.encoder import Encoder, embed_pictures
 from tinyssl.errors import NothingReadable, UsageError
 from tinyssl.files import as_list, json_text, with_name, write_text
@@ -86,7 +86,8 @@ def finetune(
     recipes = {name: load_finetune_recipe(name, given) for name in names}
     if len({recipe.classifier.method for recipe in recipes.values()}) < len(recipes):
         raise UsageError("classifier.method goes with one --recipe; auto compares all of them")
-    with torch_put_back(), _workplace(target.path) as folder:
+    less = memory_told("lower network.batch_size, or give run.device=cpu")
+    with torch_put_back(), less, _workplace(target.path) as folder:
         job = _Job(run, labels, recipes, None if unlabeled is None else as_list(unlabeled))
         job.finish(folder, target.path)
         with ExitStack() as held:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -94,7 +95,7 @@ class ResidentPictures:
     def _gathered(self, shares: list[Tensor]) -> Iterator[Tensor]:
         if self.resident is not None:
             for own in shares:
-                yield self.resident[own.to(self.device, non_blocking=True)]
+                yield rows_of(self.resident, own.to(self.device, non_blocking=True))
         elif self.device.type == "cuda":
             sender = _SideStream(self.array, self.device)
             for sent in ahead(shares, sender.send):
@@ -102,6 +103,13 @@ class ResidentPictures:
         else:
             for own in shares:
                 yield torch.from_numpy(self.array[own.numpy()]).to(self.device)
+
+
+def rows_of(pictures: Tensor, index: Tensor) -> Tensor:
+    """The pictures with these numbers; torch cannot index uint16 on a GPU."""
+    if pictures.dtype == torch.uint16:
+        return pictures.view(torch.int16)[index].view(torch.uint16)
+    return pictures[index]
 
 
 def send_all(array: np.ndarray[Any, Any], device: torch.device, rows: int = 1024) -> Tensor:
@@ -190,6 +198,20 @@ class _PipelineBatches(Dataset[tuple[Tensor, Tensor] | TinysslError]):
     def __init__(self, array: Any, order: Tensor, apply: Any, seeds: Tensor) -> None:
         self.array, self.order, self.apply, self.seeds = array, order, apply, seeds
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For spawned workers, which map a file again: pickled, it would be sent whole."""
+        state, array = dict(vars(self)), self.array
+        name = getattr(array, "filename", None)
+        if name is not None and array.nbytes == os.stat(name).st_size:
+            state["array"] = (name, array.dtype, array.shape)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if isinstance(self.array, tuple):
+            name, dtype, shape = self.array
+            self.array = np.memmap(name, dtype, "r", shape=shape)
+
     def __len__(self) -> int:
         return len(self.order)
 
@@ -216,7 +238,7 @@ def pipeline_batches(
         order: (steps, b) picture numbers.
         apply: pictures and one seed each to float views (b, c, s, s).
         seeds: (steps, b) integer seeds, one for every picture.
-        workers: processes; 0 works in this one.
+        workers: processes, at most one a batch; 0 works in this one.
 
     Yields:
         (index (b,), views (b, c, s, s)), on the CPU.
@@ -225,7 +247,8 @@ def pipeline_batches(
         TinysslError: as `apply` does.
     """
     batches = _PipelineBatches(array, order, apply, seeds)
-    for made in DataLoader(batches, None, num_workers=workers, worker_init_fn=_leave_signals):
+    count = min(workers, len(batches))
+    for made in DataLoader(batches, None, num_workers=count, worker_init_fn=_leave_signals):
         if isinstance(made, TinysslError):
             raise made
         yield made

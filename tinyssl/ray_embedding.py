@@ -32,6 +32,7 @@ from tinyssl.opening import IMAGE_EXTENSIONS, reading
 from tinyssl.scanning import scan
 
 CHUNK = 512  # pictures in a file, the most that are lost with a worker
+_RETRIES = 3  # of a chunk whose worker died; Ray's own default is to go on for ever
 _FORMAT, _MANIFEST, _MODEL, _JOB = 1, "manifest.json", "encoder.onnx", "_job.txt"
 _ERROR = re.compile(r"[\w.]*(Error|Exception)\b[^:]*: .")
 _SKIPPED = "_skipped.csv"  # readers of Parquet folders ignore a leading underscore
@@ -248,6 +249,7 @@ def _run(chunks: Mapping[str, list[str]], worker: Mapping[str, Any], workers: in
         concurrency=min(workers or _places(ray, worker["device"]), len(rows)),
         num_cpus=1,
         num_gpus=1 if worker["device"] == "cuda" else None,
+        max_task_retries=_RETRIES,
     )
     with progress("embedding", sum(map(len, chunks.values()))) as advance:
         try:

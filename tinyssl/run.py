@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
@@ -24,7 +25,7 @@ from tinyssl.compiling import compiled, settle_compile, settle_recording
 from tinyssl.config import Recipe
 from tinyssl.console import Advance, log, progress
 from tinyssl.data import Pictures, worker_count, write_skipped
-from tinyssl.device import keep_freed_memory, training_device
+from tinyssl.device import keep_freed_memory, memory_told, training_device
 from tinyssl.encoder import Encoder, check_sizes, create_encoder, embed_pictures
 from tinyssl.errors import Interrupted, JobError, NonFinite, TinysslError, UsageError, a_few
 from tinyssl.files import write_text
@@ -47,6 +48,7 @@ RESULT_COLUMNS = [
     "epoch", "time", "loss", "instance", "near", "distillation", "lr", "pictures_per_s",
     "rankme", "bank_rank", "bank_cosine", "retrieval", "knn",
 ]  # fmt: skip
+_TAKE_LESS = "lower optim.batch_size or run.gpu_share, or give bank.device=host, in a new run"
 
 
 class Run:
@@ -76,7 +78,8 @@ class Run:
         levels_of(encoder.backbone, encoder.name, recipe.encoder.levels)  # fail before training
         check_sizes(encoder, {recipe.augment.view_size, recipe.data.image_size})
         self.start = {key: value.clone() for key, value in encoder.state_dict().items()}
-        self.method = build_method(recipe, encoder, len(pictures.paths), self.device)
+        with memory_told(_TAKE_LESS):
+            self.method = build_method(recipe, encoder, len(pictures.paths), self.device)
         whole = torch.nn.Sequential(encoder, self.method.head)
         self.network = distributed.data_parallel(whole, self.device)
         self.method.compute_by(self.network)
@@ -103,7 +106,8 @@ class Run:
     def go(self) -> Path:
         """Trains to the end, or raises after saving; see `pretrain`."""
         try:
-            self._go()
+            with memory_told(_TAKE_LESS):
+                self._go()
         except TinysslError as error:
             log.debug(f"ended: {error}")  # for train.log; the caller is told by the error
             raise
@@ -231,7 +235,8 @@ class Run:
         # Not a closure, since spawned processes need to unpickle it.
         apply = partial(apply_pipeline, pipeline, view_size=section.view_size)
         apply(self.pictures.array[:1], [0])  # so that errors are not raised in a worker
-        workers = worker_count(self.recipe.run.workers)
+        beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # each has workers of its own
+        workers = self.recipe.run.workers or max(1, worker_count(0) // beside)
         array, device = self.pictures.array, self.device
 
         def batches(order: Tensor, step: int) -> Iterator[tuple[Tensor, Tensor]]:
