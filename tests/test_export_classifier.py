@@ -210,6 +210,19 @@ def test_what_is_gone_of_a_fine_tuned_runs_past_is_done_without(
     assert len(found.measured) + len(found.calibrated) == expected
 
 
+def test_moved_pictures_are_asked_for(tuned: dict[str, Path], tmp_path: Path) -> None:
+    own = shutil.copytree(tuned["first"], tmp_path / "own")
+    description = json.loads((own / "encoder.json").read_text()) | {"init": "gone"}
+    (own / "encoder.json").write_text(json.dumps(description))
+    (own / "finetune.json").write_text(json.dumps({"run": "gone"}))
+    listed = (own / "labels.csv").read_text()
+    (own / "labels.csv").write_text(listed.replace(str(tuned["folder"]), "/moved"))
+    (own / "recipe.yaml").write_text(f"data:\n  sources: [{own / 'labels.csv'}]\n")
+    told = r"pictures of .* are gone, first /moved/labeled/.*; give --pictures DIR"
+    with pytest.raises(UsageError, match=told):
+        measured_on(own)
+
+
 def test_runs_that_name_each_other_end(tuned: dict[str, Path], tmp_path: Path) -> None:
     own = shutil.copytree(tuned["first"], tmp_path / "own")
     description = json.loads((own / "encoder.json").read_text()) | {"init": str(own)}
