@@ -15,8 +15,10 @@ import pytest
 import torch
 from PIL import Image
 from tinyssl.export import runtime
-from tinyssl.export.exporting import export, table
+from tinyssl.export.exporting import Exported, export, table
+from tinyssl.export.parity import compare
 from tinyssl.export.samples import Reader, Samples, draw_samples
+from tinyssl.export.variants import Tolerance, Variant
 
 from tests.making import make_run, read_csv
 from tinyssl.classifier import Classifier, load_classifier, save_classifier
@@ -146,6 +148,19 @@ def test_names_that_a_terminal_cannot_show_are_escaped(
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{tmp_path}/gr\\xf6\\xdfer.png: ")
     assert "größer.png" in out.read_text(encoding="utf-8")
+
+
+def test_a_bundle_names_no_folder_of_the_machine_that_made_it(
+    made: tuple[Path, Path, Path],
+) -> None:
+    for file in made[2].iterdir():
+        assert not [p for p in (sys.prefix, *sys.path) if p and p.encode() in file.read_bytes()]
+
+
+def test_what_an_export_returns_is_short_in_notebooks() -> None:
+    features = np.eye(3)
+    variant = Variant(bytes(100_000), compare(features, features), Tolerance(0.1, 0.9))
+    assert len(repr(Exported(Path("bundle"), {"encoder.onnx": variant}))) < 1_000
 
 
 @pytest.fixture(scope="module")
