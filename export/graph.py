@@ -25,6 +25,7 @@ IN_FLOAT = ("encoder.descriptors", "encoder.pool")  # modules that stay in float
 # onnxruntime reads them from 1.14 on, those of the newest torch not before 1.18.
 _OPSET, _IR = 18, 8
 _SCOPES = "pkg.torch.onnx.name_scopes"
+_TRACE = "pkg.torch.onnx.stack_trace"
 _SCALE = {torch.uint8: 255.0, torch.uint16: 65535.0}
 
 
@@ -107,9 +108,18 @@ def to_onnx(
     assert program is not None
     model: onnx.ModelProto = program.model_proto
     model.ir_version = _IR
+    _forget_traces(model)
     onnx.helper.set_model_props(model, dict(metadata))
     onnx.checker.check_model(model, full_check=True)
     return model
+
+
+def _forget_traces(model: onnx.ModelProto) -> None:
+    """Drops the exporter's stack traces, which name the folders of the machine that exported."""
+    for node in model.graph.node:
+        kept = [entry for entry in node.metadata_props if entry.key != _TRACE]
+        del node.metadata_props[:]
+        node.metadata_props.extend(kept)
 
 
 def within(node: onnx.NodeProto, module: str) -> bool:

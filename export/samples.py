@@ -170,9 +170,12 @@ def _own_paths(run: str | Path) -> list[Path]:
             found.update(own_pictures(step))
         except UsageError as error:
             faults.append(error)
-    if not found:
+    paths = sorted(found, key=str)
+    if not paths:
         raise faults[0]
-    return sorted(found, key=str)
+    if not any(path.is_file() for path in paths):
+        raise UsageError(f"the pictures of {run} are gone, first {paths[0]}")
+    return paths
 
 
 def _lineage(run: str | Path) -> Iterator[Path]:

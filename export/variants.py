@@ -97,12 +97,12 @@ class Variant:
         beside: accompanying files, by name.
     """
 
-    content: bytes
+    content: bytes = field(repr=False)  # megabytes, which notebooks would show
     parity: Parity
     tolerance: Tolerance
     same_class: float | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
-    beside: Mapping[str, bytes] = field(default_factory=dict)
+    beside: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
     def manifest(self) -> dict[str, Any]:
         """Its entry in the manifest."""

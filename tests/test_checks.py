@@ -104,7 +104,7 @@ def test_labels_that_contradict_and_leak(tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copy(data / "train" / "cat" / "0.png", data / "test" / "cat" / "leak.png")
     picture(data / "train" / "dog" / "wrong.jpg", 10, quality=70)  # cat/1.png
-    found = topics(check([], overrides=SMALL, labels=data))
+    found = topics(check(overrides=SMALL, labels=data))
     assert found["labels"][0] == "14 pictures of 2 classes"
     assert "7 train, 7 test" in " ".join(found["labels"])
     assert found["conflicts"][0].startswith("1 groups")

@@ -363,6 +363,23 @@ def test_home_is_known_in_every_out(
     assert (tmp_path / "f.npz").exists()
 
 
+@pytest.mark.parametrize(
+    ("encoding", "shown"), [("latin-1", "\\U0001f4f7"), ("utf-8", "\U0001f4f7")]
+)
+def test_names_that_a_terminal_cannot_show_are_escaped(
+    encoding: str, shown: str, tmp_path: Path
+) -> None:
+    code = "from tinyssl.cli import main; main(['checks', '--cache', '\U0001f4f7'])"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": encoding},
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.decode(encoding) == f"0 caches, 0.0 MB, in {shown}\n"
+
+
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tinyssl", "--debug", "pretrain", str(tmp_path / "nope")]
     done = subprocess.run(command, capture_output=True, text=True)

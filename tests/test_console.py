@@ -68,6 +68,24 @@ def test_names_in_tables_are_no_markup(capsys: pytest.CaptureFixture[str]) -> No
     assert told.count(":cat:") == 2
 
 
+def test_names_in_lines_are_no_emoji(capsys: pytest.CaptureFixture[str]) -> None:
+    console.say("skipped 2026-11-30 12:100:07.jpg [red]: empty file")
+    assert capsys.readouterr().err == "skipped 2026-11-30 12:100:07.jpg [red]: empty file\n"
+
+
+def test_a_terminal_that_can_draw_no_bar_gets_lines(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    clock, dumb = [0.0], Console(file=io.StringIO(), force_terminal=True)
+    monkeypatch.setattr(console, "_CONSOLE", dumb)
+    monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
+    with caplog.at_level(logging.INFO, "tinyssl"), console.progress("reading", 100) as advance:
+        clock[0] += 20
+        advance(40)
+    assert [r.getMessage() for r in caplog.records] == ["reading: 40/100 pictures, 2/s, 30 s left"]
+
+
 def test_a_bar_is_one_line_where_the_terminal_is_narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     narrow = Console(width=60, file=io.StringIO(), force_terminal=True)
     monkeypatch.setattr(console, "_CONSOLE", narrow)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tinyssl.data import Pictures, load_pictures, write_skipped
+from tinyssl.data import Pictures, default_cache_dir, load_pictures, write_skipped
 from tinyssl.errors import JobError, UsageError
 from tinyssl.labels import write_csv
 from tinyssl.opening import IMAGE_EXTENSIONS
@@ -331,3 +331,11 @@ def test_lists_in_other_encodings_are_told(encoding: str, suffix: str, tmp_path:
     (tmp_path / f"list{suffix}").write_bytes("ä.png\nb.png\n".encode(encoding))
     with pytest.raises(UsageError, match="not UTF-8; save it as such"):
         scan([tmp_path / f"list{suffix}"])
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TINYSSL_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 9)  # as in a container
+    with pytest.raises(UsageError, match=r"no home for the cache .* TINYSSL_CACHE"):
+        default_cache_dir()

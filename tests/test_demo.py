@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +36,17 @@ def test_demo_goes_the_whole_way(finished_demo: FinishedDemo) -> None:
     assert json.loads((run / "eval.json").read_text())["test"] == 655
     with pytest.raises(UsageError, match="is not empty"):
         demo(out=run)
+
+
+@pytest.mark.parametrize("name", ["labels.csv", "train.txt", "card.yaml"])
+def test_files_of_yours_stay(name: str, tmp_path: Path) -> None:
+    own = tmp_path / "solar-data" / name
+    own.parent.mkdir()
+    own.write_text("mine")
+    with pytest.raises(UsageError, match=f"solar-data/{name} is there, is not what this demo"):
+        demo(out=tmp_path / "solar")
+    assert own.read_text() == "mine"
+    assert [path.name for path in tmp_path.rglob("*")] == ["solar-data", name]
 
 
 def test_demo_leaves_a_report_below_8_mb(finished_demo: FinishedDemo) -> None:

@@ -15,8 +15,10 @@ import pytest
 import torch
 from PIL import Image
 from tinyssl.export import runtime
-from tinyssl.export.exporting import export, table
+from tinyssl.export.exporting import Exported, export, table
+from tinyssl.export.parity import compare
 from tinyssl.export.samples import Reader, Samples, draw_samples
+from tinyssl.export.variants import Tolerance, Variant
 
 from tests.making import make_run, read_csv
 from tinyssl.classifier import Classifier, load_classifier, save_classifier
@@ -148,6 +150,19 @@ def test_names_that_a_terminal_cannot_show_are_escaped(
     assert "größer.png" in out.read_text(encoding="utf-8")
 
 
+def test_a_bundle_names_no_folder_of_the_machine_that_made_it(
+    made: tuple[Path, Path, Path],
+) -> None:
+    for file in made[2].iterdir():
+        assert not [p for p in (sys.prefix, *sys.path) if p and p.encode() in file.read_bytes()]
+
+
+def test_what_an_export_returns_is_short_in_notebooks() -> None:
+    features = np.eye(3)
+    variant = Variant(bytes(100_000), compare(features, features), Tolerance(0.1, 0.9))
+    assert len(repr(Exported(Path("bundle"), {"encoder.onnx": variant}))) < 1_000
+
+
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A run of 60 pictures, one fine-tuned on eight others, and one fine-tuned from that."""
@@ -212,6 +227,19 @@ def test_what_is_gone_of_a_fine_tuned_runs_past_is_done_without(
         expected = 60
     found = measured_on(own)
     assert count(found) == expected
+
+
+def test_moved_pictures_are_asked_for(tuned: dict[str, Path], tmp_path: Path) -> None:
+    own = shutil.copytree(tuned["first"], tmp_path / "own")
+    description = json.loads((own / "encoder.json").read_text()) | {"init": "gone"}
+    (own / "encoder.json").write_text(json.dumps(description))
+    (own / "finetune.json").write_text(json.dumps({"run": "gone"}))
+    listed = (own / "labels.csv").read_text()
+    (own / "labels.csv").write_text(listed.replace(str(tuned["folder"]), "/moved"))
+    (own / "recipe.yaml").write_text(f"data:\n  sources: [{own / 'labels.csv'}]\n")
+    told = r"pictures of .* are gone, first /moved/labeled/.*; give --pictures DIR"
+    with pytest.raises(UsageError, match=told):
+        measured_on(own)
 
 
 def test_runs_that_name_each_other_end(tuned: dict[str, Path], tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def test_one_label_of_a_class_falls_back_and_says_so(
             picture.unlink()
     out = finetune(run, data, out=tmp_path / "out")
     result = result_of(out)
-    told = "dark has a single label" if singles == 1 else "2 classes have a single label"
+    told = "dark has a single label" if singles == 1 else "bright, dark have a single label"
     assert result["recipe"] == "few-label-linear"
     assert told in result["reason"]
     assert (result["temperature"], result["held_out"]) == (1.0, {})

@@ -149,6 +149,9 @@ def test_public_names_are_these() -> None:
         "predict", "pretrain", "report", "select",
     ]  # fmt: skip
     assert all(getattr(tinyssl, name) is not None for name in tinyssl.__all__)
+    code = "import tinyssl; print(*dir(tinyssl))"  # by which prompts and notebooks complete
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert {*tinyssl.__all__} <= {*done.stdout.split()}
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = tinyssl.nothing
 

@@ -111,7 +111,7 @@ def test_scratch_does_not_start_from_the_run(
 
 
 def test_evaluate_writes_points_and_picture(
-    run: Path, picture_folder: Folder, tmp_path: Path
+    run: Path, picture_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     labels = labels_csv(tmp_path / "labels.csv", picture_folder(per_class=12))
     wishes = CurveWishes(shots=(1, 2), methods=("linear",), draws=2)
@@ -126,6 +126,10 @@ def test_evaluate_writes_points_and_picture(
         console.print(curve_table(result["curve"]))
     assert all(len(line) <= 80 for line in captured.get().splitlines())
     assert "linear, kmeans" in captured.get()
+    drawn = (run / "label_curve.png").read_bytes()
+    monkeypatch.chdir(run)
+    evaluate(".", labels=labels, curve=wishes)
+    assert (run / "label_curve.png").read_bytes() == drawn  # with the run's name above it
 
 
 @pytest.mark.parametrize("name", ["$1$ and $\\nope$", os.fsdecode(b"$\xff")])

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from tinyssl.errors import UsageError
+from tinyssl.judged_encoders import has_weights_of
 from tinyssl.labeled import read_labeled, shaped_by, smallest_class, used_digests
 
 Folder = Callable[..., Path]
@@ -69,6 +70,20 @@ def test_what_taught_a_run_taught_those_that_start_from_it(tmp_path: Path) -> No
     (first / "finetune.json").write_text("[")
     with pytest.raises(UsageError, match=r"first/finetune\.json cannot be read"):
         shaped_by(third)
+
+
+@pytest.mark.parametrize("name", ["random", "pretrained"])
+def test_a_run_may_be_called_like_a_start(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / name
+    run.mkdir()
+    (run / "encoder.json").write_text(json.dumps({"init": name}))
+    (run / "encoder.safetensors").touch()
+    (run / "finetune.json").write_text(json.dumps({"encoder_learned": ["a"]}))
+    monkeypatch.chdir(tmp_path)
+    assert shaped_by(name) == {"a"}
+    assert not has_weights_of(name, name)  # its start is no folder
 
 
 def test_same_label_twice_counts_once(

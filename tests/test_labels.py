@@ -6,6 +6,7 @@ import sys
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -186,6 +187,19 @@ def test_names_of_any_bytes_come_back(tmp_path: Path) -> None:
     assert from_csv(tmp_path / "labels.csv").paths == paths
     (tmp_path / "paths.txt").write_bytes(b"\n".join(map(os.fsencode, paths)))
     assert set(scan([tmp_path / "paths.txt"])) == set(paths)
+
+
+@pytest.mark.parametrize(("there", "listed"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_accents_may_be_encoded_otherwise_as_names_from_a_mac_are(
+    there: Literal["NFC", "NFD"], listed: Literal["NFC", "NFD"], tmp_path: Path
+) -> None:
+    paths = [tmp_path / unicodedata.normalize(there, name) for name in ("ü.png", "größer.png")]
+    for path in paths:
+        path.touch()
+    names = [unicodedata.normalize(listed, path.name) for path in paths]
+    write_csv(tmp_path / "labels.csv", names, ["x", "y"])
+    assert from_csv(tmp_path / "labels.csv").paths == paths
+    assert scan([tmp_path / "labels.csv"]) == sorted(paths)
 
 
 @pytest.mark.parametrize("row", ["b.png,größer", "ü.png,x"])

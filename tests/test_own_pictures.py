@@ -11,7 +11,7 @@ from tinyssl import own_pictures as module
 from tinyssl.config import load_recipe
 from tinyssl.errors import UsageError
 from tinyssl.evaluation import evaluate
-from tinyssl.own_pictures import copies, held_out, own_pictures
+from tinyssl.own_pictures import copies, held_out, holdout_of, own_pictures
 from tinyssl.pretraining import pretrain
 
 Folder = Callable[..., Path]
@@ -43,6 +43,19 @@ def test_sources_are_read_from_either_kind(tmp_path: Path, picture_folder: Folde
         (tmp_path / "recipe.yaml").write_text(text)
         with pytest.raises(UsageError, match="names no pictures"):
             own_pictures(tmp_path)
+
+
+def test_a_run_called_like_a_recipe_is_still_a_run(
+    tmp_path: Path, picture_folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, run = picture_folder(per_class=2), tmp_path / "mobilenetv3-small"
+    run.mkdir()
+    text = f"data: {{sources: [{data}], holdout: a.csv}}"
+    (run / "recipe.yaml").write_text(text)
+    (run / "held_out.csv").write_text(f"path\n{data / 'dark' / '000.png'}\n")
+    monkeypatch.chdir(tmp_path)
+    assert len(own_pictures(run.name)) == 3
+    assert holdout_of(run.name) == "a.csv"
 
 
 def test_test_pictures_of_labels_are_held_out(

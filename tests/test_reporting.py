@@ -14,9 +14,11 @@ import pytest
 
 from tests.making import HOSTILE, TINY, label_points, untrained_run
 from tinyssl.cli import main
+from tinyssl.data import pictures_for
 from tinyssl.errors import JobError, UsageError
 from tinyssl.evaluation import evaluate
 from tinyssl.finetuning import finetune
+from tinyssl.own_pictures import own_pictures
 from tinyssl.pretraining import pretrain
 from tinyssl.recipe_files import recipe_text
 from tinyssl.reporting import page
@@ -31,7 +33,7 @@ from tinyssl.reporting.pictures import map_thumbnails
 from tinyssl.reporting.recipe_diff import Setting, nearest_recipe
 from tinyssl.reporting.run_facts import RunFacts, read_run
 from tinyssl.reporting.tiles import duration
-from tinyssl.reporting.views import acting
+from tinyssl.reporting.views import acting, views_of
 
 pytest.importorskip("plotly")
 
@@ -384,6 +386,17 @@ def test_nearest_recipe_and_what_differs(place: Path) -> None:
     assert changed["data.image_size"] == "32"
     assert "data.sources" not in changed
     assert "data.channels" not in changed  # auto, and settled when the run began
+
+
+def test_a_run_called_like_a_recipe_is_shown_by_its_own(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(place / "run", tmp_path / "resnet18")
+    monkeypatch.chdir(tmp_path)
+    there, here = read_run(place / "run"), read_run("resnet18")
+    assert here.recipe == there.recipe
+    pictures = pictures_for(here.encoder, own_pictures("resnet18"))
+    assert views_of(here, pictures) == views_of(there, pictures) != []
 
 
 def test_card_refuses_what_it_does_not_know(tmp_path: Path) -> None:

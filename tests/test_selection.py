@@ -211,6 +211,8 @@ def test_labels_are_not_overwritten(run: Path, picture_folder: Folder, tmp_path:
         select(run, data, 3, tmp_path / "gone" / "b.csv")
     select(run, data, 2, data / "b.csv")
     assert len(select(run, data, 3, data / "b.csv", overwrite=True).paths) == 3
+    roundabout = run / ".." / data.name / "b.csv"
+    assert len(select(run, data, 16, roundabout, overwrite=True).paths) == 16
     sheet = data / "a.png"
     out.with_suffix(".png").rename(sheet)
     with pytest.raises(UsageError, match="is read here and would be lost"):

@@ -60,6 +60,11 @@ _HOMES = {
 }
 
 
+def __dir__() -> list[str]:
+    """So that prompts and notebooks complete names that are not loaded yet."""
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'tinyssl' has no attribute {name!r}")

@@ -29,7 +29,7 @@ _VIEWS = 8
 
 
 def check(
-    data: str | Path | Sequence[str | Path],
+    data: str | Path | Sequence[str | Path] = (),
     recipe: str | Path = "mobilenetv3-small",
     overrides: Sequence[str] = (),
     augment: str | Path | None = None,

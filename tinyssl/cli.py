@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import re
@@ -50,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: runs a verb and turns errors into one line and an exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     _log_to_stderr()
+    _print_any_name()
     _wait_politely()
     try:
         cli.main(given, prog_name="tinyssl", standalone_mode=False)
@@ -81,6 +83,12 @@ def _wait_politely() -> None:
     """
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = _SPINS
+
+
+def _print_any_name() -> None:
+    """Shows what a terminal's encoding lacks as escapes; standard error has them by default."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _see_help(error: click.ClickException) -> str:

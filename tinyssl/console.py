@@ -34,7 +34,8 @@ Advance = Callable[[int], None]
 
 _LINE_EVERY = 15.0  # seconds between plain lines when there is no terminal
 
-_CONSOLE = Console(stderr=True, highlight=False, force_jupyter=False)
+# Without emoji, since a file may be called `12:100:7.jpg`.
+_CONSOLE = Console(stderr=True, highlight=False, emoji=False, force_jupyter=False)
 
 
 class _ToUser(logging.Handler):
@@ -101,7 +102,7 @@ def progress(title: str, total: int, unit: str = "pictures", done: int = 0) -> I
         A function to call with the number of newly finished items.
     """
     wanted = logging.getLogger("tinyssl").level <= logging.INFO and not _CONSOLE.quiet
-    if _CONSOLE.is_terminal and wanted:
+    if _CONSOLE.is_terminal and not _CONSOLE.is_dumb_terminal and wanted:
         with _bar(unit) as bar:
             task = bar.add_task(title, total=total, completed=done)
             yield lambda count: bar.update(task, advance=count)

@@ -83,12 +83,22 @@ class Pictures:
 
 
 def default_cache_dir() -> Path:
-    """`$TINYSSL_CACHE`, or `tinyssl` in the user's cache folder."""
+    """`$TINYSSL_CACHE`, or `tinyssl` in the user's cache folder.
+
+    Raises:
+        UsageError: there is none, as in a container whose user has no home.
+    """
     given = os.environ.get("TINYSSL_CACHE")
     if given:
         return in_home(given)
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "tinyssl"
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "tinyssl"
+    except RuntimeError:
+        raise UsageError(
+            "this user has no home for the cache of pictures; name a folder in the variable "
+            "TINYSSL_CACHE"
+        ) from None
 
 
 def worker_count(workers: int) -> int:

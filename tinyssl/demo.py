@@ -11,11 +11,12 @@ import timm
 import torch
 from safetensors.torch import save
 
-from tinyssl import labels
 from tinyssl.console import log, print_result
 from tinyssl.errors import UsageError
 from tinyssl.evaluation import evaluate, table
-from tinyssl.files import atomic, write_text
+from tinyssl.files import atomic, csv_text, write_text
+from tinyssl.labeled_split import SPLIT_COLUMNS
+from tinyssl.labels import stratified_split
 from tinyssl.pretraining import pretrain
 from tinyssl.reporting.command import report
 from tinyssl.reporting.page import missing
@@ -75,8 +76,7 @@ def demo(
         RunFolder(folder).refuse_if_used(resumable=False)
     paths, names = elpv()
     work = folder.parent / f"{folder.name}-data"
-    work.mkdir(parents=True, exist_ok=True)
-    _write_split(work, paths, names)
+    _write_data(work, paths, names)
     log.info(
         f"ELPV: {len(paths):,} photographs of solar cells, {len(set(names))} classes, licence "
         "CC BY-NC-SA 4.0 (not for commercial use); the labels are used for judging only"
@@ -99,13 +99,11 @@ def demo(
 
 def _report(run: Path, work: Path) -> None:
     """Writes the full report, with a model card for the package's pictures."""
-    card = work / "card.yaml"
-    write_text(card, _CARD)
     absent = missing()
     if absent:
         log.info(f"no report: {' and '.join(absent)} missing; pip install 'tinyssl[report]'")
         return
-    report(run, labels=work / "labels.csv", card=card)
+    report(run, labels=work / "labels.csv", card=work / "card.yaml")
 
 
 def elpv() -> tuple[list[Path], list[str]]:
@@ -153,9 +151,23 @@ def _package_folder(package: str) -> Path:
     return Path(str(files(package)))
 
 
-def _write_split(work: Path, paths: list[Path], names: list[str]) -> None:
-    test = labels.stratified_split(names, test_fraction=0.25, seed=SPLIT_SEED)
+def _write_data(work: Path, paths: list[Path], names: list[str]) -> None:
+    """Writes the split and the model card; raises UsageError where they would replace others."""
+    test = stratified_split(names, test_fraction=0.25, seed=SPLIT_SEED)
     splits = ["test" if t else "train" for t in test]
-    labels.write_csv(work / "labels.csv", paths, names, splits)
-    kept = (p for p, t in zip(paths, test, strict=True) if not t)
-    write_text(work / "train.txt", "".join(f"{p}\n" for p in kept))
+    kept = (path for path, t in zip(paths, test, strict=True) if not t)
+    texts = {
+        "labels.csv": csv_text([SPLIT_COLUMNS, *zip(paths, names, splits, strict=True)]),
+        "train.txt": "".join(f"{path}\n" for path in kept),
+        "card.yaml": _CARD,
+    }
+    for name, text in texts.items():
+        file = work / name
+        if file.exists() and file.read_bytes() != text.encode("utf-8", "surrogateescape"):
+            raise UsageError(
+                f"{file} is there, is not what this demo writes, and would be lost; move it, or "
+                "name another --out"
+            )
+    work.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        write_text(work / name, text)

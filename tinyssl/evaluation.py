@@ -25,6 +25,7 @@ from tinyssl.files import (
     read_json,
     refuse_other_table,
     sha256,
+    with_name,
     writable,
     write_text,
 )
@@ -170,7 +171,8 @@ def _write(result: dict[str, Any], split: LabeledSplit, target: Path) -> None:
     log.info(f"wrote {target}")
     if "curve" in result:
         picture = _curve_file(target)
-        plot_curve(result["curve"], f"{Path(result['run']).name}: accuracy over labels", picture)
+        name = with_name(result["run"]).name
+        plot_curve(result["curve"], f"{name}: accuracy over labels", picture)
         log.info(f"wrote {picture}")
 
 

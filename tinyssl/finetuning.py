@@ -28,7 +28,7 @@ from tinyssl.console import log, progress, score_table
 from tinyssl.data import pictures_for
 from tinyssl.device import keep_freed_memory, memory_told, torch_put_back, training_device
 from tinyssl.encoder import Encoder, embed_pictures
-from tinyssl.errors import NothingReadable, UsageError
+from tinyssl.errors import NothingReadable, UsageError, a_few
 from tinyssl.files import as_list, json_text, with_name, write_text
 from tinyssl.finetune_build import build_network
 from tinyssl.finetune_config import FOR_AUTO, FinetuneRecipe, load_finetune_recipe
@@ -218,10 +218,9 @@ class _Job:
         labels, section = self.labeled.labels, recipe.classifier
         smallest = smallest_class(labels)
         if smallest < 2:
-            counts = self.labeled.counts()
-            single = [name for name, count in counts.items() if count == 1]
-            told = f"{single[0]} has" if len(single) == 1 else f"{len(single)} classes have"
-            return [], f"{told} a single label, so that nothing can be held out"
+            single = [name for name, count in self.labeled.counts().items() if count == 1]
+            have = "has" if len(single) == 1 else "have"
+            return [], f"{a_few(single)} {have} a single label, so that nothing can be held out"
         repeats = repeats_for(section.repeats, len(labels))
         return stratified_folds(labels, min(section.folds, smallest), repeats, self.seed), ""
 

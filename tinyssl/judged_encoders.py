@@ -102,6 +102,8 @@ def _random(description: dict[str, Any]) -> tuple[Encoder, dict[str, Any]]:
 
 def has_weights_of(run: str | Path, init: str) -> bool:
     """Whether a run has the weights of its start, as where only a classifier was fitted."""
+    if init in ("random", "pretrained"):  # also where a folder here is called so
+        return False
     files = [Path(folder) / WEIGHTS for folder in (run, init)]
     return all(file.is_file() for file in files) and len({sha256(file) for file in files}) == 1
 
@@ -112,7 +114,8 @@ def _start_of(description: dict[str, Any], init: str) -> list[Contender]:
     if init != "pretrained" and not Path(init).exists():
         log.warning(f"the run's start {init} is no longer there; the table has no row for it")
         return []
-    start = Contender(START, partial(_start, description, init), shaped_by(init))
+    taught = set[str]() if init == "pretrained" else shaped_by(init)
+    start = Contender(START, partial(_start, description, init), taught)
     if _is_run(init) or description | _PLAIN == description:
         return [start]
     plain = partial(_start, description | _PLAIN, init)

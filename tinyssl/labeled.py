@@ -178,7 +178,7 @@ def shaped_by(run: str | Path) -> set[str]:
         UsageError: a file of one of these runs is damaged.
     """
     found: set[str] = set()
-    folder, known = _folder(run), set[Path]()
+    folder, known = _folder(Path(run).absolute()), set[Path]()  # a run may be called `random`
     while folder is not None and folder not in known and folder.is_dir():
         known.add(folder)
         found |= set(map(str, _read(folder / RESULT).get("encoder_learned", ())))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tinyssl.console import log
 from tinyssl.errors import UsageError
 from tinyssl.files import csv_text, is_utf8, read_limited, write_text
-from tinyssl.scanning import pictures_below
+from tinyssl.scanning import find_listed, pictures_below
 
 _LARGEST = 1 << 28  # bytes; a list of labels, not pictures
 SPLITS = ("train", "test")
@@ -123,7 +123,6 @@ def from_csv(path: str | Path) -> LabeledPaths:
             picture with two labels; the text names the line.
     """
     rows = _rows(Path(path))
-    bases = [Path(path).absolute().parent, Path.cwd()]
     seen: dict[Path, tuple[str, str]] = {}
     missing: list[str] = []
     unlabeled = repeated = 0
@@ -132,7 +131,8 @@ def from_csv(path: str | Path) -> LabeledPaths:
         name, label = (row["path"] or "").strip(), (row["label"] or "").strip()
         if "\0" in name + label:
             raise UsageError(f"{where}: a zero byte in {(name + label)[:80]!r}")
-        picture = _find(name, bases)
+        found = find_listed(Path(path), name, os.path.isfile)
+        picture = None if found is None else Path(found)
         if not is_utf8(label) or (picture is None and not is_utf8(name)):
             raise UsageError(_NOT_UTF8.format(path))
         if not label:
@@ -143,7 +143,7 @@ def from_csv(path: str | Path) -> LabeledPaths:
             repeated += picture in seen
             _note(seen, picture, label, _split(row.get("split"), where), where)
     if missing:
-        raise UsageError(_tell_missing(missing, bases))
+        raise UsageError(_tell_missing(missing, [Path(path).absolute().parent, Path.cwd()]))
     labels = [label for label, _ in seen.values()]
     _warn_of_alike(labels)
     splits = [split for _, split in seen.values()]
@@ -245,14 +245,6 @@ def _refuse_open_quote(path: Path, text: str, rows: Sequence[tuple[int, dict[str
             f"cannot read labels from {path}: a quote is opened in the row after line {line} and "
             "not closed"
         )
-
-
-def _find(name: str, bases: Sequence[Path]) -> Path | None:
-    for base in bases:
-        candidate = os.path.abspath(base / name)
-        if name and os.path.isfile(candidate):
-            return Path(candidate)
-    return None
 
 
 def _note(

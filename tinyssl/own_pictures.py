@@ -20,7 +20,7 @@ def own_pictures(run: str | Path) -> list[Path]:
     Raises:
         UsageError: the run's recipe cannot be read or names no pictures, or they are gone.
     """
-    data = recipe_values(run).get("data")
+    data = recipe_values(Path(run) / "recipe.yaml").get("data")
     sources = data.get("sources") if isinstance(data, dict) else None
     if not isinstance(data, dict) or not isinstance(sources, list) or not sources:
         raise UsageError(f"the recipe of {run} names no pictures")
@@ -32,7 +32,7 @@ def own_pictures(run: str | Path) -> list[Path]:
 
 def holdout_of(run: str | Path) -> str | None:
     """The labels whose test pictures a run of pretraining left out, None if it left out none."""
-    labels: str | None = recipe_values(run)["data"].get("holdout")
+    labels: str | None = recipe_values(Path(run) / "recipe.yaml")["data"].get("holdout")
     return labels
 
 

@@ -6,8 +6,10 @@ import csv
 import io
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 from tinyssl.errors import UsageError
 from tinyssl.files import is_utf8, read_limited
@@ -15,6 +17,7 @@ from tinyssl.opening import IMAGE_EXTENSIONS
 
 # Without TIFF, like which raw files of cameras begin, and BMP, which is two letters only.
 _BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a")
+_FORMS: tuple[Literal["NFC", "NFD"], ...] = ("NFC", "NFD")  # of Unicode
 _LARGEST_LIST = 1 << 28  # bytes; a list of pictures, not pictures
 
 
@@ -111,7 +114,7 @@ def _listed(path: Path) -> Iterator[str]:
     except (OSError, ValueError, csv.Error) as error:
         raise UsageError(f"cannot read the list {path}: {error}") from None
     for line in lines:
-        found = None if "\0" in line else _listed_file(path, line)
+        found = None if "\0" in line else find_listed(path, line)
         if found is None and not is_utf8(line):
             raise UsageError(f"cannot read the list {path}: not UTF-8; save it as such")
         if "\0" in line:
@@ -120,10 +123,20 @@ def _listed(path: Path) -> Iterator[str]:
             yield found or os.path.abspath(path.parent / line)
 
 
-def _listed_file(path: Path, name: str) -> str | None:
-    """A listed file, relative to the list or to the current folder; None if there is none."""
-    places = (os.path.abspath(folder / name) for folder in (path.parent, Path.cwd()))
-    return next((place for place in places if os.path.exists(place)), None)
+def find_listed(path: Path, name: str, there: Callable[[str], bool] = os.path.exists) -> str | None:
+    """A listed file, relative to the list or to the current folder; None if there is none.
+
+    Its accents may be encoded otherwise than in the list, as names from a Mac often are.
+
+    Args:
+        path: of the list.
+        name: in the list.
+        there: whether a path is one that is looked for.
+    """
+    spelled = dict.fromkeys([name, *(unicodedata.normalize(form, name) for form in _FORMS)])
+    folders = (Path(os.path.abspath(path)).parent, Path.cwd())
+    places = (os.path.abspath(folder / one) for one in spelled for folder in folders)
+    return next((place for place in places if there(place)), None)
 
 
 def _lines(path: Path, text: str) -> list[str]:

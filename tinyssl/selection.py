@@ -107,7 +107,7 @@ def _found(sources: Sequence[str | Path], target: Path, sheet: Path) -> set[str]
     """The pictures found; refuses to replace any of them or a list of them."""
     found = {str(path) for path in scan(sources)}
     if target.exists():
-        found.discard(str(sheet.absolute()))  # of an earlier choice among these pictures
+        found.discard(os.path.abspath(sheet))  # of an earlier choice among these pictures
     refuse_other_table(writable(target, ".csv", sources), _COLUMNS, [*_COLUMNS, "split"])
     refuse_other_sheet(sheet, found)
     return found

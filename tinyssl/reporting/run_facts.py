@@ -86,7 +86,7 @@ def read_run(run: str | Path) -> RunFacts:
     return RunFacts(
         path=path,
         encoder=read_description(path),
-        recipe=recipe_values(path),
+        recipe=recipe_values(path / "recipe.yaml"),
         metrics=_lines(path / "metrics.jsonl"),
         epochs=[_numbers(row) for row in _rows(path / "results.csv")],
         result=_scores_of(path / "eval.json", digests.get(WEIGHTS)),

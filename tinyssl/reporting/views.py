@@ -79,12 +79,12 @@ def acting(settings: Sequence[Setting], channels: int) -> list[str]:
 
 
 def _pretraining(facts: RunFacts) -> Draw:
-    recipe = load_recipe(facts.path)
+    recipe = load_recipe(facts.path / "recipe.yaml")
     return lambda originals, turn: augmented(recipe, originals, turn)
 
 
 def _finetuning(facts: RunFacts) -> Draw:
-    recipe = load_finetune_recipe(facts.path)
+    recipe = load_finetune_recipe(facts.path / "recipe.yaml")
     augment = augment_of(recipe.augment, facts.encoder["image_size"])
 
     def draw(originals: NDArray[Any], turn: int) -> NDArray[Any]:
