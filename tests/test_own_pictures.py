@@ -58,6 +58,18 @@ def test_a_run_called_like_a_recipe_is_still_a_run(
     assert holdout_of(run.name) == "a.csv"
 
 
+def test_pictures_of_a_list_that_are_gone_are_told(tmp_path: Path, picture_folder: Folder) -> None:
+    data, listed = picture_folder(per_class=9), tmp_path / "list.txt"
+    labels = split_csv(tmp_path / "labels.csv", data, lambda number: number < 3)
+    listed.write_text("".join(f"{path}\n" for path in sorted(data.rglob("*.png"))))
+    run = pretrain(listed, out=tmp_path / "run", overrides=QUICK, epochs=1)
+    assert evaluate(run, labels=labels)["pretrained_on"] == 6
+    listed.write_text(listed.read_text().replace(str(data), "/moved"))
+    with pytest.raises(UsageError, match=r"pictures of .*run are gone, first /moved/bright/000"):
+        own_pictures(run)
+    assert "pretrained_on" not in evaluate(run, labels=labels)  # not known, rather than 0
+
+
 def test_test_pictures_of_labels_are_held_out(
     picture_folder: Folder, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -25,6 +25,8 @@ def own_pictures(run: str | Path) -> list[Path]:
     if not isinstance(data, dict) or not isinstance(sources, list) or not sources:
         raise UsageError(f"the recipe of {run} names no pictures")
     found = scan([_moved_along(str(source), Path(run)) for source in sources])
+    if not any(path.is_file() for path in found):  # a list may outlive them
+        raise UsageError(f"the pictures of {run} are gone, first {found[0]}")
     if data.get("holdout") is None:
         return found
     return without(found, scan([Path(run) / HELD_OUT]))  # the labels may have changed since
