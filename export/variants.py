@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from .build_engine import BuildError, build, load_tensorrt
 from .build_engine import facts as engine_facts
 from .graph import FEATURES, PROBABILITIES, Deployed
 from .half import to_half
-from .int8 import MIN_CENTRED, STYLES, Calibration, Quantized, quantize_best
+from .int8 import MIN_CENTRED, STYLES, Calibration, Judge, Quantized, quantize_best
 from .mobile import MODEL as PTE
 from .mobile import pte_features, to_pte
 from .parity import Parity, compare
@@ -182,8 +182,8 @@ class Workshop:
         with progress("calibrating", len(self.samples.calibrated)) as advance:
             calibration = Calibration(self.model, self.samples.calibrated, advance)
         log.info("choosing the best int8 by its features; takes minutes if layers are sensitive")
+        judge = self._judge()
         made = {}
-        judge = self._chosen_by()
         for name, style in styles.items():
             found = quantize_best(calibration, style, judge, MIN_CENTRED + _MARGIN)
             drawn = self.samples.calibration | {"percentile": found.percentile}
@@ -196,7 +196,8 @@ class Workshop:
                 made[name] = variant
         return made
 
-    def _chosen_by(self) -> Callable[[bytes], float]:
+    def _judge(self) -> Judge:
+        """Scores int8 models by pictures that they were neither calibrated nor are measured on."""
         seen = self.samples.chosen
         wanted = torch_outputs(self.deployed, seen)[FEATURES]
         return lambda model: compare(wanted, onnx_outputs(model, seen)[FEATURES]).centred_cosine
