@@ -5,7 +5,12 @@ import pytest
 from sklearn.decomposition import PCA
 from sklearn.metrics import pairwise_distances
 
-from tinyssl.components import equalizing_rotation, pca_projection, standardization
+from tinyssl.components import (
+    equalizing_rotation,
+    near_projection,
+    pca_projection,
+    standardization,
+)
 
 
 def features(n: int = 60, width: int = 24) -> np.ndarray:
@@ -100,3 +105,48 @@ def test_levels_count_as_much() -> None:
     centre, scale = standardization(given, [12, 12])
     first, second = np.split((given - centre) * scale, 2, axis=1)
     assert np.square(first).sum() == pytest.approx(np.square(second).sum(), rel=1e-3)
+
+
+def test_near_pictures_differ_alike_along_whitened_axes() -> None:
+    """Against a naive sum over each picture's 8 nearest among scikit-learn's components."""
+    given = features(200, 24)
+    found = PCA(6, svd_solver="full").fit_transform(given.astype(np.float64))
+    cosines = pairwise_distances(found, metric="cosine") + 9 * np.eye(len(found))
+    products = np.zeros((6, 6))
+    for row, far in enumerate(cosines):
+        for near in np.argsort(far)[:8]:
+            products += np.outer(found[row] - found[near], found[row] - found[near])
+    between, turn = np.linalg.eigh(products / (2 * 8 * len(found)))
+    expected = found @ turn / np.sqrt(between + between.mean())
+    expected *= np.sqrt(np.square(given).sum() / np.square(expected).sum())
+    made = given @ near_projection(given, 6, 0.5)
+    np.testing.assert_allclose(
+        pairwise_distances(made), pairwise_distances(expected), rtol=1e-3, atol=1e-3
+    )
+    np.testing.assert_allclose(made.std(axis=0), made.std(axis=0).mean(), rtol=1e-3)
+
+
+def test_near_whitening_weakens_what_changes_between_near_pictures() -> None:
+    """Two groups that differ along one axis, within them pictures differ along another as much."""
+    generator = np.random.default_rng(0)
+    given = 0.05 * generator.normal(size=(200, 6)).astype(np.float32)
+    given[:, 0] += np.repeat([-1, 1], 100)
+    given[:, 1] += generator.normal(size=200)
+    given -= given.mean(axis=0)
+
+    def separation(made: np.ndarray) -> float:
+        one, other = made[:100], made[100:]
+        apart = np.square(one.mean(axis=0) - other.mean(axis=0)).sum()
+        return float(apart / (one.var(axis=0).sum() + other.var(axis=0).sum()))
+
+    near, plain = (f(given, 6, 0.5) for f in (near_projection, pca_projection))
+    assert separation(given @ near) > 2 * separation(given @ plain)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 12])
+def test_near_whitening_takes_few_pictures_and_copies(n: int) -> None:
+    given = np.repeat(features(n, 40), 2, axis=0)[: max(1, 2 * n - 1)]
+    given -= given.mean(axis=0)
+    found = near_projection(given, 10, 0.5)
+    assert found.shape == (40, max(1, min(10, len(given) - 1)))
+    assert np.isfinite(found).all()

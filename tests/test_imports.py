@@ -18,7 +18,7 @@ MODULES = sorted(
 
 GROUND = {"errors", "files", "intervals", "lines", "locks", "plain_yaml", "rows", "tensor_file"}
 LEAVES = {
-    "backbones", "bank", "budget", "calibration", "checkpoint", "colour", "compiling", "components",
+    "backbones", "bank", "budget", "calibration", "checkpoint", "colour", "compiling",
     "curve_lines", "device", "distributed", "feature_file", "folds", "fused", "heads", "loader",
     "logistic", "losses", "machine", "neighbours", "opening", "pipeline", "recipe_files",
     "remote_files", "reporting.names", "reporting.run_schema", "reporting.verdict", "run_folder",
@@ -28,6 +28,7 @@ LEAVES = {
 PAIRS = {
     "augment": {"colour", "compiling", "fused"},
     "choosing": {"neighbours"},
+    "components": {"neighbours"},
     "describing": {"components", "descriptors", "device"},
     "descriptors": {"augment", "colour"},
     "encoder": {"backbones", "components", "descriptors", "device"},

@@ -12,10 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import eigh
 
+from tinyssl.neighbours import nearest, unit_rows
+
 Floats = NDArray[np.float32]
 # Share of the largest variance; smaller variances are noise of the pictures at hand.
 _FLOOR = 1e-3
 _NONE = 1e-12
+_NEAR = 8  # pictures, of each
 
 
 def standardization(features: Floats, widths: Sequence[int]) -> tuple[Floats, Floats]:
@@ -56,24 +59,60 @@ def pca_projection(features: Floats, components: int, whitening: float) -> Float
     Returns:
         (w, k), k at most w and n - 1, and at least 1.
     """
-    count, width = features.shape
     rows = features.astype(np.float64)
-    variances, axes = _leading(rows, max(1, min(components, count - 1, width)))
+    variances, axes = _leading(rows, components)
     weights = (variances + _FLOOR * variances[0] + 1e-12) ** -whitening
-    weighted = variances * weights**2
+    return _settled(rows, axes * weights, variances * weights**2)
+
+
+def near_projection(features: Floats, components: int, whitening: float) -> Floats:
+    """A projection on the principal components, whitened by how much near pictures differ.
+
+    Directions in which even near pictures differ tell little of what a picture shows: within the
+    leading components, an axis along which pictures differ from their 8 nearest by the variance v
+    is divided by (v + mean v)^whitening. Locality preserving projections (He and Niyogi, 2003)
+    keep the directions where v is small beside the whole variance, this weighs them.
+
+    Args:
+        features: (n, w) with mean 0.
+        components: the most that are kept, at least 1.
+        whitening: 0 to 1/2.
+
+    Returns:
+        As `pca_projection`.
+    """
+    rows = features.astype(np.float64)
+    _, axes = _leading(rows, components)
+    found = rows @ axes
+    units = unit_rows(found)
+    near, _ = nearest(units, units, min(_NEAR, len(units) - 1), without=np.arange(len(units)))
+    differences = (found[:, None] - found[near]).reshape(-1, found.shape[1])
+    between, turn = eigh(differences.T @ differences / max(1, 2 * len(differences)))
+    between = np.maximum(between, 0)
+    axes = axes @ (turn * (between + between.mean() + 1e-12) ** -whitening)
+    variances, turn = eigh(np.cov(rows @ axes, rowvar=False, bias=True).reshape(len(turn), -1))
+    return _settled(rows, axes @ turn, np.maximum(variances, 0))
+
+
+def _settled(
+    rows: NDArray[np.float64], axes: NDArray[np.float64], variances: NDArray[np.float64]
+) -> Floats:
+    """Uncorrelated axes (w, k) scaled to the rows' total variance, and turned to equal ones."""
     total = float(np.square(rows).mean(axis=0).sum())
-    scale = np.sqrt(total / weighted.sum()) if weighted.sum() > 0 else 1.0
-    turned: NDArray[np.float64] = (axes * weights * scale) @ equalizing_rotation(weighted)
+    scale = np.sqrt(total / variances.sum()) if variances.sum() > 0 else 1.0
+    turned: NDArray[np.float64] = axes * scale @ equalizing_rotation(variances)
     return turned.astype(np.float32)
 
 
-def _leading(rows: NDArray[np.float64], kept: int) -> tuple[NDArray[Any], NDArray[Any]]:
+def _leading(rows: NDArray[np.float64], most: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """The largest variances, (k,), and their axes, (w, k); axes without variance are 0.
 
-    From the smaller of the covariance and the Gram matrix, which have the same eigenvalues: 2,000
-    pictures are fewer than the features of several levels.
+    At most `most`, the features and one less than the rows, but one. From the smaller of the
+    covariance and the Gram matrix, which have the same eigenvalues: 2,000 pictures are fewer than
+    the features of several levels.
     """
     count, width = rows.shape
+    kept = max(1, min(most, count - 1, width))
     few = count < width
     products = (rows @ rows.T if few else rows.T @ rows) / count
     wanted = (len(products) - kept, len(products) - 1)

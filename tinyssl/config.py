@@ -161,6 +161,9 @@ class Encoder(Section):
     whitening: Annotated[float, Field(ge=0, le=0.5)] = Field(
         0.25, description="of the components: divided by their variance to this power"
     )
+    whiten_by: Literal["all", "near"] = Field(
+        "all", description="that variance: of all pictures, or between near ones"
+    )
     blend: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="final weights = (1 - blend) * start + blend * end (arXiv:2109.01903)"
     )

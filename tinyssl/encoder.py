@@ -27,13 +27,14 @@ from tinyssl.backbones import (
     resolve_name,
     timm_statistics,
 )
-from tinyssl.components import pca_projection, standardization
+from tinyssl.components import near_projection, pca_projection, standardization
 from tinyssl.descriptors import Descriptors
 from tinyssl.device import full_float32, memory_told
 from tinyssl.errors import JobError, UsageError, joined_lines
 from tinyssl.rows import spaced_rows
 
 Pooling = Literal["mean", "statistics"]
+WhitenBy = Literal["all", "near"]
 
 _PIXELS_AT_ONCE = 2**19  # in a batch on a CPU: a third faster than 2**20
 _GPU_PIXELS_AT_ONCE = 2**24  # 256 pictures of 256 pixels a side
@@ -228,6 +229,7 @@ def widen(
     whitening: float = 0.0,
     pooling: Pooling = "mean",
     descriptors: bool = False,
+    whiten_by: WhitenBy = "all",
 ) -> Encoder:
     """The same network with the features of several levels, or a projection of them.
 
@@ -243,6 +245,8 @@ def widen(
         whitening: of the components, 0 to 1/2.
         pooling: of the levels before the last, see `StatisticsPooling`.
         descriptors: add those of the picture, see `Descriptors`.
+        whiten_by: the variance of `all` pictures (`pca_projection`), or that between `near` ones
+            (`near_projection`).
 
     Raises:
         UsageError: the network has fewer levels.
@@ -256,7 +260,8 @@ def widen(
     )
     centre, scale = standardization(features, wide.part_widths)
     if components:
-        projection = pca_projection((features - centre) * scale, components, whitening)
+        project = near_projection if whiten_by == "near" else pca_projection
+        projection = project((features - centre) * scale, components, whitening)
         wide = _with(encoder, count, pooling, projection.shape[1], descriptors)
         wide.projection.copy_(torch.from_numpy(projection))
     wide.centre.copy_(torch.from_numpy(centre))

@@ -341,6 +341,7 @@ class _Job:
                 "dtype": self.description["dtype"],
                 "max_pixels": self.description["max_pixels"],
                 "whitening": self.description["whitening"],
+                "whiten_by": self.description["whiten_by"],
                 "classes": self.labeled.classes,
             },
         )

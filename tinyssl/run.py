@@ -318,6 +318,7 @@ class Run:
                 "init": wanted.init,
                 "weights": timm_weights(wanted.name) if wanted.init == "pretrained" else None,
                 "whitening": wanted.whitening,
+                "whiten_by": wanted.whiten_by,
                 "seed": self.recipe.run.seed,
                 "dtype": self.pictures.array.dtype.name,
                 "max_pixels": self.recipe.data.max_pixels,

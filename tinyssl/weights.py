@@ -34,6 +34,7 @@ _HEADS = ("classifier.", "fc.", "head.", "head_drop.")
 # Values of keys that a description may lack.
 _DEFAULTS: Mapping[str, Any] = {
     "levels": 1, "pooling": "mean", "descriptors": False, "components": 0, "whitening": 0.0,
+    "whiten_by": "all",
     "init": "random", "dtype": "uint8", "max_pixels": MAX_PIXELS, "finished": True,
 }  # fmt: skip
 
@@ -248,6 +249,7 @@ def widen_like(encoder: Encoder, description: Mapping[str, Any], pictures: NDArr
         description["whitening"],
         description["pooling"],
         description["descriptors"],
+        description["whiten_by"],
     )
 
 
@@ -285,6 +287,7 @@ def _refuse_nonsense(description: Mapping[str, Any], path: Path) -> None:
         "descriptors": lambda value: isinstance(value, bool),
         "components": lambda value: _whole(value, 0, 1 << 16),
         "whitening": lambda value: type(value) in (int, float) and 0 <= value <= 0.5,
+        "whiten_by": lambda value: value in ("all", "near"),
         "image_size": lambda value: _whole(value, 1, 8192),
         "mean": lambda value: _numbers(value, description.get("channels"), -math.inf),
         "std": lambda value: _numbers(value, description.get("channels"), 0),
