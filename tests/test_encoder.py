@@ -11,7 +11,7 @@ from torch import nn
 
 from tests.making import precision_of_convolutions
 from tinyssl.backbones import BACKBONES, count_levels, freeze_batch_norm, resolve_name, timm_weights
-from tinyssl.components import pca_projection, standardization
+from tinyssl.components import near_projection, pca_projection, standardization
 from tinyssl.descriptors import Descriptors
 from tinyssl.encoder import (
     StatisticsPooling,
@@ -256,18 +256,20 @@ def test_levels_that_are_not_there(levels: int) -> None:
         widen(create_encoder("resnet18"), levels, pictures())
 
 
+@pytest.mark.parametrize("project", [pca_projection, near_projection])
 @pytest.mark.parametrize("levels", [1, "all"])
-def test_components_are_a_projection_of_the_levels(levels: Any) -> None:
+def test_components_are_a_projection_of_the_levels(levels: Any, project: Any) -> None:
     shown = np.random.default_rng(1).integers(0, 256, (12, 64, 64, 3), dtype=np.uint8)
     encoder = create_encoder("mobilenetv3-small", seed=0).eval()
     wide = embed_pictures(widen(encoder, levels, shown), shown)
     if levels == 1:
         centre, scale = standardization(wide, [wide.shape[1]])
         wide = (wide - centre) * scale
-    made = widen(encoder, levels, shown, components=5, whitening=0.25)
+    by = "near" if project is near_projection else "all"
+    made = widen(encoder, levels, shown, components=5, whitening=0.25, whiten_by=by)
     assert made.width == made.components == 5
     found = embed_pictures(made, shown)
-    np.testing.assert_allclose(found, wide @ pca_projection(wide, 5, 0.25), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(found, wide @ project(wide, 5, 0.25), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(("levels", "components"), [(1, 0), ("all", 0), ("all", 5)])
