@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyssl.console import log
-from tinyssl.data import load_pictures
+from tinyssl.data import pictures_for
 from tinyssl.errors import UsageError
 from tinyssl.files import read_json
 from tinyssl.labeled import RESULT, read_labeled
@@ -40,21 +40,18 @@ class Reader:
 
     Attributes:
         description: the content of `encoder.json`.
-        dtype: uint8 or uint16.
     """
 
     description: Mapping[str, Any]
-    dtype: Any
+
+    @property
+    def dtype(self) -> Any:
+        """Of the input, uint8 or uint16."""
+        return np.dtype(self.description["dtype"])
 
     def read(self, paths: Sequence[Path]) -> Pictures:
         """The readable ones, (n, s, s, c); warns of those that the bundle's runtime cannot read."""
-        found = load_pictures(
-            paths,
-            size=self.description["image_size"],
-            rule=self.description["resize"],
-            channels=self.description["channels"],
-            max_pixels=self.max_pixels,
-        )
+        found = pictures_for(self.description, paths)
         self._tell_of_refused(found.paths)
         return to_depth(np.array(found.array), self.dtype)
 

@@ -948,7 +948,7 @@ def test_too_few_pictures_are_told(
     run, pictures, _ = small
     with pytest.raises(UsageError, match=r"at least 2 .* got 1; give more by --pictures DIR"):
         export(run, out=tmp_path / "b", pictures=pictures / "00.png")
-    reader = Reader(read_description(run), np.dtype(np.uint8))
+    reader = Reader(read_description(run))
     draw_samples(reader, run, pictures, None, calibrate=False)
     told = (
         "measured on 12 pictures only, which say little about others; give 32 or more by --pictures"
