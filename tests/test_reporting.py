@@ -397,6 +397,7 @@ JUDGED = {"train": 2, "test": 2, "classes": ["a", "b"], "split": "of l.csv", "en
         ),
         ("eval.json", JUDGED | {"curve": [{"method": "linear", "mean": 0.5}]}, "curve.0.select"),
         ("eval.json", JUDGED | {"curve": [label_points()[0] | {"method": "x"}]}, "curve.0.method"),
+        ("eval.json", JUDGED | {"encoders": {"a": {"knn": {"confusion": None}}}}, "encoders.a.knn"),
     ],
 )
 def test_results_that_lack_what_is_shown_are_told(
@@ -406,6 +407,14 @@ def test_results_that_lack_what_is_shown_are_told(
     (run / name).write_text(json.dumps(content))
     with pytest.raises(UsageError, match=f"{name} is damaged: {told}"):
         report(run, out=tmp_path / "r.html")
+
+
+def test_results_without_k_nn_are_compared(place: Path, tmp_path: Path) -> None:
+    runs = [shutil.copytree(place / "run", tmp_path / name) for name in ("one", "other")]
+    linear = {"linear": {"confusion": [[9, 1], [2, 8]]}}
+    (runs[0] / "eval.json").write_text(json.dumps(JUDGED | {"encoders": {"pretrained": linear}}))
+    text = compare(runs, tmp_path / "c.html").read_text("utf-8")
+    assert "fewer than two of the runs were judged" in text
 
 
 def test_nearest_recipe_and_what_differs(place: Path) -> None:

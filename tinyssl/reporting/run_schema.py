@@ -19,15 +19,15 @@ class _Part(BaseModel):
 
 
 class _Judged(_Part):
-    confusion: list[list[Count]] | None = None
+    confusion: list[list[Count]] = []
     C: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
 
     @field_validator("confusion")
     @classmethod
-    def _square(cls, rows: list[list[int]] | None) -> list[list[int]] | None:
-        if rows is not None and any(len(row) != len(rows) for row in rows):
+    def _square(cls, rows: list[list[int]]) -> list[list[int]]:
+        if any(len(row) != len(rows) for row in rows):
             raise ValueError("its rows and columns differ")
-        if rows is not None and not any(map(sum, rows)):
+        if not any(map(sum, rows)):
             raise ValueError("it counts no picture")
         return rows
 
