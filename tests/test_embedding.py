@@ -352,7 +352,7 @@ def test_a_bundle_without_onnxruntime(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_decoding_goes_on_while_the_encoder_works(
-    run: Path, picture_folder: Folder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    run: Path, picture_folder: Folder, tmp_path: Path
 ) -> None:
     """The next batch is read before the encoder is done with this one."""
     data = picture_folder(per_class=8)
