@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from tinyssl.console import log, progress
+from tinyssl.console import log, progress, score_table
 from tinyssl.encoder import create_encoder
 from tinyssl.errors import JobError, UsageError, first_line
 from tinyssl.extras import EXPORT, need
@@ -106,10 +105,8 @@ def power(devices: Path = Path("/sys/class/devfreq")) -> dict[str, str]:
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
     """The rows as a table of at most 80 columns."""
-    shown = Table(box=SIMPLE_HEAD, show_edge=False, padding=0)
-    shown.add_column("", overflow="fold")
-    for column in ("on", "batch", "median ms", "p95 ms", "pictures/s", "peak MB", "file MB"):
-        shown.add_column(column, justify="right", no_wrap=True)
+    columns = ("on", "batch", "median ms", "p95 ms", "pictures/s", "peak MB", "file MB")
+    shown = score_table(None, columns)
     for row in rows:
         measured = [_short(row[key]) for key in COLUMNS[4:9]]
         shown.add_row(row["model"], row["provider"] or "-", str(row["batch"]), *measured)

@@ -170,13 +170,13 @@ def facts(plan: bytes, model: Path, batch: int, trt: Any) -> dict[str, Any]:
     }
 
 
-def trtexec(model: str, size: int, channels: int, batch: int = 8) -> str:
+def trtexec(model: str, size: int, channels: int) -> str:
     """The command that builds the same engine with TensorRT's own program."""
     shape = f"{size}x{size}x{channels}"
     return (
         f"trtexec --onnx={model} --saveEngine=encoder.engine --stronglyTyped --noTF32 "
         f"--minShapes=pictures:1x{shape} --optShapes=pictures:1x{shape} "
-        f"--maxShapes=pictures:{batch}x{shape}"
+        f"--maxShapes=pictures:8x{shape}"
     )
 
 

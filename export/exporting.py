@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from tinyssl import __version__
 from tinyssl.classifier import CLASSIFIER, Classifier, load_classifier
-from tinyssl.console import log
+from tinyssl.console import log, score_table
 from tinyssl.errors import UsageError
 from tinyssl.files import sha256
 from tinyssl.weights import WEIGHTS, layout, load_encoder
@@ -105,7 +104,7 @@ def export(
     if ENGINE in TARGETS[target]:
         need_tensorrt()  # before int8, which takes minutes
     classifier = load_classifier(run)
-    reader = Reader(description, dtype)
+    reader = Reader(description)
     samples = draw_samples(reader, run, pictures, calibration, calibrate=_has_int8(target))
     labeled = None if labels is None else labeled_pictures(reader, labels)
     deployed = Deployed(encoder, getattr(torch, dtype.name), not raw_features, classifier)
@@ -150,16 +149,8 @@ def _write(
 
 def table(exported: Exported) -> Table:
     """Sizes and parity as a table of at most 80 columns."""
-    shown = Table(
-        title="Against torch, on real pictures",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        show_edge=False,
-        padding=0,
-    )
-    shown.add_column("")
-    for column in ("MB", "max diff", "mean cos", "worst cos", "centred", "same NN", "allowed"):
-        shown.add_column(column, justify="right", no_wrap=True)
+    columns = ("MB", "max diff", "mean cos", "worst cos", "centred", "same NN", "allowed")
+    shown = score_table("Against torch, on real pictures", columns)
     for name, variant in exported.variants.items():
         found = variant.parity
         limit = f"{variant.tolerance.max_abs:.0e}" if name in TOLERANCES else f"cen. {MIN_CENTRED}"
@@ -180,7 +171,6 @@ def table(exported: Exported) -> Table:
     ]
     if told:
         shown.caption = f"Same class as torch: {', '.join(told)}."
-        shown.caption_justify = "left"
     return shown
 
 

@@ -254,9 +254,10 @@ class _One:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Silences the quantizer's progress and its warnings on preprocessing."""
+    before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)

@@ -12,7 +12,6 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tinyssl.errors import JobError, UsageError
+from tinyssl.errors import JobError, UsageError, first_line
+from tinyssl.extras import need
 
 from .graph import Deployed
 
@@ -29,10 +29,7 @@ MODEL = "encoder.pte"
 
 def need_executorch() -> None:
     """Raises UsageError, which says what to install, if ExecuTorch is missing."""
-    if find_spec("executorch") is None:
-        raise UsageError(
-            "target mobile needs executorch; install with: pip install 'tinyssl[mobile]'"
-        )
+    need("executorch", extra="mobile", what="target mobile")
 
 
 def to_pte(deployed: Deployed, example: Tensor) -> bytes:
@@ -61,8 +58,8 @@ def to_pte(deployed: Deployed, example: Tensor) -> bytes:
             lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
             return bytes(lowered.to_executorch().buffer)
         except Exception as error:  # the compiler raises errors of many kinds
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise JobError(f"ExecuTorch cannot take {deployed.encoder.name}: {reason}") from error
+            told = f"ExecuTorch cannot take {deployed.encoder.name}: {first_line(error)}"
+            raise JobError(told) from error
 
 
 def pte_features(model: bytes, pictures: NDArray[Any]) -> NDArray[np.float32]:
@@ -85,8 +82,7 @@ def pte_features(model: bytes, pictures: NDArray[Any]) -> NDArray[np.float32]:
                 for picture in pictures
             ]
         except RuntimeError as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise JobError(f"ExecuTorch cannot run the model: {reason}") from error
+            raise JobError(f"ExecuTorch cannot run the model: {first_line(error)}") from error
     features: NDArray[np.float32] = np.concatenate(rows)
     return features
 

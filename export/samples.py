@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyssl.console import log
-from tinyssl.data import load_pictures
+from tinyssl.data import pictures_for
 from tinyssl.errors import UsageError
 from tinyssl.files import read_json
 from tinyssl.labeled import RESULT, read_labeled
 from tinyssl.opening import reading
 from tinyssl.own_pictures import own_pictures
 from tinyssl.picture import to_depth
-from tinyssl.rows import spaced_rows
+from tinyssl.rows import spaced
 from tinyssl.scanning import scan
 from tinyssl.weights import DESCRIPTION
 
@@ -40,21 +40,18 @@ class Reader:
 
     Attributes:
         description: the content of `encoder.json`.
-        dtype: uint8 or uint16.
     """
 
     description: Mapping[str, Any]
-    dtype: Any
+
+    @property
+    def dtype(self) -> Any:
+        """Of the input, uint8 or uint16."""
+        return np.dtype(self.description["dtype"])
 
     def read(self, paths: Sequence[Path]) -> Pictures:
         """The readable ones, (n, s, s, c); warns of those that the bundle's runtime cannot read."""
-        found = load_pictures(
-            paths,
-            size=self.description["image_size"],
-            rule=self.description["resize"],
-            channels=self.description["channels"],
-            max_pixels=self.max_pixels,
-        )
+        found = pictures_for(self.description, paths)
         self._tell_of_refused(found.paths)
         return to_depth(np.array(found.array), self.dtype)
 
@@ -68,7 +65,7 @@ class Reader:
 
         Training reads more, such as 16-bit colour.
         """
-        some = _spaced(paths, _TRIED)
+        some = spaced(paths, _TRIED)
         with reading(self.max_pixels), ThreadPoolExecutor() as pool:
             found = zip(some, pool.map(self._refused, some), strict=True)
             refused = [(path, told) for path, told in found if told]
@@ -130,15 +127,15 @@ def draw_samples(
     """
     paths = _paths(run, pictures)
     if not calibrate:
-        measured = _enough(reader.read(_spaced(paths, MEASURED)), 2, _MEASURED, "--pictures")
+        measured = _enough(reader.read(spaced(paths, MEASURED)), 2, _MEASURED, "--pictures")
         return Samples(_tell_of_few(measured, FEW), np.empty(0), np.empty(0))
     if calibration is not None:
-        found = reader.read(_spaced(paths, MEASURED + CHOSEN))
+        found = reader.read(spaced(paths, MEASURED + CHOSEN))
         _enough(found, 4, f"{_MEASURED} and int8 chosen", "--pictures")
-        others = reader.read(_spaced(scan([calibration]), CALIBRATED))
+        others = reader.read(spaced(scan([calibration]), CALIBRATED))
         calibrated = _enough(others, 2, "int8 is calibrated", "--calibration")
         return Samples(_tell_of_few(found[::2], 2 * FEW), calibrated, found[1::2])
-    found = reader.read(_spaced(paths, MEASURED + CHOSEN + CALIBRATED))
+    found = reader.read(spaced(paths, MEASURED + CHOSEN + CALIBRATED))
     _enough(found, 8, f"{_MEASURED} and int8 calibrated", "--pictures")
     return Samples(_tell_of_few(found[::4], 4 * FEW), found[1::2], found[2::4])
 
@@ -146,7 +143,7 @@ def draw_samples(
 def labeled_pictures(reader: Reader, labels: str | Path) -> tuple[Pictures, NDArray[np.int64]]:
     """At most 1,000 evenly spaced labeled pictures from a CSV or class folders."""
     found = read_labeled(labels, reader.description)
-    rows = _spaced(range(len(found.labels)), LABELED)
+    rows = spaced(range(len(found.labels)), LABELED)
     return to_depth(found.array[rows], reader.dtype), found.labels[rows]
 
 
@@ -203,10 +200,6 @@ def _object(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return told if isinstance(told, dict) else {}
-
-
-def _spaced(items: Sequence[Any], count: int) -> list[Any]:
-    return [items[row] for row in spaced_rows(len(items), count)]
 
 
 def _tell_of_few(pictures: Pictures, wanted: int) -> Pictures:

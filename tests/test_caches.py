@@ -97,7 +97,7 @@ def test_no_cache_is_no_error(tmp_path: Path) -> None:
     assert report(tmp_path / "nowhere").startswith("0 caches")
 
 
-def test_a_cache_that_is_being_built_stays(tmp_path: Path) -> None:
+def test_a_cache_that_is_being_built_stays() -> None:
     building = cache_root() / ".building-now"
     building.mkdir(parents=True)
     with locked(building):
@@ -203,7 +203,7 @@ def test_a_cache_of_an_earlier_format_is_stale(
 
 
 @pytest.mark.parametrize("name", ["~nobody-of-that-name", "~"])
-def test_a_name_may_begin_like_a_home(name: str, tmp_path: Path) -> None:
+def test_a_name_may_begin_like_a_home(name: str) -> None:
     assert in_home(name) == (Path.home() if name == "~" else Path(name))
 
 

@@ -388,7 +388,7 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 
 
 def test_setting_and_path_are_told_apart(
-    capsys: pytest.CaptureFixture[str], picture_folder: Folder, tmp_path: Path
+    capsys: pytest.CaptureFixture[str], picture_folder: Folder
 ) -> None:
     data = picture_folder("a.b=c")
     status, _, _ = run(capsys, "checks", data)

@@ -66,7 +66,7 @@ def test_order_is_defaults_then_yaml_then_command_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_preset_fills_what_is_not_given(preset: str, tmp_path: Path) -> None:
+def test_preset_fills_what_is_not_given(preset: str) -> None:
     recipe = load_recipe("mobilenetv3-small", [f"augment.preset={preset}", "augment.blur=0.3"])
     for key, value in PRESETS[preset].items():
         assert getattr(recipe.augment, key) == (0.3 if key == "blur" else value)

@@ -144,9 +144,7 @@ def test_the_log_of_a_run_is_whole_at_any_level(
     assert "DEBUG a detail" in (tmp_path / "train.log").read_text()
 
 
-def test_a_log_that_was_silent_is_heard_again(
-    caplog: pytest.LogCaptureFixture, tmp_path: Path
-) -> None:
+def test_a_log_that_was_silent_is_heard_again(caplog: pytest.LogCaptureFixture) -> None:
     logging.disable(logging.CRITICAL)
     try:
         console.log.warning("unheard")

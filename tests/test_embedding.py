@@ -346,13 +346,13 @@ def test_devices_of_a_bundle(device: str, tmp_path: Path) -> None:
 
 def test_a_bundle_without_onnxruntime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "manifest.json").write_text("{}")
-    monkeypatch.setattr("tinyssl.extraction.find_spec", lambda name: None)
+    monkeypatch.setattr("tinyssl.extras.find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"pip install 'tinyssl\[export\]'"):
         open_extractor(tmp_path)
 
 
 def test_decoding_goes_on_while_the_encoder_works(
-    run: Path, picture_folder: Folder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    run: Path, picture_folder: Folder, tmp_path: Path
 ) -> None:
     """The next batch is read before the encoder is done with this one."""
     data = picture_folder(per_class=8)

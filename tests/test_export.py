@@ -7,7 +7,6 @@ import pickle
 import re
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -240,7 +239,7 @@ def test_pictures_that_the_runtime_cannot_read_are_told(
     pictures.mkdir()
     deep = np.random.default_rng(0).integers(0, 65536, (4, 50, 50, 3), dtype=np.uint16)
     for number, picture in enumerate(deep[:3]):
-        (pictures / f"{number}.tif").write_bytes(tiff(picture, 2))
+        (pictures / f"{number}.tif").write_bytes(zoo.tiff(picture, photometric=2))
     Image.fromarray((deep[3] >> 8).astype(np.uint8)).save(pictures / "3.png")
     export(run, out=tmp_path / "bundle", pictures=pictures)
     told = "3 of 4 of your pictures cannot be read by the bundle's runtime.py, first: "
@@ -293,7 +292,7 @@ def test_runtime_reads_pictures_to_the_pixel(
 
 def test_the_runtime_turns_over_white_is_zero_of_sixteen_bits(tmp_path: Path) -> None:
     values = np.random.default_rng(0).integers(0, 65536, (37, 61, 1), dtype=np.uint16)
-    (tmp_path / "a.tif").write_bytes(tiff(values, 0))
+    (tmp_path / "a.tif").write_bytes(zoo.tiff(values, photometric=0))
     ours, theirs = decode(tmp_path / "a.tif", 1), runtime.decode(tmp_path / "a.tif", 1)
     assert theirs.dtype == ours.dtype == np.uint16
     np.testing.assert_array_equal(theirs, ours)
@@ -312,7 +311,7 @@ def test_the_runtime_drops_no_samples_of_tiffs(
     """What training refuses is refused, and what is taken is the same to the pixel."""
     path = tmp_path / "a.tif"
     values = np.random.default_rng(0).integers(0, 256, (37, 61, samples), dtype=np.uint8)
-    path.write_bytes(tiff(values, photometric, extra))
+    path.write_bytes(zoo.tiff(values, photometric=photometric, kind=extra))
     try:
         ours = to_channels(decode(path, channels), channels)
     except Unreadable as error:
@@ -350,26 +349,6 @@ def test_the_runtime_mixes_up_no_planes_of_gray_and_alpha(deflate: bool, tmp_pat
     np.testing.assert_array_equal(decode(path, 2), values)
     with pytest.raises(runtime.Unreadable, match="give it as an array"):
         runtime.decode(path, 2)
-
-
-def tiff(values: np.ndarray, photometric: int, extra: tuple[int, ...] = ()) -> bytes:
-    """The least TIFF of (h, w, c), uint8 or uint16, samples of a pixel together (TIFF 6.0)."""
-    h, w, c = values.shape
-    pixels = values.astype(values.dtype.newbyteorder("<")).tobytes()
-    pixels += b"\0" * (len(pixels) % 2)
-    after, lists, entries = 8 + len(pixels), b"", []
-    for tag, numbers in (
-        (256, (w,)), (257, (h,)), (258, (8 * values.itemsize,) * c), (259, (1,)),
-        (262, (photometric,)), (273, (8,)), (277, (c,)), (278, (h,)), (279, (values.nbytes,)),
-        (338, extra),
-    ):  # fmt: skip
-        packed = struct.pack(f"<{len(numbers)}H", *numbers)
-        if len(packed) > 4:
-            packed, lists = struct.pack("<I", after + len(lists)), lists + packed
-        if numbers:
-            entries.append(struct.pack("<HHI", tag, 3, len(numbers)) + packed.ljust(4, b"\0"))
-    directory = struct.pack("<H", len(entries)) + b"".join(entries) + b"\0\0\0\0"
-    return b"II*\0" + struct.pack("<I", after + len(lists)) + pixels + lists + directory
 
 
 def test_the_runtime_takes_pictures_as_large_as_training_did(
@@ -948,7 +927,7 @@ def test_too_few_pictures_are_told(
     run, pictures, _ = small
     with pytest.raises(UsageError, match=r"at least 2 .* got 1; give more by --pictures DIR"):
         export(run, out=tmp_path / "b", pictures=pictures / "00.png")
-    reader = Reader(read_description(run), np.dtype(np.uint8))
+    reader = Reader(read_description(run))
     draw_samples(reader, run, pictures, None, calibrate=False)
     told = (
         "measured on 12 pictures only, which say little about others; give 32 or more by --pictures"

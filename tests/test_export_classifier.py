@@ -186,8 +186,7 @@ def count(found: Samples) -> int:
 
 
 def measured_on(run: Path, **given: Any) -> Samples:
-    description = read_description(run)
-    reader = Reader(description, np.dtype(np.uint8))
+    reader = Reader(read_description(run))
     return draw_samples(reader, run, given.get("pictures"), None, calibrate=True)
 
 

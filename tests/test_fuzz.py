@@ -175,9 +175,7 @@ def test_labels_invented(rows: list[list[str]], whole: bool, pictures: Path) -> 
 
 
 @FUZZ
-@given(
-    data=damaged([b"a.png\nb.png\n", b"path,x\na.png,1\n"]), kind=st.sampled_from(["txt", "csv"])
-)
+@given(data=damaged(LISTS), kind=st.sampled_from(["txt", "csv"]))
 def test_lists_of_pictures(data: bytes, kind: str, pictures: Path) -> None:
     path = pictures / f"list.{kind}"
     path.write_bytes(data)

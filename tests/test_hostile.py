@@ -232,6 +232,16 @@ def test_descriptions_are_believed_within_limits(change: dict[str, Any], tmp_pat
         load_encoder(tmp_path)
 
 
+@pytest.mark.parametrize("key", ["name", "width", "image_size", "std"])
+def test_descriptions_are_whole(key: str, tmp_path: Path) -> None:
+    untrained_run(tmp_path)
+    found = json.loads((tmp_path / "encoder.json").read_text())
+    del found[key]
+    (tmp_path / "encoder.json").write_text(json.dumps(found))
+    with pytest.raises(UsageError, match=f"lacks the key '{key}'"):
+        load_encoder(tmp_path)
+
+
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     """As far as reading goes; its model is none."""

@@ -1,6 +1,7 @@
 """Int8: the choice of calibration and layers, and trained encoders that keep their features."""
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from tinyssl.export import build_engine, variants
+from tinyssl.export import build_engine, int8, variants
 from tinyssl.export.exporting import export
 from tinyssl.export.graph import Deployed, to_onnx
 from tinyssl.export.int8 import (
@@ -96,6 +97,16 @@ def test_layers_that_hurt_stay_in_float() -> None:
 
 def test_the_best_there_is_with_a_quarter_in_float() -> None:
     assert choose(lambda percentile, only, without: 0.5 + len(without) / 100)[2] == ["a", "b"]
+
+
+def test_a_users_own_silence_of_logging_stays() -> None:
+    logging.disable(logging.INFO)
+    try:
+        with int8._quiet():
+            assert logging.root.manager.disable == logging.WARNING
+        assert logging.root.manager.disable == logging.INFO
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 @pytest.fixture(scope="module")

@@ -210,7 +210,7 @@ def test_other_encodings_are_told(row: str, tmp_path: Path) -> None:
         from_csv(tmp_path / "labels.csv")
 
 
-def test_linked_folders_count_as_everywhere(picture_folder: Folder, tmp_path: Path) -> None:
+def test_linked_folders_count_as_everywhere(picture_folder: Folder) -> None:
     folder, elsewhere = picture_folder(), picture_folder("elsewhere")
     (folder / "dark" / "more").symlink_to(elsewhere / "dark")
     found = from_class_folders(folder)

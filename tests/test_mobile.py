@@ -120,7 +120,7 @@ def test_wrong_use_is_told_before_any_work(
 ) -> None:
     given: dict[str, Any] = {"out": tmp_path / "b", "pictures": made.pictures}
     if case == "not installed":
-        monkeypatch.setattr(mobile, "find_spec", lambda name: None)
+        monkeypatch.setattr("tinyssl.extras.find_spec", lambda name: None)
         told = r"needs executorch; install with: pip install 'tinyssl\[mobile\]'"
     else:
         pytest.importorskip("executorch")

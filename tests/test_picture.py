@@ -14,6 +14,7 @@ import zoo
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from tinyssl.export import runtime
+from zoo import encoded
 
 from tinyssl.opening import Unreadable, open_picture, reading
 from tinyssl.picture import (
@@ -32,12 +33,6 @@ Array = NDArray[Any]
 def noise(h: int = 6, w: int = 9, c: int = 3, dtype: Any = np.uint8) -> Array:
     high = np.iinfo(dtype).max
     return np.random.default_rng(h * w * c).integers(0, high, (h, w, c), dtype, endpoint=True)
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
 
 
 def cv2_encoded(array: Array, suffix: str) -> bytes:

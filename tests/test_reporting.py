@@ -379,6 +379,44 @@ def test_comparison_names_the_best_and_those_not_judged(place: Path, tmp_path: P
     assert "Not judged on labels: new." in text
 
 
+FINETUNED = {
+    "run": "runs/mine", "recipe": "few-label", "reason": "as asked for", "labels": {"a": 2, "b": 2},
+    "held_out": {"few-label": {"balanced_accuracy": 0.5, "accuracy": 0.5, "log_loss": 0.7}},
+}  # fmt: skip
+JUDGED = {"train": 2, "test": 2, "classes": ["a", "b"], "split": "of l.csv", "encoders": {}}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("finetune.json", {k: v for k, v in FINETUNED.items() if k != "reason"}, "reason"),
+        (
+            "finetune.json",
+            FINETUNED | {"held_out": {"few-label": {"balanced_accuracy": 0.5}}},
+            "held_out.few-label.accuracy",
+        ),
+        ("eval.json", JUDGED | {"curve": [{"method": "linear", "mean": 0.5}]}, "curve.0.select"),
+        ("eval.json", JUDGED | {"curve": [label_points()[0] | {"method": "x"}]}, "curve.0.method"),
+        ("eval.json", JUDGED | {"encoders": {"a": {"knn": {"confusion": None}}}}, "encoders.a.knn"),
+    ],
+)
+def test_results_that_lack_what_is_shown_are_told(
+    name: str, content: dict[str, Any], told: str, place: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(place / "run", tmp_path / "run")
+    (run / name).write_text(json.dumps(content))
+    with pytest.raises(UsageError, match=f"{name} is damaged: {told}"):
+        report(run, out=tmp_path / "r.html")
+
+
+def test_results_without_k_nn_are_compared(place: Path, tmp_path: Path) -> None:
+    runs = [shutil.copytree(place / "run", tmp_path / name) for name in ("one", "other")]
+    linear = {"linear": {"confusion": [[9, 1], [2, 8]]}}
+    (runs[0] / "eval.json").write_text(json.dumps(JUDGED | {"encoders": {"pretrained": linear}}))
+    text = compare(runs, tmp_path / "c.html").read_text("utf-8")
+    assert "fewer than two of the runs were judged" in text
+
+
 def test_nearest_recipe_and_what_differs(place: Path) -> None:
     name, settings = nearest_recipe(read_run(place / "run").recipe)
     changed = {setting.key: setting.value for setting in settings if setting.changed}

@@ -47,15 +47,13 @@ def clouds(
     return (rows * np.geomspace(0.05, 5, d)).astype(np.float32), labels
 
 
-def naive_knn(
-    train: NDArray[Any], labels: NDArray[Any], row: NDArray[Any], k: int, temperature: float
-) -> int:
+def naive_knn(train: NDArray[Any], labels: NDArray[Any], row: NDArray[Any], k: int) -> int:
     unit = train.astype(float) / np.linalg.norm(train.astype(float), axis=1)[:, None]
     query = row.astype(float) / np.linalg.norm(row.astype(float))
     votes = dict.fromkeys(range(int(labels.max()) + 1), 0.0)
     cosines = [float(other @ query) for other in unit]
     for index in sorted(range(len(unit)), key=lambda i: -cosines[i])[:k]:
-        votes[int(labels[index])] += math.exp(cosines[index] / temperature)
+        votes[int(labels[index])] += math.exp(cosines[index] / 0.07)
     return max(votes, key=lambda label: votes[label])
 
 
@@ -63,32 +61,19 @@ def naive_knn(
 
 
 @pytest.mark.parametrize("k", [1, 4, 60, 500])
-@pytest.mark.parametrize("temperature", [0.07, 1.0])
-def test_knn_is_the_naive_loop(k: int, temperature: float) -> None:
+def test_knn_is_the_naive_loop(k: int) -> None:
     train, labels = clouds()
     test, _ = clouds(40, seed=1)
-    expected = [naive_knn(train, labels, row, k, temperature) for row in test]
-    found = knn_predict(train, labels, test, k=k, temperature=temperature)
-    assert found.tolist() == expected
+    expected = [naive_knn(train, labels, row, k) for row in test]
+    assert knn_predict(train, labels, test, k=k).tolist() == expected
     assert len(set(expected)) > 1
-
-
-def test_knn_does_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    train, labels = clouds()
-    test, _ = clouds(40, seed=1)
-    whole = knn_predict(train, labels, test, k=5), knn_loo_score(train, labels, k=5)
-    monkeypatch.setattr(scoring, "_CHUNK", 7)
-    assert np.array_equal(knn_predict(train, labels, test, k=5), whole[0])
-    assert knn_loo_score(train, labels, k=5) == whole[1]
 
 
 @pytest.mark.parametrize("k", [1, 5, 59, 60, 200])
 def test_leave_one_out_leaves_one_out(k: int) -> None:
     rows, labels = clouds()
     others = ~np.eye(len(rows), dtype=bool)
-    expected = [
-        naive_knn(rows[o], labels[o], row, k, 0.07) for o, row in zip(others, rows, strict=True)
-    ]
+    expected = [naive_knn(rows[o], labels[o], row, k) for o, row in zip(others, rows, strict=True)]
     assert knn_loo_score(rows, labels, k=k) == pytest.approx(
         balanced_accuracy_score(labels, expected)
     )

@@ -123,9 +123,12 @@ def test_another_network_of_equal_shapes_is_refused(
 
 def test_another_tag_and_another_programs_description_are_no_hindrance(tmp_path: Path) -> None:
     save_encoder(donor(), tmp_path, image_size=48, resize="crop")
-    load_weights(create_encoder("mobilenetv3_small_100.lamb_in1k"), tmp_path)
+    tagged, plain = create_encoder("mobilenetv3_small_100.lamb_in1k"), create_encoder(NAME)
+    load_weights(tagged, tmp_path)
     (tmp_path / "encoder.json").write_text('{"d_model": 512}')
-    load_weights(create_encoder(NAME), tmp_path / "encoder.safetensors")
+    load_weights(plain, tmp_path / "encoder.safetensors")
+    assert torch.equal(features(tagged), features(donor()))
+    assert torch.equal(features(plain), features(donor()))
 
 
 def test_an_earlier_run_of_colours_brings_its_normalization_to_gray(tmp_path: Path) -> None:
@@ -165,7 +168,10 @@ def test_one_channel_equals_gray_in_three(name: str, tmp_path: Path) -> None:
 
 def test_four_channels_take_three(tmp_path: Path) -> None:
     torch.save(donor().backbone.state_dict(), tmp_path / "w.pth")
-    load_weights(create_encoder(NAME, channels=4), tmp_path / "w.pth")
+    encoder = create_encoder(NAME, channels=4)
+    load_weights(encoder, tmp_path / "w.pth")
+    found, three = (e.backbone.get_parameter("conv_stem.weight") for e in (encoder, donor()))
+    torch.testing.assert_close(found, three[:, [0, 1, 2, 0]] * (3 / 4))
 
 
 class Hostile:

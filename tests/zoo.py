@@ -5,7 +5,6 @@ import os
 import socket
 import struct
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-Make = Callable[[Path], None]
 HTML = b"<!DOCTYPE html><html><body>404 Not Found</body></html>"
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
 SVG = b"<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg'/>"
@@ -47,13 +45,14 @@ def tiff(
     big: bool = False,
     wide: bool = False,
     photometric: int = 1,
-    kind: int = 0,
+    kind: int | tuple[int, ...] = 0,
     tiled: bool = False,
     says: tuple[int, int] | None = None,
 ) -> bytes:
     """A TIFF of any number of channels in one strip a plane (TIFF 6.0).
 
-    wide: BigTIFF. kind: of what is beside gray or colours, 1 and 2 are alpha. tiled: says so only.
+    wide: BigTIFF. kind: of what is beside gray or colours, of all or of each; 1 and 2 are alpha.
+    tiled: says so only.
     """
     order, (h, w, c) = ">" if big else "<", values.shape
     count, address, room = ("Q", "Q", 8) if wide else ("H", "I", 4)
@@ -67,12 +66,12 @@ def tiff(
     for strip in strips:
         places.append(2 * room + len(body))
         body += strip + b"\0" * (len(strip) % 2)
-    extra = c - (3 if photometric == 2 else 1)
+    kinds = (kind,) * (c - (3 if photometric == 2 else 1)) if isinstance(kind, int) else kind
     wanted: dict[int, tuple[str, list[int]]] = {
         256: ("H", [width]), 257: ("H", [height]), 258: ("H", [8 * values.dtype.itemsize] * c),
         259: ("H", [8 if deflate else 1]), 262: ("H", [photometric]), 273: ("I", places),
         277: ("H", [c]), 278: ("H", [h]), 279: ("I", [len(strip) for strip in strips]),
-        284: ("H", [2 if planes else 1]), 338: ("H", [kind] * extra),
+        284: ("H", [2 if planes else 1]), 338: ("H", list(kinds)),
     } | ({322: ("H", [16]), 323: ("H", [16])} if tiled else {})  # fmt: skip
     entries = b""
     for tag, (size, numbers) in sorted(wanted.items()):

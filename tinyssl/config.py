@@ -5,7 +5,6 @@ The defaults here are overridden by the YAML file, and that by `section.key=valu
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -14,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tinyssl.augment import PRESETS
-from tinyssl.errors import UsageError
+from tinyssl.errors import UsageError, did_you_mean
 from tinyssl.files import as_list
 from tinyssl.opening import MAX_PIXELS
 from tinyssl.plain_yaml import parse_yaml
@@ -316,7 +315,7 @@ def shortcuts(given: Mapping[str, object]) -> list[str]:
     for name in given:
         if name not in SHORTCUTS:
             raise UsageError(
-                f"unknown setting {name}{_did_you_mean(name, list(SHORTCUTS))} "
+                f"unknown setting {name}{did_you_mean(name, list(SHORTCUTS))} "
                 f"(allowed: {', '.join(SHORTCUTS)}; all others as section.key=value)"
             )
     return [
@@ -425,7 +424,7 @@ def _tell(error: Mapping[str, Any], schema: type[BaseModel]) -> str:
     key = ".".join(location)
     if error["type"] == "extra_forbidden":
         allowed = _allowed_keys(location[:-1], schema)
-        meant = _did_you_mean(location[-1], allowed)
+        meant = did_you_mean(location[-1], allowed)
         return f"unknown key {key}{meant} (allowed: {', '.join(allowed)})"
     if error["type"] == "value_error":
         return f"{key}.{error['ctx']['error']}"
@@ -437,8 +436,3 @@ def _allowed_keys(section: Sequence[str], schema: type[BaseModel]) -> list[str]:
     for name in section:
         model = model.model_fields[name].annotation
     return list(model.model_fields)
-
-
-def _did_you_mean(word: str, choices: Sequence[str]) -> str:
-    near = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else ""

@@ -76,7 +76,7 @@ def print_result(result: object) -> None:
     console.print(result)
 
 
-def score_table(title: str, columns: Sequence[str]) -> Table:
+def score_table(title: str | None, columns: Sequence[str]) -> Table:
     """A table of figures without rows: a column of names, which may be folded, and these."""
     table = Table(
         title=title,

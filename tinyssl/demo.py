@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from importlib.resources import files
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from safetensors.torch import save
 from tinyssl.console import log, print_result
 from tinyssl.errors import UsageError
 from tinyssl.evaluation import evaluate, table
+from tinyssl.extras import need
 from tinyssl.files import atomic, csv_text, write_text
 from tinyssl.labeled_split import SPLIT_COLUMNS
 from tinyssl.labels import stratified_split
@@ -90,20 +90,12 @@ def demo(
         settings.append(f"encoder.init={imagenet_lite0(work)}")
     run = pretrain(work / "train.txt", recipe, folder, overrides=settings, overwrite=overwrite)
     result = evaluate(run, labels=work / "labels.csv", seed=seed)
-    _report(run, work)
+    if not missing():  # which pretraining has told
+        report(run, labels=work / "labels.csv", card=work / "card.yaml")
     print_result(table(result, title="ELPV solar cells, held-out 25 %: balanced accuracy, %"))
     extra = " \\\n    encoder.init=weights.safetensors" if adapt else ""
     print_result(_NEXT.format(out=run, work=work, recipe=recipe, extra=extra).rstrip())
     return result
-
-
-def _report(run: Path, work: Path) -> None:
-    """Writes the full report, with a model card for the package's pictures."""
-    absent = missing()
-    if absent:
-        log.info(f"no report: {' and '.join(absent)} missing; pip install 'tinyssl[report]'")
-        return
-    report(run, labels=work / "labels.csv", card=work / "card.yaml")
 
 
 def elpv() -> tuple[list[Path], list[str]]:
@@ -143,17 +135,13 @@ def imagenet_lite0(folder: Path) -> Path:
 
 
 def _package_folder(package: str) -> Path:
-    if find_spec(package) is None:
-        raise UsageError(
-            f"the demo needs the package {package.replace('_', '-')}; "
-            "install it with: pip install 'tinyssl[demo]'"
-        )
+    need(package, extra="demo", what="the demo")
     return Path(str(files(package)))
 
 
 def _write_data(work: Path, paths: list[Path], names: list[str]) -> None:
     """Writes the split and the model card; raises UsageError where they would replace others."""
-    test = stratified_split(names, test_fraction=0.25, seed=SPLIT_SEED)
+    test = stratified_split(names, seed=SPLIT_SEED)
     splits = ["test" if t else "train" for t in test]
     kept = (path for path, t in zip(paths, test, strict=True) if not t)
     texts = {

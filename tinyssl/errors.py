@@ -1,5 +1,6 @@
 """Errors for the user: one line of text, and an exit status."""
 
+import difflib
 from collections.abc import Sequence
 from typing import Self
 
@@ -14,12 +15,18 @@ def one_line(text: str) -> str:
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's text; its type where it has none."""
-    return (str(error) or type(error).__name__).partition("\n")[0]
+    return (str(error).strip() or type(error).__name__).partition("\n")[0]
 
 
 def joined_lines(error: BaseException) -> str:
     """All of an error's text in one line; its type where it has none."""
     return " ".join((str(error) or type(error).__name__).split())
+
+
+def did_you_mean(word: str, choices: Sequence[str]) -> str:
+    """Such as `; did you mean epochs?`, of the closest choice; empty where none is close."""
+    near = difflib.get_close_matches(word, choices, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def a_few(names: Sequence[str]) -> str:

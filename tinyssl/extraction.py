@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from tinyssl.data import default_cache_dir, find_cache, read_picture
 from tinyssl.device import keep_freed_memory, pick_device
 from tinyssl.encoder import embed_pictures
 from tinyssl.errors import JobError, UsageError
+from tinyssl.extras import need
 from tinyssl.neighbours import unit_rows
 from tinyssl.opening import read_file, reading
 from tinyssl.picture import ResizeRule
@@ -125,8 +125,7 @@ def _of_run(run: Path, raw: bool, device: str) -> Extractor:
 
 
 def _of_bundle(bundle: Path, raw: bool, device: str) -> Extractor:
-    if find_spec("onnxruntime") is None:
-        raise UsageError("a bundle needs onnxruntime; install with: pip install 'tinyssl[export]'")
+    need("onnxruntime", extra="export", what="a bundle")
     if device not in ("auto", "cpu", "cuda"):
         raise UsageError(f"device: got {device!r}; with a bundle allowed are auto, cpu and cuda")
     from tinyssl.export import runtime

@@ -7,10 +7,10 @@ from tinyssl.errors import UsageError
 EXPORT = ("onnx", "onnxscript", "onnxruntime")
 
 
-def need(*modules: str, extra: str) -> None:
-    """Raises UsageError, saying what to install, where a module is missing."""
+def need(*modules: str, extra: str, what: str = "this") -> None:
+    """Raises UsageError, saying what to install for `what`, where a module is missing."""
     missing = [name for name in modules if find_spec(name) is None]
     if missing:
         raise UsageError(
-            f"this needs {', '.join(missing)}; install with: pip install 'tinyssl[{extra}]'"
+            f"{what} needs {', '.join(missing)}; install with: pip install 'tinyssl[{extra}]'"
         )

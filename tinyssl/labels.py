@@ -158,10 +158,8 @@ def from_csv(path: str | Path) -> LabeledPaths:
     return LabeledPaths(list(seen), labels, splits if any(splits) else None, unlabeled, repeated)
 
 
-def stratified_split(
-    labels: Sequence[str], *, test_fraction: float = 0.25, seed: int = 0
-) -> NDArray[np.bool_]:
-    """Draws test rows class by class, deterministically for given labels and seed.
+def stratified_split(labels: Sequence[str], *, seed: int = 0) -> NDArray[np.bool_]:
+    """Draws a quarter of each class as test rows, deterministically for given labels and seed.
 
     Every class keeps at least one training row; a class with one row gets no test row.
 
@@ -173,7 +171,7 @@ def stratified_split(
     test = np.zeros(len(names), dtype=bool)
     for name in sorted(set(labels)):
         rows = np.flatnonzero(names == name)
-        count = min(round(len(rows) * test_fraction), len(rows) - 1)
+        count = min(round(len(rows) / 4), len(rows) - 1)
         test[generator.permutation(rows)[:count]] = True
     return test
 

@@ -58,7 +58,7 @@ def nearest(
     Args:
         queries: (q, d).
         rows: (n, d).
-        k: at most the number of rows, or one less where a query excludes one.
+        k: capped at the number of rows, or one less where a query excludes one.
         without: (q,) a row to exclude for each query, such as itself; -1 for none.
         progress: called with the number of newly finished queries.
 
@@ -83,7 +83,7 @@ def isolation(
 
     Args:
         rows: (n, d) unit rows, n at least 2.
-        k: at most n - 1.
+        k: capped at n - 1.
         progress: called with the number of newly finished pictures.
 
     Returns:

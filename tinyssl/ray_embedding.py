@@ -14,7 +14,6 @@ import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from tinyssl import remote_files
 from tinyssl.console import log, progress
 from tinyssl.data import fingerprint, read_picture
 from tinyssl.errors import JobError, NothingReadable, UsageError, first_line
+from tinyssl.extras import need
 from tinyssl.feature_file import Features, check_dtype_and_batch, parquet_bytes, parquet_facts
 from tinyssl.files import as_list, csv_text, is_remote, is_utf8
 from tinyssl.neighbours import unit_rows
@@ -164,11 +164,7 @@ class Worker:
 
 
 def _refuse(bundle: Path, dtype: str, batch_size: int, device: str) -> None:
-    for package, extra in (("ray", "ray"), ("pyarrow", "ray"), ("onnxruntime", "export")):
-        if find_spec(package) is None:
-            raise UsageError(
-                f"--engine ray needs {package}; install with: pip install 'tinyssl[{extra}]'"
-            )
+    need("ray", "pyarrow", "onnxruntime", extra="ray", what="--engine ray")
     if not (bundle / _MANIFEST).is_file():
         raise UsageError(
             f"--engine ray takes a bundle, and {bundle} is none; make one with: "

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from importlib.resources import files
 from pathlib import Path
 
-from tinyssl.errors import UsageError
+from tinyssl.errors import UsageError, did_you_mean
 from tinyssl.files import read_limited
 
 _LARGEST = 1 << 24  # bytes; a list of many sources may be long
@@ -37,8 +36,7 @@ def recipe_text(recipe: str | Path) -> str:
         return read_limited(file, _LARGEST).decode("utf-8")
     except (OSError, ValueError) as error:
         names = recipe_names()
-        near = difflib.get_close_matches(str(recipe), names, n=1)
-        meant = f"; did you mean {near[0]}?" if near else ";"
+        meant = did_you_mean(str(recipe), names) or ";"
         large = f" ({error})" if "more than" in str(error) else ""
         raise UsageError(
             f"recipe {str(recipe)!r} is neither bundled nor a readable YAML file{large}{meant} "

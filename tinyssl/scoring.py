@@ -31,7 +31,6 @@ FEW_SHOT_C = 1e-2
 _FALLBACK_C = 1e-2
 _TEMPERATURE = 0.07
 _EPSILON = 1e-7
-_CHUNK = 2048
 _PICTURES_AT_ONCE = 64
 
 
@@ -43,10 +42,8 @@ class Probe:
     C: float
 
 
-def knn_predict(
-    train: Floats, train_labels: Ints, test: Floats, *, k: int, temperature: float = _TEMPERATURE
-) -> Ints:
-    """Weighted k-NN: each of the k most similar rows votes with `exp(cosine / T)`.
+def knn_predict(train: Floats, train_labels: Ints, test: Floats, *, k: int) -> Ints:
+    """Weighted k-NN: each of the k most similar rows votes with `exp(cosine / 0.07)`.
 
     Wu et al., arXiv:1805.01978, sec. 3.4.
 
@@ -55,13 +52,12 @@ def knn_predict(
         train_labels: (n,) labels.
         test: (m, d) features.
         k: neighbours; capped at n.
-        temperature: T of the votes.
 
     Returns:
         (m,) labels.
     """
     numbers, cosines = nearest(unit_rows(test), unit_rows(train), k)
-    return _vote(cosines, numbers, train_labels, temperature)
+    return _vote(cosines, numbers, train_labels)
 
 
 def knn_loo_score(features: Floats, labels: Ints, *, k: int) -> float:
@@ -279,11 +275,9 @@ def _nearest_others(features: Floats, k: int) -> tuple[Ints, NDArray[np.float32]
     return nearest(unit, unit, k, without=np.arange(len(unit)))
 
 
-def _vote(
-    cosines: NDArray[np.float32], numbers: Ints, labels: Ints, temperature: float = _TEMPERATURE
-) -> Ints:
+def _vote(cosines: NDArray[np.float32], numbers: Ints, labels: Ints) -> Ints:
     votes = np.zeros((len(numbers), int(labels.max()) + 1))
-    weights = np.exp((cosines.astype(np.float64) - 1) / temperature)
+    weights = np.exp((cosines.astype(np.float64) - 1) / _TEMPERATURE)
     np.add.at(votes, (np.arange(len(votes))[:, None], labels[numbers]), weights)
     winners: Ints = votes.argmax(axis=1)
     return winners

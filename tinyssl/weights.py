@@ -301,7 +301,7 @@ def _refuse_nonsense(description: Mapping[str, Any], path: Path) -> None:
         "finished": lambda value: isinstance(value, bool),
         "classes": lambda value: isinstance(value, list) and all(isinstance(n, str) for n in value),
     }
-    for key in ("name", "channels", "stem", "image_size", "resize", "mean", "std"):
+    for key in ("name", "channels", "stem", "width", "image_size", "resize", "mean", "std"):
         if key not in description:
             raise UsageError(f"{path} lacks the key {key!r}; copy the run's folder again")
     for key, good in allowed.items():

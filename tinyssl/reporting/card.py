@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from tinyssl.errors import UsageError
+from tinyssl.errors import UsageError, did_you_mean, joined_lines
 from tinyssl.plain_yaml import read_yaml
 from tinyssl.reporting.names import shown, typed
 from tinyssl.reporting.run_facts import RunFacts
@@ -47,7 +46,7 @@ def read_card(path: str | Path | None) -> Card:
     try:
         found = read_yaml(Path(path))
     except (OSError, ValueError) as error:
-        raise UsageError(f"card {path} cannot be read: {' '.join(str(error).split())}") from None
+        raise UsageError(f"card {path} cannot be read: {joined_lines(error)}") from None
     if not isinstance(found, dict):
         raise UsageError(f"card {path} holds no fields; allowed are {', '.join(_names())}")
     for key, value in found.items():
@@ -111,8 +110,7 @@ def _names() -> list[str]:
 
 def _refuse(path: str | Path, key: str, value: object) -> None:
     if key not in _names():
-        near = difflib.get_close_matches(key, _names(), n=1)
-        meant = f"; did you mean {near[0]}?" if near else ""
+        meant = did_you_mean(key, _names())
         raise UsageError(
             f"card {path}: unknown field {key}{meant} (allowed: {', '.join(_names())})"
         )

@@ -71,8 +71,8 @@ def different_settings(facts: Sequence[RunFacts]) -> list[tuple[str, list[str]]]
 
 def _judged_on(facts: RunFacts) -> str:
     result = facts.result
-    confusions = [found["knn"]["confusion"] for found in result["encoders"].values()]
-    counts = [sum(row) for row in confusions[-1]] if confusions else []
+    last = list(result["encoders"].values())[-1:]
+    counts = [sum(row) for found in last for row in found.get("knn", {}).get("confusion", [])]
     return str([result["classes"], result["train"], result["test"], counts])
 
 

@@ -67,9 +67,9 @@ def find_bundle(run: Path, digests: Mapping[str, str], given: str | Path | None)
         parity=[
             {"model": name, "mb": facts["bytes"] / 1e6} | facts["parity"]
             for name, facts in files.items()
-            if "parity" in facts
+            if facts.get("parity")
         ],
         latency=benchmark.get("rows", []),
         machine=str(benchmark.get("machine", "")),
-        digests={name: facts["sha256"] for name, facts in files.items() if "parity" in facts},
+        digests={name: facts["sha256"] for name, facts in files.items() if facts.get("parity")},
     )

@@ -23,7 +23,7 @@ from tinyssl.labels import LabeledPaths, read_labels
 from tinyssl.own_pictures import own_pictures
 from tinyssl.reporting.names import short_names, shown
 from tinyssl.reporting.run_facts import RunFacts
-from tinyssl.rows import spaced_rows
+from tinyssl.rows import spaced
 from tinyssl.scanning import scan
 from tinyssl.weights import load_encoder
 
@@ -105,12 +105,8 @@ def sample(paths: Sequence[str], first: set[str], most: int) -> list[str]:
         return list(paths)
     preferred = [path for path in paths if path in first]
     others = [path for path in paths if path not in first]
-    kept = _spaced(preferred, most)
-    return sorted(kept + _spaced(others, most - len(kept)))
-
-
-def _spaced(paths: list[str], count: int) -> list[str]:
-    return [paths[i] for i in spaced_rows(len(paths), count)]
+    kept = spaced(preferred, most)
+    return sorted(kept + spaced(others, most - len(kept)))
 
 
 def _find(facts: RunFacts, data: Sequence[str | Path], known: Mapping[str, int]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 import shlex
 from collections.abc import Sequence
@@ -20,15 +21,13 @@ def typed(path: object) -> str:
 
 def short_names(paths: Sequence[str]) -> list[str]:
     """Paths without the folder that all of them share."""
-    if len(paths) < 2:
-        return [shown(Path(path).name) for path in paths]
     root = os.path.commonpath([Path(path).parent for path in paths])
     return [shown(os.path.relpath(path, root)) for path in paths]
 
 
 def for_plot(text: object) -> str:
     """The text for a chart, with `<`, `>` and `&` escaped, since plotly interprets tags."""
-    return shown(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return html.escape(shown(text), quote=False)
 
 
 def unbroken(text: object) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 from tinyssl.reporting.card import sources_told
@@ -25,7 +24,7 @@ def judging(facts: RunFacts, labels: str | Path | None) -> tuple[str, list[str]]
         told = "judge it on pictures that had no part in it; label some if there are none yet"
         return told, [f"tinyssl eval {run} --labels labels.csv"]
     if labels is None:
-        pictures = " ".join(map(shlex.quote, sources_told(facts))) or "PICTURES"
+        pictures = " ".join(map(typed, sources_told(facts))) or "PICTURES"
         return "choose pictures to label, fill in the labels, then judge", [
             f"tinyssl select {run} {pictures} --budget 50 --out to_label.csv",
             f"tinyssl eval {run} --labels to_label.csv",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -19,15 +19,15 @@ class _Part(BaseModel):
 
 
 class _Judged(_Part):
-    confusion: list[list[Count]] | None = None
+    confusion: list[list[Count]] = []
     C: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
 
     @field_validator("confusion")
     @classmethod
-    def _square(cls, rows: list[list[int]] | None) -> list[list[int]] | None:
-        if rows is not None and any(len(row) != len(rows) for row in rows):
+    def _square(cls, rows: list[list[int]]) -> list[list[int]]:
+        if any(len(row) != len(rows) for row in rows):
             raise ValueError("its rows and columns differ")
-        if rows is not None and not any(map(sum, rows)):
+        if not any(map(sum, rows)):
             raise ValueError("it counts no picture")
         return rows
 
@@ -51,6 +51,15 @@ class _Classifier(_Judged):
     seen_in_finetuning: Count = 0
 
 
+class _Point(_Part):
+    method: Literal["linear", "finetune", "scratch"]
+    select: str
+    labels: Annotated[int, Field(ge=1)]
+    mean: Finite
+    half_width: float
+    draws: Count
+
+
 class Evaluation(_Part):
     """`eval.json`."""
 
@@ -64,10 +73,13 @@ class Evaluation(_Part):
     test_in_training: Count = 0
     weights: str | None = None
     classifier: _Classifier = _Classifier()
+    curve: list[_Point] = []
 
 
 class _HeldOut(_Part):
     balanced_accuracy: Finite
+    accuracy: Finite
+    log_loss: Finite
 
 
 class Finetuned(_Part):
@@ -75,6 +87,7 @@ class Finetuned(_Part):
 
     run: str
     recipe: str
+    reason: str
     labels: Annotated[dict[str, Count], Field(min_length=1)]
     held_out: dict[str, _HeldOut]
     unlabeled_from: list[str] = []
