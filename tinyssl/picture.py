@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import TiffImageFile
@@ -175,8 +175,24 @@ def _scale(picture: Array, height: int, width: int) -> Array:
 
 def _from_pillow(image: Image.Image, channels: int | None) -> Array:
     white = _white_value(image)
-    image.load()
-    image = ImageOps.exif_transpose(image)
+    image.load()  # which turns a TIFF upright
+    return _upright(_pixels(image, white, channels), _orientation(image))
+
+
+def _orientation(image: Image.Image) -> int:
+    """By EXIF, 1 to 8; 1 where EXIF cannot be read, which does not concern the pixels.
+
+    Pillow's `exif_transpose` also writes all of EXIF anew, and fails where a field of it is odd.
+    """
+    try:
+        found = image.getexif().get(_ORIENTATION)
+    except Exception:  # nearly anything on broken EXIF
+        return 1
+    return found if isinstance(found, int) else 1
+
+
+def _pixels(image: Image.Image, white: int | None, channels: int | None) -> Array:
+    """(h, w, c) as `decode`, but not turned; `white` is from `_white_value`."""
     if image.mode == "F":
         raise Unreadable("32-bit float has no fixed range; convert it to 16-bit")
     if image.mode in _SIXTEEN_BIT_MODES:
@@ -230,7 +246,7 @@ def _decode_deep_colour(data: bytes, image: Image.Image, channels: int | None) -
         array = _deep_alpha(array, _is_premultiplied(image), keep=channels == array.shape[2])
     # OpenCV turns TIFFs upright itself, whatever flags it is given, but not PNGs.
     turned = image.format == "TIFF"
-    return array if turned else _upright(array, int(image.getexif().get(_ORIENTATION, 1)))
+    return array if turned else _upright(array, _orientation(image))
 
 
 def _is_premultiplied(image: Image.Image) -> bool:
