@@ -422,7 +422,8 @@ def _tell(error: Mapping[str, Any], schema: type[BaseModel]) -> str:
     key = ".".join(location)
     if error["type"] == "extra_forbidden":
         allowed = _allowed_keys(location[:-1], schema)
-        meant = _did_you_mean(location[-1], allowed)
+        named = keys_named(location[-1], schema) if len(location) > 1 else []
+        meant = _did_you_mean(location[-1], allowed, named)
         return f"unknown key {key}{meant} (allowed: {', '.join(allowed)})"
     if error["type"] == "value_error":
         return f"{key}.{error['ctx']['error']}"
@@ -436,6 +437,17 @@ def _allowed_keys(section: Sequence[str], schema: type[BaseModel]) -> list[str]:
     return list(model.model_fields)
 
 
-def _did_you_mean(word: str, choices: Sequence[str]) -> str:
-    near = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else ""
+def keys_named(name: str, schema: type[BaseModel]) -> list[str]:
+    """Keys in any section with this name, such as `run.views`, then those with it as a part."""
+    keys = [
+        f"{section}.{key}"
+        for section, field in schema.model_fields.items()
+        for key in getattr(field.annotation, "model_fields", ())
+        if name == key or name in key.split("_")
+    ]
+    return sorted(keys, key=lambda key: not key.endswith(f".{name}"))
+
+
+def _did_you_mean(word: str, choices: Sequence[str], named: Sequence[str] = ()) -> str:
+    near = named or difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
