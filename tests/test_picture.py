@@ -379,10 +379,16 @@ def test_where_white_is_zero_the_first_of_two_samples_is_turned_over(
 def test_what_opencv_cannot_decode_is_told_once_and_as_it_is(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    data = zoo.tiff(noise(16, 16, 5), tiled=True)
-    with pytest.raises(Unreadable, match="TIFF of 5 channels in tiles or compressed"), reading(999):
+    data = zoo.tiff(noise(16, 16, 4), tiled=True)
+    with pytest.raises(Unreadable, match="TIFF of 4 channels in tiles or compressed"), reading(999):
         decode(data)
     assert capfd.readouterr().err == ""
+
+
+def test_channels_that_none_can_use_take_no_memory() -> None:
+    data = zoo.tiff(np.zeros((300, 300, 64), np.uint16), deflate=True)
+    with pytest.raises(Unreadable, match=r"64 channels; data\.channels takes 4 at most"):
+        decode(data)
 
 
 def test_to_channels() -> None:

@@ -23,12 +23,13 @@ from tinyssl.tiff import Layout, read_layout, read_samples
 ResizeRule = Literal["crop", "pad", "squash"]
 Array = NDArray[Any]
 
-_GRAY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"}
+_GRAY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N", "F"}
 _SIXTEEN_BIT_MODES = {"I", "I;16", "I;16B", "I;16L", "I;16N"}
 _PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 # TIFF and EXIF tags
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _ORIENTATION, _EXTRA = 0x0102, 0x0106, 0x0112, 0x0152
 _PREMULTIPLIED_ALPHA = 1  # of ExtraSamples
+_MOST_CHANNELS = 4
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 
@@ -270,6 +271,8 @@ def _deep_alpha(array: Array, premultiplied: bool, keep: bool) -> Array:
 
 
 def _many_channels(data: bytes, layout: Layout) -> Array:
+    if layout.samples > _MOST_CHANNELS:  # before memory is taken: a small file can hold 10 GB
+        raise Unreadable(f"{layout.samples} channels; data.channels takes {_MOST_CHANNELS} at most")
     if layout.strips:
         return _upright(read_samples(data, layout), layout.orientation)
     array = _from_opencv(data)  # supports all compressions, but not all layouts
