@@ -33,7 +33,7 @@ from typing import Any
 
 import numpy as np
 import PIL
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 FORMAT = 1
 MANIFEST, GOLDEN = "manifest.json", "golden.npz"
@@ -610,8 +610,33 @@ def _from_pillow(image: Image.Image, channels: int) -> Array:
         raise Unreadable("Pillow 9.0 reads some PPM and PGM files too dark; install a newer one")
     limit = _white_value(image)
     image.load()
-    if image.format != "TIFF":  # which loading has turned, and Pillow before 10.1 turns again
-        image = ImageOps.exif_transpose(image)
+    # Loading has turned a TIFF, whose orientation is still there before Pillow 10.1.
+    orientation = 1 if image.format == "TIFF" else _orientation(image)
+    return _upright(_pixels(image, limit, channels), orientation)
+
+
+def _orientation(image: Image.Image) -> int:
+    """By EXIF, 1 to 8; 1 where EXIF cannot be read, which does not concern the pixels."""
+    try:
+        found = image.getexif().get(0x0112)
+    except Exception:  # nearly anything on broken EXIF
+        return 1
+    return found if isinstance(found, int) else 1
+
+
+def _upright(array: Array, orientation: int) -> Array:
+    """Undoes an EXIF orientation (CIPA DC-008, tag 0x0112)."""
+    if orientation in (5, 6, 7, 8):
+        array = array.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        array = array[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        array = array[::-1]
+    return array
+
+
+def _pixels(image: Image.Image, limit: int | None, channels: int) -> Array:
+    """(h, w, c) as `decode`, but not turned; `limit` is from `_white_value`."""
     if image.mode == "F":
         raise Unreadable("32-bit float has no fixed range; convert it to 16-bit")
     if image.mode in _SIXTEEN_BIT:

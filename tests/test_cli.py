@@ -332,7 +332,7 @@ def test_names_too_long_for_the_file_system(
         ("pretrain", "epochs=3", "give --epochs 3"),
         ("pretrain", "batch_size=3", "give --batch-size 3"),
         ("pretrain", "views=3", "give run.views=3"),
-        ("pretrain", "lr=3", "give bank.lr=3"),
+        ("pretrain", "lr=3", "give bank.lr=3 or optim.base_lr=3"),
         ("checks", "epochs=3", "give run.epochs=3"),
         ("finetune", "views=3", "give network.views=3"),
         ("pretrain", "nothing=3", "/nothing=3; give one that exists"),
@@ -346,6 +346,28 @@ def test_a_setting_without_its_section(
     status, _, error = run(capsys, verb, data, given, *more)
     assert status == 2
     assert told in error.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["pretrain", "", "--out", "run"], "argument 2 is empty"),
+        (["eval", "run", "--labels", ""], "argument 4 is empty"),
+        (["eval", "run", "--labels="], "--labels= is empty"),
+    ],
+)
+def test_an_unset_variable_is_not_the_current_folder(
+    arguments: list[str],
+    told: str,
+    capsys: pytest.CaptureFixture[str],
+    picture_folder: Folder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(picture_folder())
+    status, _, error = run(capsys, *arguments)
+    assert status == 2
+    assert f"{told}, as with an unset variable; give a value" in error
+    assert not Path("run").exists()
 
 
 def test_home_is_known_in_every_out(

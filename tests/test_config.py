@@ -90,6 +90,10 @@ def test_one_override_may_be_given_as_text() -> None:
     [
         ("optim.base_lrr=1", "unknown key optim.base_lrr; did you mean base_lr?"),
         ("optimm.base_lr=1", "unknown key optimm; did you mean optim?"),
+        ("optim.lr=1", "unknown key optim.lr; did you mean bank.lr or optim.base_lr?"),
+        ("optim.epochs=3", "did you mean run.epochs or optim.warmup_epochs?"),
+        ("run.batch_size=64", "unknown key run.batch_size; did you mean optim.batch_size?"),
+        ("data.size=64", "data.image_size or augment.view_size or optim.batch_size?"),
         ("optim.base_lr=fast", "optim.base_lr: got 'fast'; wants a number"),
         ("optim.batch_size=1.5", "optim.batch_size: got 1.5; wants a whole number"),
         ("optim.batch_size=1", "optim.batch_size: got 1; wants at least 2"),

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zoo
 from PIL import Image
 
 from tinyssl.data import Pictures, default_cache_dir, load_pictures, write_skipped
@@ -132,6 +133,21 @@ def test_a_changed_folder_is_noticed(change: str, picture_folder: Folder) -> Non
 def test_a_changed_setting_is_another_cache(setting: Any, picture_folder: Folder) -> None:
     folder = picture_folder()
     assert load(folder, **setting).folder != load(folder).folder
+
+
+def test_skipped_files_decide_neither_channels_nor_depth(tmp_path: Path) -> None:
+    for number in range(2):
+        save(tmp_path / f"{number}.png")
+    Image.fromarray(np.zeros((20, 20), np.float32)).save(tmp_path / "float.tif")
+    deep = np.zeros((20, 20, 4), np.uint16)
+    (tmp_path / "four.tif").write_bytes(zoo.tiff(deep))
+    found = load(tmp_path)
+    assert [Path(path).name for path, _ in found.skipped] == ["float.tif", "four.tif"]
+    assert (found.array.shape, found.array.dtype) == ((2, 16, 16, 1), np.uint8)
+    (tmp_path / "rest").mkdir()
+    (tmp_path / "four.tif").rename(tmp_path / "rest" / "four.tif")
+    four = load(tmp_path / "rest", channels=4)
+    assert (four.array.shape, four.array.dtype) == ((1, 16, 16, 4), np.uint16)
 
 
 @pytest.mark.parametrize(

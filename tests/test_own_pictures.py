@@ -13,6 +13,7 @@ from tinyssl.errors import UsageError
 from tinyssl.evaluation import evaluate
 from tinyssl.own_pictures import copies, held_out, holdout_of, own_pictures
 from tinyssl.pretraining import pretrain
+from tinyssl.sources import find_files
 
 Folder = Callable[..., Path]
 
@@ -68,6 +69,20 @@ def test_pictures_of_a_list_that_are_gone_are_told(tmp_path: Path, picture_folde
     with pytest.raises(UsageError, match=r"pictures of .*run are gone, first /moved/bright/000"):
         own_pictures(run)
     assert "pretrained_on" not in evaluate(run, labels=labels)  # not known, rather than 0
+
+
+def test_a_test_picture_and_links_to_it_are_one(
+    picture_folder: Folder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = picture_folder(per_class=3)
+    labels = split_csv(tmp_path / "labels.csv", data, lambda number: number == 0)
+    for path in sorted(data.rglob("000.png")):
+        path.with_name("link.png").symlink_to(path)
+    overrides = [f"data.sources=[{data}]", f"data.holdout={labels}"]
+    with caplog.at_level("INFO"):
+        files = find_files(load_recipe("mobilenetv3-small", overrides))
+    assert len(files) == 4
+    assert f"2 of the 2 test pictures of {labels} are here and left out" in caplog.text
 
 
 def test_test_pictures_of_labels_are_held_out(

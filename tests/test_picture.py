@@ -155,7 +155,7 @@ def test_floats_are_refused_with_advice() -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_of_jpeg(orientation: int) -> None:
+def test_exif_orientation_of_jpeg(orientation: int, tmp_path: Path) -> None:
     image = Image.fromarray(noise(16, 24)).resize((24, 16))
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -163,7 +163,37 @@ def test_exif_orientation_of_jpeg(orientation: int) -> None:
     with Image.open(io.BytesIO(data)) as opened:
         expected = np.asarray(ImageOps.exif_transpose(opened))
     np.testing.assert_array_equal(decode(data), expected)
+    (tmp_path / "a.jpg").write_bytes(data)
+    np.testing.assert_array_equal(runtime.decode(tmp_path / "a.jpg", 3), expected)
     assert decode(data).shape == ((24, 16, 3) if orientation >= 5 else (16, 24, 3))
+
+
+def exif_with(*entries: tuple[int, int, bytes]) -> bytes:
+    """EXIF with single values of (tag, type, 4 bytes), in tag order, as cameras may write it."""
+    fields = b"".join(struct.pack("<HHI4s", tag, kind, 1, value) for tag, kind, value in entries)
+    return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + fields + bytes(4)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(
+    ("exif", "turned"),
+    [
+        (b"Exif\0\0garbage, not a header", False),
+        (b"Exif\0\0II*\0", False),
+        (exif_with((0x0112, 2, b"6\0\0\0")), False),
+        (exif_with((0x0112, 3, b"\6\0\0\0"), (0x0128, 2, b"7\0\0\0")), True),
+        (exif_with((0x0100, 9, b"\xff\xff\xff\xff"), (0x0112, 3, b"\6\0\0\0")), True),
+    ],
+    ids=["no header", "cut short", "text", "unit as text", "negative width"],
+)
+def test_odd_exif_hides_no_picture(kind: str, exif: bytes, turned: bool, tmp_path: Path) -> None:
+    image = Image.fromarray(noise(16, 24))
+    path = tmp_path / "a"
+    path.write_bytes(encoded(image, kind, exif=exif))
+    plain = decode(encoded(image, kind))
+    found = decode(path)
+    np.testing.assert_array_equal(found, np.rot90(plain, -1) if turned else plain)
+    np.testing.assert_array_equal(runtime.decode(path, 3), found)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -344,10 +374,16 @@ def test_where_white_is_zero_the_first_of_two_samples_is_turned_over(
 def test_what_opencv_cannot_decode_is_told_once_and_as_it_is(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    data = zoo.tiff(noise(16, 16, 5), tiled=True)
-    with pytest.raises(Unreadable, match="TIFF of 5 channels in tiles or compressed"), reading(999):
+    data = zoo.tiff(noise(16, 16, 4), tiled=True)
+    with pytest.raises(Unreadable, match="TIFF of 4 channels in tiles or compressed"), reading(999):
         decode(data)
     assert capfd.readouterr().err == ""
+
+
+def test_channels_that_none_can_use_take_no_memory() -> None:
+    data = zoo.tiff(np.zeros((300, 300, 64), np.uint16), deflate=True)
+    with pytest.raises(Unreadable, match=r"64 channels; data\.channels takes 4 at most"):
+        decode(data)
 
 
 def test_to_channels() -> None:

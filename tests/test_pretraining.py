@@ -21,6 +21,7 @@ from tests.killing import metrics, results
 from tests.making import make_run
 from tests.test_evaluation import labels_csv
 from tinyssl import run as module
+from tinyssl.build import make_plan
 from tinyssl.checkpoint import load_checkpoint, save_checkpoint
 from tinyssl.config import load_recipe
 from tinyssl.errors import Interrupted, JobError, UsageError
@@ -146,6 +147,13 @@ def test_saved_recipe_repeats_the_run(picture_folder: Folder, tmp_path: Path) ->
     first = pretrain(picture_folder(), out=tmp_path / "first", overrides=QUICK)
     again = pretrain(recipe=first / "recipe.yaml", out=tmp_path / "again")
     assert_same_run(first, again)
+
+
+def test_views_that_are_all_mixed_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    for share in (0.5, 1):
+        recipe = load_recipe("mobilenetv3-small", [f"augment.cutmix={share}", "run.epochs=1"])
+        make_plan(recipe, 100, torch.device("cpu"))
+        assert ("augment.cutmix=1 mixes all views" in caplog.text) == (share == 1)
 
 
 def test_short_names_are_settings(picture_folder: Folder, tmp_path: Path) -> None:

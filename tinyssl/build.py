@@ -111,6 +111,11 @@ def make_plan(recipe: Recipe, pictures: int, device: torch.device) -> Plan:
             f"run.epochs {run.epochs:,} of {steps:,} steps is more than {_MOST_STEPS:,} steps; "
             "lower run.epochs or run.views"
         )
+    if recipe.augment.cutmix == 1:
+        log.warning(
+            "augment.cutmix=1 mixes all views, but the memory bank follows only those that are not "
+            "mixed, so it hardly changes; give less, such as 0.5"
+        )
     warmup = min(round(optim.warmup_epochs * steps), steps * run.epochs // 5)
     return Plan(
         pictures=pictures,

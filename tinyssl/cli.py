@@ -54,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _print_any_name()
     _wait_politely()
     try:
+        _refuse_empty(given)
         cli.main(given, prog_name="tinyssl", standalone_mode=False)
     except click.ClickException as error:
         _fail(" ".join(error.format_message().split()) + _see_help(error), error.exit_code)
@@ -72,6 +73,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _raise_if_debug(given)
         told = "a fault of tinyssl; tinyssl --debug ... shows where"
         _fail(f"{type(error).__name__}: {error} ({told})", 1)
+
+
+def _refuse_empty(given: Sequence[str]) -> None:
+    """Raises UsageError for what an unset variable leaves; as a path it is the current folder."""
+    for number, argument in enumerate(given, 1):
+        option, equals, value = argument.partition("=")
+        if not argument or (option.startswith("--") and equals and not value):
+            shown = argument or f"argument {number}"
+            raise UsageError(f"{shown} is empty, as with an unset variable; give a value")
 
 
 def _wait_politely() -> None:
@@ -186,10 +196,11 @@ def _refuse_bare(given: str, name: str, value: str) -> None:
     if any(parameter.name == name for parameter in verb.params):
         meant = [f"--{name.replace('_', '-')} {_typed(value)}"]
     else:
-        from tinyssl.finetune_config import keys_named
+        from tinyssl.config import Recipe, keys_named
+        from tinyssl.finetune_config import FinetuneRecipe
 
-        keys = keys_named(name, finetune=verb.name in ("finetune", "eval"))
-        meant = [_typed(f"{key}={value}") for key in keys]
+        schema = FinetuneRecipe if verb.name in ("finetune", "eval") else Recipe
+        meant = [_typed(f"{key}={value}") for key in keys_named(name, schema)]
     if meant:
         raise UsageError(f"no folder or file {given}; for the setting give {' or '.join(meant)}")
 

@@ -424,7 +424,8 @@ def _tell(error: Mapping[str, Any], schema: type[BaseModel]) -> str:
     key = ".".join(location)
     if error["type"] == "extra_forbidden":
         allowed = _allowed_keys(location[:-1], schema)
-        meant = did_you_mean(location[-1], allowed)
+        named = keys_named(location[-1], schema) if len(location) > 1 else []
+        meant = did_you_mean(location[-1], allowed, named)
         return f"unknown key {key}{meant} (allowed: {', '.join(allowed)})"
     if error["type"] == "value_error":
         return f"{key}.{error['ctx']['error']}"
@@ -436,3 +437,14 @@ def _allowed_keys(section: Sequence[str], schema: type[BaseModel]) -> list[str]:
     for name in section:
         model = model.model_fields[name].annotation
     return list(model.model_fields)
+
+
+def keys_named(name: str, schema: type[BaseModel]) -> list[str]:
+    """Keys in any section with this name, such as `run.views`, then those with it as a part."""
+    keys = [
+        f"{section}.{key}"
+        for section, field in schema.model_fields.items()
+        for key in getattr(field.annotation, "model_fields", ())
+        if name == key or name in key.split("_")
+    ]
+    return sorted(keys, key=lambda key: not key.endswith(f".{name}"))

@@ -334,13 +334,15 @@ def _build(job: _Build, temporary: Path, folder: Path) -> Pictures:
 def _survey(job: _Build, pool: ThreadPoolExecutor) -> list[bool]:
     """Reads headers to settle the array's dtype and channels before it is allocated.
 
+    Files that will be skipped for their channels have no say.
+
     Returns:
         For each file, whether it holds more than one picture.
     """
     kinds, several = set(), []
     for header in in_order(pool, read_header, job.files):
         several.append(header is not None and header.frames)
-        if header is not None:
+        if header is not None and header.channels in (1, 3, job.channels):
             kinds.add((header.deep, header.gray))
     job.dtype = np.uint16 if any(deep for deep, _ in kinds) else np.uint8
     if job.channels == "auto":

@@ -23,10 +23,10 @@ def joined_lines(error: BaseException) -> str:
     return " ".join((str(error) or type(error).__name__).split())
 
 
-def did_you_mean(word: str, choices: Sequence[str]) -> str:
-    """Such as `; did you mean epochs?`, of the closest choice; empty where none is close."""
-    near = difflib.get_close_matches(word, choices, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+def did_you_mean(word: str, choices: Sequence[str], better: Sequence[str] = ()) -> str:
+    """Such as `; did you mean epochs?`: the better choices or the closest; empty if none is."""
+    near = better or difflib.get_close_matches(word, choices, n=1)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
 def a_few(names: Sequence[str]) -> str:

@@ -14,7 +14,6 @@ from tinyssl.config import (
     Pair,
     Positive,
     Probability,
-    Recipe,
     Section,
     Views,
     recipe_values,
@@ -117,12 +116,3 @@ def load_finetune_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> F
             "file that says task: finetune"
         )
     return validate(FinetuneRecipe, values, str(recipe))
-
-
-def keys_named(name: str, *, finetune: bool) -> list[str]:
-    """Keys with this name, such as `run.views`, in the sections of either kind of recipe."""
-    fields = (FinetuneRecipe if finetune else Recipe).model_fields
-    known = {
-        section: getattr(field.annotation, "model_fields", ()) for section, field in fields.items()
-    }
-    return [f"{section}.{name}" for section, keys in known.items() if name in keys]

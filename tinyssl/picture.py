@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import TiffImageFile
@@ -23,12 +23,13 @@ from tinyssl.tiff import Layout, read_layout, read_samples
 ResizeRule = Literal["crop", "pad", "squash"]
 Array = NDArray[Any]
 
-_GRAY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"}
+_GRAY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N", "F"}
 _SIXTEEN_BIT_MODES = {"I", "I;16", "I;16B", "I;16L", "I;16N"}
 _PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 # TIFF and EXIF tags
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _ORIENTATION, _EXTRA = 0x0102, 0x0106, 0x0112, 0x0152
 _PREMULTIPLIED_ALPHA = 1  # of ExtraSamples
+_MOST_CHANNELS = 4
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 
@@ -175,8 +176,24 @@ def _scale(picture: Array, height: int, width: int) -> Array:
 
 def _from_pillow(image: Image.Image, channels: int | None) -> Array:
     white = _white_value(image)
-    image.load()
-    image = ImageOps.exif_transpose(image)
+    image.load()  # which turns a TIFF upright
+    return _upright(_pixels(image, white, channels), _orientation(image))
+
+
+def _orientation(image: Image.Image) -> int:
+    """By EXIF, 1 to 8; 1 where EXIF cannot be read, which does not concern the pixels.
+
+    Pillow's `exif_transpose` also writes all of EXIF anew, and fails where a field of it is odd.
+    """
+    try:
+        found = image.getexif().get(_ORIENTATION)
+    except Exception:  # nearly anything on broken EXIF
+        return 1
+    return found if isinstance(found, int) else 1
+
+
+def _pixels(image: Image.Image, white: int | None, channels: int | None) -> Array:
+    """(h, w, c) as `decode`, but not turned; `white` is from `_white_value`."""
     if image.mode == "F":
         raise Unreadable("32-bit float has no fixed range; convert it to 16-bit")
     if image.mode in _SIXTEEN_BIT_MODES:
@@ -230,7 +247,7 @@ def _decode_deep_colour(data: bytes, image: Image.Image, channels: int | None) -
         array = _deep_alpha(array, _is_premultiplied(image), keep=channels == array.shape[2])
     # OpenCV turns TIFFs upright itself, whatever flags it is given, but not PNGs.
     turned = image.format == "TIFF"
-    return array if turned else _upright(array, int(image.getexif().get(_ORIENTATION, 1)))
+    return array if turned else _upright(array, _orientation(image))
 
 
 def _is_premultiplied(image: Image.Image) -> bool:
@@ -254,6 +271,8 @@ def _deep_alpha(array: Array, premultiplied: bool, keep: bool) -> Array:
 
 
 def _many_channels(data: bytes, layout: Layout) -> Array:
+    if layout.samples > _MOST_CHANNELS:  # before memory is taken: a small file can hold 10 GB
+        raise Unreadable(f"{layout.samples} channels; data.channels takes {_MOST_CHANNELS} at most")
     if layout.strips:
         return _upright(read_samples(data, layout), layout.orientation)
     array = _from_opencv(data)  # supports all compressions, but not all layouts

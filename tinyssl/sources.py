@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -89,10 +90,11 @@ def _leave_out(found: Sequence[Path], tested: Sequence[Path], labels: str) -> li
     kept = without(others, copied)
     if not kept:
         raise UsageError(f"all pictures given are test pictures of {labels}; none is left to train")
-    here = len(found) - len(others)
+    real = {os.path.realpath(path) for path in tested}
+    here = len(real.intersection(map(os.path.realpath, found)))  # links to one count once
     tell = log.info if here or copied else log.warning
     too = f", with their exact copies ({len(copied):,})" if copied else ""
-    tell(f"{here:,} of the {len(tested):,} test pictures of {labels} are here and left out{too}")
+    tell(f"{here:,} of the {len(real):,} test pictures of {labels} are here and left out{too}")
     return kept
 
 

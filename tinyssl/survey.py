@@ -22,7 +22,7 @@ class Survey:
         modes: in Pillow's terms, or in words where it has none.
         channels: of the files.
         sides: (short, long) sides in pixels.
-        deep: number of files with more than 8 bits a channel.
+        deep: number of gray or colour files with more than 8 bits a channel.
     """
 
     formats: Counter[str] = field(default_factory=Counter)
@@ -43,7 +43,7 @@ class Survey:
         self.channels[header.channels] += 1
         short, long = sorted((header.width, header.height))
         self.sides[short, long] += 1
-        self.deep += header.deep
+        self.deep += header.deep and header.channels in (1, 3)
 
     def short_sides(self) -> list[int]:
         """The short side of every file, sorted."""
