@@ -104,6 +104,7 @@ def test_modules_below_take_no_recipe() -> None:
     allowed = {
         "build",
         "checks",
+        "cli",
         "config",
         "finetune_config",
         "finetuning",
