@@ -24,7 +24,7 @@ from tinyssl.pretraining import pretrain
 from tinyssl.recipe_files import recipe_text
 from tinyssl.reporting import page
 from tinyssl.reporting.advice import advise, all_clear
-from tinyssl.reporting.card import NOT_STATED, read_card
+from tinyssl.reporting.card import NOT_STATED, limits, read_card
 from tinyssl.reporting.command import _judged_fairly, _verdict, report
 from tinyssl.reporting.comparison import comparable, compare, different_settings
 from tinyssl.reporting.gallery import FEATURES, Gallery, sample
@@ -433,6 +433,15 @@ def test_card_refuses_what_it_does_not_know(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(UsageError, match=told):
             read_card(path)
+
+
+@pytest.mark.parametrize(
+    ("init", "told"),
+    [("random", "It has seen 90 pictures;"), ("pretrained", "Besides those of its")],
+)
+def test_a_card_remembers_that_a_start_had_pictures_of_its_own(init: str, told: str) -> None:
+    encoder = {"init": init, "image_size": 64, "channels": 3, "resize": "crop"}
+    assert limits(facts_of(encoder=encoder), 90)[1].startswith(told)
 
 
 def test_sample_keeps_labeled_ones_and_order() -> None:

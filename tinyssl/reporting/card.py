@@ -65,7 +65,10 @@ def limits(facts: RunFacts, pictures: int | None) -> list[str]:
         "smaller than a pixel of that are lost."
     )
     if pictures is not None:
-        found.append(f"It has seen {pictures:,} pictures; what they do not show it does not know.")
+        who = "It" if encoder["init"] == "random" else "Besides those of its start it"
+        found.append(
+            f"{who} has seen {pictures:,} pictures; what none of them shows it does not know."
+        )
     if not facts.result:
         found.append("It was not measured on labels; nothing is known of its accuracy.")
     else:

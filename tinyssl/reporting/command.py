@@ -238,7 +238,7 @@ def _judged_fairly(gallery: Gallery, taught: set[str]) -> NDArray[np.int64]:
     """
     judged = np.ones(len(gallery.labels), bool) if gallery.test is None else gallery.test
     labels, first = gallery.labels.copy(), dict[str, int]()
-    for row in np.flatnonzero(gallery.labels >= 0):
+    for row in np.flatnonzero(gallery.labels >= 0).tolist():
         digest = gallery.pictures.hashes[row]
         repeated = gallery.test is None and first.setdefault(digest, row) != row
         if repeated or (judged[row] and digest in taught):
