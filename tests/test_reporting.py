@@ -444,6 +444,19 @@ def test_a_card_remembers_that_a_start_had_pictures_of_its_own(init: str, told: 
     assert limits(facts_of(encoder=encoder), 90)[1].startswith(told)
 
 
+def test_a_card_tells_what_a_model_was_measured_on() -> None:
+    encoder = {"init": "random", "image_size": 64, "channels": 3, "resize": "crop"}
+
+    def told(**changes: Any) -> str:
+        return limits(facts_of(encoder=encoder, **changes), None)[-1]
+
+    held_out = {"held_out": {"few-label": {"balanced_accuracy": 0.9}}}
+    assert "nothing is known of its accuracy" in told()
+    assert "nothing is known of its accuracy" in told(finetuned={"held_out": {}})
+    assert "held-out folds of its own labels only" in told(finetuned=held_out)
+    assert "on 48 test pictures;" in told(finetuned=held_out, result={"test": 48})
+
+
 def test_sample_keeps_labeled_ones_and_order() -> None:
     paths = [f"{number:03}" for number in range(100)]
     kept = sample(paths, {"005", "006"}, 10)

@@ -127,7 +127,7 @@ def test_few_shot_scores_are_as_unsure_as_their_test_pictures_are_few() -> None:
 def test_classes_without_a_test_picture_are_told() -> None:
     found = result(raw_pixels=0.5, random_weights=0.55, pretrained=0.8)
     text = label_verdict(found | {"classes": ["a", "b", "c"]}).sentences[-1]
-    assert "test pictures of 2 classes (no picture of 1 others)" in text
+    assert "test pictures of 2 classes (no picture of the other 1)" in text
 
 
 def test_few_test_pictures_leave_it_open() -> None:

@@ -298,7 +298,7 @@ def measured_on(result: Mapping[str, Any]) -> str:
     """The data of the figures in `eval.json`, and the meaning of their intervals."""
     own: Figure = next(iter(result.get("encoders", {}).values()), {})
     there, named = len(_tested(own)), len(result["classes"])
-    missing = f" (no picture of {named - there} others)" if 0 < there < named else ""
+    missing = f" (no picture of the other {named - there})" if 0 < there < named else ""
     return (
         f"Measured on {result['test']:,} test pictures of {there or named} classes{missing}; "
         f"classifiers were fitted on {result['train']:,} others. {_doubts(result)}Balanced "
