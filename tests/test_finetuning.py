@@ -257,6 +257,7 @@ def test_what_an_encoder_learned_from_is_not_held_out(
     assert "trained the encoder" not in caplog.text
     finetune(child, data, "few-label-linear", tmp_path / "third", overrides=SHORT)
     assert f"12 of these labels trained the encoder of {child} already" in caplog.text
+    assert [result_of(f)["taught"] for f in (child, tmp_path / "third")] == [0, 12]
     evaluate(child, train=other, test=data)
     assert "12 test pictures were used in fine-tuning" in caplog.text
 

@@ -35,6 +35,18 @@ def test_shares_cover_the_truth_as_often_as_they_say() -> None:
     assert 0.93 <= covered.mean() <= 0.99
 
 
+@pytest.mark.parametrize("pictures", [1, 2, 4, 12])
+@pytest.mark.parametrize("classes", [4, 100])
+def test_shares_cover_the_truth_with_few_pictures_of_each_class(
+    classes: int, pictures: int
+) -> None:
+    truth, counts = np.linspace(0.3, 0.9, classes), np.full(classes, pictures)
+    right = np.random.default_rng(0).binomial(counts, truth, (2000, classes))
+    halves = np.array([half_of_shares(row, counts) for row in right])
+    covered = np.abs((right / counts).mean(axis=1) - truth.mean()) <= halves
+    assert covered.mean() >= 0.93
+
+
 def test_no_error_on_few_pictures_is_not_certainty() -> None:
     counts = np.array([5, 5])
     assert half_of_shares(counts, counts) > 0.05

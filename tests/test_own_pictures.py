@@ -196,6 +196,19 @@ def test_a_copy_of_a_test_picture_counts_as_pretrained_on(
     assert evaluate(run, labels=labels)["pretrained_on"] == 6
 
 
+def test_what_an_earlier_run_was_pretrained_on_counts(
+    picture_folder: Folder, tmp_path: Path
+) -> None:
+    data, others = picture_folder(per_class=9), picture_folder("others", per_class=5)
+    labels = split_csv(tmp_path / "labels.csv", data, lambda number: number < 3)
+    first = pretrain(data, out=tmp_path / "first", overrides=QUICK, epochs=1)
+    start = [*QUICK, f"encoder.init={first}"]
+    run = pretrain(others, out=tmp_path / "run", overrides=start, epochs=1)
+    assert evaluate(run, labels=labels)["pretrained_on"] == 6
+    shutil.rmtree(first)
+    assert evaluate(run, labels=labels)["pretrained_on"] == 0
+
+
 def test_copies_are_sought_among_files_of_a_common_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

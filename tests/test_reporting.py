@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,10 @@ from tinyssl.pretraining import pretrain
 from tinyssl.recipe_files import recipe_text
 from tinyssl.reporting import page
 from tinyssl.reporting.advice import advise, all_clear
-from tinyssl.reporting.card import NOT_STATED, read_card
-from tinyssl.reporting.command import _verdict, report
+from tinyssl.reporting.card import NOT_STATED, limits, read_card
+from tinyssl.reporting.command import _judged_fairly, _verdict, report
 from tinyssl.reporting.comparison import comparable, compare, different_settings
-from tinyssl.reporting.gallery import FEATURES, sample
+from tinyssl.reporting.gallery import FEATURES, Gallery, sample
 from tinyssl.reporting.names import for_plot, short_names
 from tinyssl.reporting.next_steps import judging
 from tinyssl.reporting.pictures import map_thumbnails
@@ -148,6 +149,7 @@ def test_labels_with_a_split_and_scores(place: Path) -> None:
     rows = ["path,label,split"]
     for number, path in enumerate(sorted((place / "pictures").glob("*/[01]*.png"))):
         label = "bright" if "bright" in path.parent.name else "dark"
+        label = label if number else "gray"  # a class without a test picture
         rows.append(f'"{path}",{label},{("train", "train", "test")[number % 3]}')
     (place / "labels.csv").write_text("\n".join(rows) + "\n")
     found = {
@@ -168,10 +170,25 @@ def test_labels_with_a_split_and_scores(place: Path) -> None:
     assert "Measured on 8 test pictures of 2 classes" in text
     assert "not clearly different from raw pixels and random weights" in text
     assert "Which classes are taken for which" in text
+    assert text.count("<td>\N{EN DASH}</td></tr>") == 1  # of no picture no share is right
     assert text.count("<td>43 %</td>") == 3
     assert json.loads(Outline(text).blocks["figure-scores"])["data"][-1]["name"] == "pretrained"
     assert len(json.loads(Outline(text).blocks["figure-labels"])["data"]) == 4
     assert "interval of 5 choices of pictures" in text
+
+
+def test_no_picture_is_judged_by_a_fit_on_its_equal() -> None:
+    def kept(test: list[bool] | None, *taught: str) -> list[int]:
+        pictures: Any = SimpleNamespace(hashes=["a", "a", "b", "b", "c"])
+        labels, split = np.array([0, 0, -1, 1, 1]), None if test is None else np.array(test)
+        features = np.zeros((5, 2), np.float32)
+        gallery = Gallery(pictures, [*"vwxyz"], labels, ["d", "e"], split, features, 5)
+        return _judged_fairly(gallery, set(taught)).tolist()
+
+    assert kept(None) == [0, -1, -1, 1, 1]
+    assert kept(None, "c") == [0, -1, -1, 1, -1]
+    assert kept([False, True, False, False, True]) == [0, 0, -1, 1, 1]
+    assert kept([False, True, False, False, True], "b", "c") == [0, 0, -1, 1, -1]
 
 
 @pytest.mark.parametrize(
@@ -328,6 +345,10 @@ def test_nothing_to_warn_of() -> None:
         ),
         ({"result": {"test": 30, "encoders": {}}}, 2000, None, "Only 30 test pictures"),
         (
+            {"result": {"test": 300, "test_in_training": 5, "encoders": {}}},
+            2000, None, "5 test pictures are training pictures too",
+        ),
+        (
             {"result": {"test": 300, "classifier": {"seen_in_finetuning": 4}}},
             2000, None, "4 test pictures were used in fine-tuning",
         ),
@@ -450,6 +471,28 @@ def test_card_refuses_what_it_does_not_know(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(UsageError, match=told):
             read_card(path)
+
+
+@pytest.mark.parametrize(
+    ("init", "told"),
+    [("random", "It has seen 90 pictures;"), ("pretrained", "Besides those of its")],
+)
+def test_a_card_remembers_that_a_start_had_pictures_of_its_own(init: str, told: str) -> None:
+    encoder = {"init": init, "image_size": 64, "channels": 3, "resize": "crop"}
+    assert limits(facts_of(encoder=encoder), 90)[1].startswith(told)
+
+
+def test_a_card_tells_what_a_model_was_measured_on() -> None:
+    encoder = {"init": "random", "image_size": 64, "channels": 3, "resize": "crop"}
+
+    def told(**changes: Any) -> str:
+        return limits(facts_of(encoder=encoder, **changes), None)[-1]
+
+    held_out = {"held_out": {"few-label": {"balanced_accuracy": 0.9}}}
+    assert "nothing is known of its accuracy" in told()
+    assert "nothing is known of its accuracy" in told(finetuned={"held_out": {}})
+    assert "held-out folds of its own labels only" in told(finetuned=held_out)
+    assert "on 48 test pictures;" in told(finetuned=held_out, result={"test": 48})
 
 
 def test_sample_keeps_labeled_ones_and_order() -> None:

@@ -61,6 +61,15 @@ def test_not_better_than_any_or_worse_than_one_floor_is_no(pixels: float, random
     assert any("What to do: train longer" in sentence for sentence in found.sentences)
 
 
+def test_what_started_from_weights_is_not_told_to_start_from_weights() -> None:
+    told = [
+        label_verdict(result(raw_pixels=0.7, **{name: 0.7})).sentences[-2]
+        for name in ("pretrained", "adapted")
+    ]
+    assert ["--recipe adapt" in sentence for sentence in told] == [True, False]
+    assert all("train longer" in sentence for sentence in told)
+
+
 def test_a_better_baseline_takes_the_yes_away() -> None:
     scores = {"raw_pixels": 0.5, "random_weights": 0.5, "other": 0.9, "pretrained": 0.8}
     found = label_verdict(result(**scores))
@@ -118,7 +127,7 @@ def test_few_shot_scores_are_as_unsure_as_their_test_pictures_are_few() -> None:
 def test_classes_without_a_test_picture_are_told() -> None:
     found = result(raw_pixels=0.5, random_weights=0.55, pretrained=0.8)
     text = label_verdict(found | {"classes": ["a", "b", "c"]}).sentences[-1]
-    assert "test pictures of 2 classes (no picture of 1 others)" in text
+    assert "test pictures of 2 classes (no picture of the other 1)" in text
 
 
 def test_few_test_pictures_leave_it_open() -> None:
@@ -186,6 +195,9 @@ def test_a_fine_tuned_run_tells_its_held_out_folds() -> None:
     found = finetuned_verdict(told)
     assert "80.0 % on held-out folds" in found.headline
     assert "guessing would get 50.0 %" in found.sentences[0]
+    assert "Too good" not in found.sentences[1]
+    again = finetuned_verdict(told | {"taught": 12})
+    assert "Too good: 12 of the labels had trained the encoder before." in again.sentences[1]
 
 
 def test_runs_side_by_side() -> None:
@@ -195,6 +207,19 @@ def test_runs_side_by_side() -> None:
     )
     found = best_of([bad, good, same])
     assert found.headline == (
-        "Best on average is good: clearly better than bad; too close to call against same."
+        "Best on average is good: clearly better than bad; not clearly different from same."
     )
     assert best_of([bad, good]).level == "yes"
+
+
+def test_the_best_on_average_may_be_clearly_worse_in_most_measures() -> None:
+    lucky, steady = (
+        Judged(n, {m: Score(v, 1) for m, v in zip(("k-NN", "linear"), values, strict=True)}, None)
+        for n, values in (("lucky", (90, 60)), ("steady", (70, 65)))
+    )
+    found = best_of([lucky, steady])
+    assert found.level == "partly"
+    assert found.headline == (
+        "Best on average is lucky: clearly better than steady only in k-NN; worse than steady in "
+        "linear."
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from tinyssl.files import (
 from tinyssl.intervals import half_of_draws
 from tinyssl.judged_encoders import Contender, Embed, contenders, embedders, has_weights_of, some
 from tinyssl.label_curve import CurveWishes, label_curve, refuse_too_many
-from tinyssl.labeled import pretrained, used_digests
+from tinyssl.labeled import pretrained, pretrained_before, used_digests
 from tinyssl.labeled_split import (
     SPLIT_COLUMNS,
     LabeledSplit,
@@ -210,11 +211,18 @@ def _header(
 
 
 def _pretrained_on(run: str | Path, split: LabeledSplit) -> dict[str, int]:
-    """Number of test pictures, or exact copies, that the run was pretrained on, if still known."""
+    """Number of test pictures, or exact copies, that the run was pretrained on, if still known.
+
+    Those that runs were pretrained on which it started from count too, as far as they are known.
+    """
+    own = pretrained(run)
     try:
-        seen = own_pictures(pretrained(run))
+        seen = own_pictures(own)
     except UsageError:
         return {}
+    for earlier in pretrained_before(own):
+        with suppress(UsageError):
+            seen = [*seen, *own_pictures(earlier)]
     tested = [Path(path) for path, test in zip(split.paths, split.test, strict=True) if test]
     unseen = without(tested, seen)
     return {"pretrained_on": len(tested) - len(unseen) + len(copies(unseen, seen))}

@@ -146,6 +146,7 @@ class _Job:
             labels, self.description, cache_dir=self.cache, workers=self.workers
         )
         self.shaped_by = shaped_by(run)
+        self.taught = len(self.shaped_by.intersection(self.labeled.digests))
         self.features = embed_pictures(self.encoder, self.labeled.array, device=self.device)
         self.folds, self.why_no_folds = self._draw_folds(first)
         self.unlabeled, self.why_not_semi = self._read_unlabeled(unlabeled)
@@ -351,6 +352,7 @@ class _Job:
             "recipe": name,
             "reason": reason,
             "labels": self.labeled.counts(),
+            "taught": self.taught,
             "unlabeled_from": self.unlabeled_from,
             "unlabeled": 0 if self.unlabeled is None else len(self.unlabeled),
             "folds": [len(parts) for parts in self.folds],
@@ -382,11 +384,11 @@ class _Job:
             f"{sum(counts.values()):,} labeled pictures of {len(counts)} classes "
             f"({spread} a class){others}"
         )
-        known = len(self.shaped_by.intersection(self.labeled.digests))
-        if known:
+        if self.taught:
             log.warning(
-                f"{known} of these labels trained the encoder of {self.run} already: held-out "
-                "scores and probabilities are too good; fine-tune the pretrained run instead"
+                f"{self.taught} of these labels trained the encoder of {self.run} already: "
+                "held-out scores and probabilities are too good; fine-tune the pretrained run "
+                "instead"
             )
         if self.folds:
             log.info(f"judging on {len(self.folds)} x {len(self.folds[0])} folds of the labels")

@@ -33,11 +33,13 @@ def interval(values: Sequence[float]) -> Interval:
 def half_of_shares(right: NDArray[Any], counts: NDArray[Any]) -> float:
     """Half of the 95 % interval of the mean of the shares `right / counts`, each (classes,).
 
-    Two right and two wrong pictures are added to each class (Agresti and Coull, 1998); otherwise a
-    class without errors would have an interval of width 0.
+    Variances are those of shares with two right and two wrong pictures added to each class, as
+    Agresti and Coull (1998) do; otherwise a class without errors would have an interval of width 0.
+    The pictures added are not counted again below, which with few pictures a class would make the
+    interval too narrow.
     """
     share = (right + 2) / (counts + 4)
-    return 1.96 * math.sqrt(float((share * (1 - share) / (counts + 4)).sum())) / len(counts)
+    return 1.96 * math.sqrt(float((share * (1 - share) / counts).sum())) / len(counts)
 
 
 def half_of_draws(mean: float, half_width: float, counts: NDArray[Any]) -> float:

@@ -178,12 +178,14 @@ def shaped_by(run: str | Path) -> set[str]:
         UsageError: a file of one of these runs is damaged.
     """
     found: set[str] = set()
-    folder, known = _folder(Path(run).absolute()), set[Path]()  # a run may be called `random`
-    while folder is not None and folder not in known and folder.is_dir():
-        known.add(folder)
+    for folder in _line(run):
         found |= set(map(str, _read(folder / RESULT).get("encoder_learned", ())))
-        folder = _folder(_start_of(folder / DESCRIPTION))
     return found
+
+
+def pretrained_before(run: str | Path) -> list[Path]:
+    """The runs of pretraining that a run started from, as far as they still exist."""
+    return [folder for folder in _line(run)[1:] if not (folder / RESULT).is_file()]
 
 
 def pretrained(run: str | Path) -> Path:
@@ -193,6 +195,15 @@ def pretrained(run: str | Path) -> Path:
         known.add(folder)
         folder = Path(_start_of(folder / DESCRIPTION))
     return folder
+
+
+def _line(run: str | Path) -> list[Path]:
+    """The folder of a run or of weights in it, and those of the runs that it started from."""
+    folder, found = _folder(Path(run).absolute()), list[Path]()  # a run may be called `random`
+    while folder is not None and folder not in found and folder.is_dir():
+        found.append(folder)
+        folder = _folder(_start_of(folder / DESCRIPTION))
+    return found
 
 
 def _folder(run: str | Path) -> Path | None:

@@ -169,6 +169,13 @@ def _tested(facts: RunFacts) -> Iterator[Advice]:
             f"Only {result['test']:,} test pictures: the intervals are wide.",
             "Label some hundred test pictures before you decide by these figures.",
         )
+    if both := result.get("test_in_training", 0):
+        yield Advice(
+            f"{both:,} test pictures are training pictures too (equal files): the figures are too "
+            "good.",
+            "Take them out of one of the two, and judge again.",
+            serious=True,
+        )
     own = list(result.get("encoders", {}).values())[-1:]
     if taught := sum(found.get("taught_by_test", 0) for found in own):
         yield Advice(

@@ -64,14 +64,19 @@ def limits(facts: RunFacts, pictures: int | None) -> list[str]:
         "smaller than a pixel of that are lost."
     )
     if pictures is not None:
-        found.append(f"It has seen {pictures:,} pictures; what they do not show it does not know.")
-    if not facts.result:
-        found.append("It was not measured on labels; nothing is known of its accuracy.")
-    else:
+        who = "It" if encoder["init"] == "random" else "Besides those of its start it"
         found.append(
-            f"It was measured on {facts.result['test']:,} test pictures of "
-            f"{len(facts.result['classes'])} classes; other sources were not tried."
+            f"{who} has seen {pictures:,} pictures; what none of them shows it does not know."
         )
+    if facts.result:
+        found.append(
+            f"It was measured on {facts.result['test']:,} test pictures; other sources were not "
+            "tried."
+        )
+    elif facts.finetuned.get("held_out"):
+        found.append("It was measured on held-out folds of its own labels only.")
+    else:
+        found.append("It was not measured on labels; nothing is known of its accuracy.")
     return found
 
 

@@ -230,11 +230,20 @@ def _seen_context(facts: RunFacts, gallery: Gallery) -> dict[str, Any]:
     return {"seen": told, "near_copies": near}
 
 
-def _untaught(gallery: Gallery, taught: set[str]) -> NDArray[np.int64]:
-    """The labels, with -1 for test pictures whose labels the encoder was trained on."""
-    known = np.array([digest in taught for digest in gallery.pictures.hashes])
-    judged = np.ones_like(known) if gallery.test is None else gallery.test
-    return np.where(known & judged, -1, gallery.labels)
+def _judged_fairly(gallery: Gallery, taught: set[str]) -> NDArray[np.int64]:
+    """The labels, with -1 for pictures that a classifier would be judged on too kindly.
+
+    These are test pictures whose labels the encoder was trained on and, without a split, all but
+    the first of equal files, of which some would be fitted and others judged.
+    """
+    judged = np.ones(len(gallery.labels), bool) if gallery.test is None else gallery.test
+    labels, first = gallery.labels.copy(), dict[str, int]()
+    for row in np.flatnonzero(gallery.labels >= 0).tolist():
+        digest = gallery.pictures.hashes[row]
+        repeated = gallery.test is None and first.setdefault(digest, row) != row
+        if repeated or (judged[row] and digest in taught):
+            labels[row] = -1
+    return labels
 
 
 def _mistakes(facts: RunFacts, gallery: Gallery) -> Mistakes | None:
@@ -248,13 +257,13 @@ def _mistakes(facts: RunFacts, gallery: Gallery) -> Mistakes | None:
         rows = np.flatnonzero((gallery.labels >= 0) & unseen)
         if len(rows):
             shares = own.probabilities(torch.from_numpy(gallery.features[rows])).numpy()
-            how = "by the run's own classifier, on pictures that had no part in its fine-tuning"
+            how = "by the run's own classifier, on pictures whose labels did not train it"
             return from_shares(rows, shares, gallery.labels, how)
     encoders = facts.result.get("encoders", {})
     own_scores: dict[str, Any] = list(encoders.values())[-1] if encoders else {}
     return find_mistakes(
         gallery.features,
-        _untaught(gallery, shaped_by(facts.path)),
+        _judged_fairly(gallery, shaped_by(facts.path)),
         len(gallery.classes),
         test=gallery.test,
         strength=own_scores.get("linear", {}).get("C"),

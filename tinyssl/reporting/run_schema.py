@@ -90,6 +90,7 @@ class Finetuned(_Part):
     reason: str
     labels: Annotated[dict[str, Count], Field(min_length=1)]
     held_out: dict[str, _HeldOut]
+    taught: Count = 0
     unlabeled_from: list[str] = []
     seconds: Finite = 0.0
     versions: dict[str, Any] = {}

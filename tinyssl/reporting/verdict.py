@@ -18,11 +18,12 @@ from tinyssl.intervals import half_of_draws, half_of_shares
 
 _LEAD = 5.0  # points, as pretraining may bring: where they can hide, nothing has failed yet
 _TO_DO = {
-    "no": "What to do: train longer (--epochs), or start from ImageNet weights (--recipe adapt); "
-    "as it is, this encoder is not worth shipping.",
+    "no": "What to do: train longer (--epochs){}; as it is, this encoder is not worth shipping.",
     "unknown": f"What to do: label more test pictures; with these a lead of {_LEAD:.0f} points "
     "can go unnoticed.",
 }
+_ADAPT = ", or start from ImageNet weights (--recipe adapt)"
+_FROM_RANDOM = "pretrained"  # name of a run's own encoder; `adapted` if it started from weights
 _TAUGHT = "Not known: labels of test pictures trained this encoder, and its figures are too good."
 
 Level = Literal["yes", "partly", "no", "unknown"]
@@ -106,7 +107,8 @@ def label_verdict(result: Mapping[str, Any]) -> Verdict:
     level = "unknown" if own.taught else _level(outcomes)
     headline = _TAUGHT if own.taught else _headline(level, outcomes)
     sentences = [_against(name, found) for name, found in outcomes.items()]
-    sentences += [_TO_DO[level]] if level in _TO_DO and outcomes and not own.taught else []
+    if level in _TO_DO and outcomes and not own.taught:
+        sentences.append(_TO_DO[level].format(_ADAPT if own.name == _FROM_RANDOM else ""))
     return Verdict(level, headline, [*sentences, *_left_out(rivals), measured_on(result)])
 
 
@@ -175,6 +177,8 @@ def finetuned_verdict(found: Mapping[str, Any]) -> Verdict:
     ask = "Only pictures that had no part in it tell more."
     if taken is None:
         return Verdict("unknown", "Not known yet: nothing could be held out.", [ask])
+    if taught := found.get("taught"):
+        ask = f"Too good: {taught:,} of the labels had trained the encoder before. {ask}"
     accuracy = 100 * taken["balanced_accuracy"]
     return Verdict(
         "unknown",
@@ -198,13 +202,9 @@ def best_of(encoders: Sequence[Judged]) -> Verdict:
         return Verdict("unknown", headline, _left_out(encoders))
     best = max(fair, key=lambda e: sum(e.scores[m].mean for m in measures))
     outcomes = {other.name: compare(best, other) for other in fair if other is not best}
-    beaten = [n for n, found in outcomes.items() if _mostly_better(found)]
-    close = [name for name in outcomes if name not in beaten]
-    parts = [f"clearly better than {_listed(beaten)}"] if beaten else []
-    parts += [f"too close to call against {_listed(close)}"] if close else []
-    headline = f"Best on average is {best.name}: {'; '.join(parts)}."
+    headline = f"Best on average is {best.name}: {_differences(outcomes)}."
     sentences = [_against(name, found) for name, found in outcomes.items()]
-    level: Level = "yes" if not close else "partly"
+    level: Level = "yes" if all(map(_mostly_better, outcomes.values())) else "partly"
     return Verdict(level, headline, [*sentences, *_left_out(encoders)])
 
 
@@ -255,6 +255,12 @@ def _mostly_better(found: Mapping[str, Score]) -> bool:
 
 
 def _headline(level: Level, outcomes: Mapping[str, Mapping[str, Score]]) -> str:
+    word = {"yes": "Yes", "partly": "Partly", "no": "No", "unknown": "Not known"}[level]
+    return f"{word}: {_differences(outcomes) or 'there is nothing to compare with'}."
+
+
+def _differences(outcomes: Mapping[str, Mapping[str, Score]]) -> str:
+    """What is clearly better or worse than each rival, and in which measures if not in all."""
     above = {n: [m for m, d in found.items() if d.sign > 0] for n, found in outcomes.items()}
     below = {n: [m for m, d in found.items() if d.sign < 0] for n, found in outcomes.items()}
     better = [n for n, found in outcomes.items() if found and above[n] == [*found]]
@@ -271,8 +277,7 @@ def _headline(level: Level, outcomes: Mapping[str, Mapping[str, Score]]) -> str:
     parts += [
         f"worse than {n} in {_listed(below[n])}" for n in outcomes if below[n] and n not in worse
     ]
-    word = {"yes": "Yes", "partly": "Partly", "no": "No", "unknown": "Not known"}[level]
-    return f"{word}: {'; '.join(parts) or 'there is nothing to compare with'}."
+    return "; ".join(parts)
 
 
 def _against(name: str, found: Mapping[str, Score]) -> str:
@@ -293,7 +298,7 @@ def measured_on(result: Mapping[str, Any]) -> str:
     """The data of the figures in `eval.json`, and the meaning of their intervals."""
     own: Figure = next(iter(result.get("encoders", {}).values()), {})
     there, named = len(_tested(own)), len(result["classes"])
-    missing = f" (no picture of {named - there} others)" if 0 < there < named else ""
+    missing = f" (no picture of the other {named - there})" if 0 < there < named else ""
     return (
         f"Measured on {result['test']:,} test pictures of {there or named} classes{missing}; "
         f"classifiers were fitted on {result['train']:,} others. {_doubts(result)}Balanced "
