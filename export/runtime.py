@@ -725,13 +725,24 @@ def _scale(picture: Array, height: int, width: int) -> Array:
     c = picture.shape[2]
     if picture.dtype == np.uint8 and c in (1, 3):
         image = Image.fromarray(np.ascontiguousarray(picture[..., 0] if c == 1 else picture))
-        return np.asarray(image.resize((width, height), _BICUBIC)).reshape(height, width, c)
+        return np.asarray(_bicubic(image, height, width)).reshape(height, width, c)
     planes = [
-        np.asarray(Image.fromarray(plane).resize((width, height), _BICUBIC))
+        np.asarray(_bicubic(Image.fromarray(plane), height, width))
         for plane in np.ascontiguousarray(np.moveaxis(picture, 2, 0), dtype=np.float32)
     ]
     rounded = np.rint(np.stack(planes, axis=2)).clip(0, np.iinfo(picture.dtype).max)
     return rounded.astype(picture.dtype)
+
+
+def _bicubic(image: Image.Image, height: int, width: int) -> Image.Image:
+    """Resizes with the same pixels by every Pillow.
+
+    Each axis is rounded, so their order matters: since version 13 the height of tall pictures comes
+    first, before it was always the width.
+    """
+    if image.height > height and image.height + 2 * width > height + 2 * image.width:
+        image = image.resize((image.width, height), _BICUBIC)
+    return image.resize((width, height), _BICUBIC)
 
 
 def find_pictures(names: Sequence[str]) -> list[Path]:
