@@ -167,6 +167,19 @@ def test_what_a_bundle_holds(small: tuple[Path, Path, Path]) -> None:
     assert told["encoder.name"] == "mobilenetv3_small_100"
 
 
+def test_a_device_checks_pictures_of_every_class(tmp_path: Path) -> None:
+    """Folders of classes come one after the other: the first eight of 64 would be of one."""
+    for number in range(64):
+        folder = tmp_path / "pictures" / f"class{number // 16}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (48, 48), (60 * (number // 16), number, 0)).save(folder / f"{number}.png")
+    run = make_run(tmp_path / "run", "test_resnet")
+    bundle = export(run, out=tmp_path / "bundle", pictures=tmp_path / "pictures").out
+    with np.load(bundle / "golden.npz") as golden:
+        assert sorted(golden["pictures"][:, 0, 0, 0] // 60) == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert runtime.check(runtime.Extractor(bundle, device="cpu"))[0]
+
+
 def test_features_are_of_unit_length_unless_raw(
     small: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
@@ -551,9 +564,9 @@ def by_pillow(version: str, code: str, folder: Path) -> str:
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", f"pillow=={version}"]
     subprocess.run([*install, "--target", old], check=True)
     places = map(str, (old, program, Path(tinyssl.__file__).parents[1]))
+    whole = f"import runtime; assert runtime.PIL.__version__ == {version!r}; {code}"
     done = subprocess.run(
-        [sys.executable, "-c", f"import PIL, runtime; assert PIL.__version__ == {version!r}; {code}"],
-        cwd=folder, capture_output=True, text=True,
+        [sys.executable, "-c", whole], cwd=folder, capture_output=True, text=True,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(places)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
