@@ -21,6 +21,7 @@ from tinyssl.classifier import CLASSIFIER, Classifier, load_classifier
 from tinyssl.console import log, score_table
 from tinyssl.errors import UsageError
 from tinyssl.files import sha256
+from tinyssl.rows import spaced_rows
 from tinyssl.weights import WEIGHTS, layout, load_encoder
 
 from .build_engine import trtexec
@@ -141,8 +142,10 @@ def _write(
     contents = {name: variant.content for name, variant in made.items()}
     for variant in made.values():
         contents |= variant.beside
-    golden = {name: rows[:_GOLDEN] for name, rows in workshop.wanted.items()}
-    packed = _npz(pictures=workshop.samples.measured[:_GOLDEN], **golden)
+    measured = workshop.samples.measured
+    rows = spaced_rows(len(measured), _GOLDEN)  # the first ones may all be of one class
+    golden = {name: outputs[rows] for name, outputs in workshop.wanted.items()}
+    packed = _npz(pictures=measured[rows], **golden)
     facts = {name: variant.manifest() for name, variant in made.items()}
     write_bundle(folder, contents, packed, manifest, facts, programs, overwrite)
 

@@ -35,8 +35,8 @@ def need_executorch() -> None:
 def to_pte(deployed: Deployed, example: Tensor) -> bytes:
     """The encoder, weights included, as an ExecuTorch program whose layers run in XNNPACK.
 
-    It maps (1, s, s, c) pictures to (1, width) float32. A dynamic batch works too, but was a sixth
-    slower for one picture and reserves memory for the largest batch.
+    It maps (1, s, s, c) pictures to the outputs of `deployed`, with one row each. A dynamic batch
+    works too, but was a sixth slower for one picture and reserves memory for the largest batch.
 
     Args:
         deployed: on the CPU.
@@ -62,8 +62,10 @@ def to_pte(deployed: Deployed, example: Tensor) -> bytes:
             raise JobError(told) from error
 
 
-def pte_features(model: bytes, pictures: NDArray[Any]) -> NDArray[np.float32]:
+def pte_outputs(model: bytes, pictures: NDArray[Any]) -> list[NDArray[np.float32]]:
     """Features (n, width) of pictures (n, s, s, c) uint8, by ExecuTorch's own runtime.
+
+    With a classifier also probabilities (n, k).
 
     Raises:
         UsageError: ExecuTorch is not installed.
@@ -78,13 +80,12 @@ def pte_features(model: bytes, pictures: NDArray[Any]) -> NDArray[np.float32]:
             assert method is not None
             # Copied, since the next call may overwrite the memory.
             rows = [
-                method.execute([torch.from_numpy(picture[None])])[0].numpy().copy()
-                for picture in pictures
+                [output.numpy().copy() for output in method.execute([torch.from_numpy(one[None])])]
+                for one in pictures
             ]
         except RuntimeError as error:
             raise JobError(f"ExecuTorch cannot run the model: {first_line(error)}") from error
-    features: NDArray[np.float32] = np.concatenate(rows)
-    return features
+    return [np.concatenate(column) for column in zip(*rows, strict=True)]
 
 
 @contextlib.contextmanager

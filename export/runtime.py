@@ -65,7 +65,7 @@ class Unreadable(Exception):
 
 
 class Extractor:
-    """An exported encoder.
+    """An exported encoder. Threads may share it, except with TensorRT.
 
     Args:
         bundle: its folder; the folder of this file when None.
@@ -311,7 +311,8 @@ def _listed(name: str, facts: Any) -> bool:
         and told
         and type(facts.get("bytes")) is int
         and isinstance(limits, dict)
-        and all(isinstance(limits.get(key), (int, float)) for key in ("max_abs", "cosine"))
+        and {"max_abs", "cosine"} <= set(limits)
+        and all(isinstance(limit, (int, float)) for limit in limits.values())
     )
 
 
@@ -598,6 +599,8 @@ def decode(source: Picture, channels: int, max_pixels: int = MAX_PIXELS) -> Arra
         raise Unreadable(f"not a picture in {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}") from None
     except OSError as error:
         raise Unreadable(error.strerror or str(error).partition("\n")[0]) from None
+    except MemoryError:
+        raise Unreadable("too little memory for it") from None
     except Exception as error:  # decoders raise errors of many kinds on damaged data
         raise Unreadable(f"broken data: {error}".partition("\n")[0]) from None
 
@@ -750,13 +753,24 @@ def _scale(picture: Array, height: int, width: int) -> Array:
     c = picture.shape[2]
     if picture.dtype == np.uint8 and c in (1, 3):
         image = Image.fromarray(np.ascontiguousarray(picture[..., 0] if c == 1 else picture))
-        return np.asarray(image.resize((width, height), _BICUBIC)).reshape(height, width, c)
+        return np.asarray(_bicubic(image, height, width)).reshape(height, width, c)
     planes = [
-        np.asarray(Image.fromarray(plane).resize((width, height), _BICUBIC))
+        np.asarray(_bicubic(Image.fromarray(plane), height, width))
         for plane in np.ascontiguousarray(np.moveaxis(picture, 2, 0), dtype=np.float32)
     ]
     rounded = np.rint(np.stack(planes, axis=2)).clip(0, np.iinfo(picture.dtype).max)
     return rounded.astype(picture.dtype)
+
+
+def _bicubic(image: Image.Image, height: int, width: int) -> Image.Image:
+    """Resizes with the same pixels by every Pillow.
+
+    Each axis is rounded, so their order matters: since version 13 the height of tall pictures comes
+    first, before it was always the width.
+    """
+    if image.height > height and image.height + 2 * width > height + 2 * image.width:
+        image = image.resize((image.width, height), _BICUBIC)
+    return image.resize((width, height), _BICUBIC)
 
 
 def find_pictures(names: Sequence[str]) -> list[Path]:
@@ -808,23 +822,36 @@ def _is_picture(path: Path) -> bool:
 
 
 def check(extractor: Extractor) -> tuple[bool, str]:
-    """Compares this device's features with training's; returns (passed, one line)."""
+    """Compares this device's outputs with training's; returns (passed, one line)."""
     data = verified(extractor.bundle, extractor.manifest, GOLDEN)
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as golden:
-            pictures, wanted = golden["pictures"], golden["features"]
-        found = extractor.run(pictures)
+            outputs = extractor.outputs(golden["pictures"])
+            found, wanted = outputs[FEATURES], golden[FEATURES]
+            moved = 0.0  # of probabilities
+            if extractor.classes:
+                moved = float(np.abs(outputs[PROBABILITIES] - golden[PROBABILITIES]).max())
         worst = float(np.abs(found - wanted).max())
         lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(wanted, axis=1)
-        cosine = float(((found * wanted).sum(axis=1) / np.maximum(lengths, 1e-30)).min())
-    except Exception as error:  # from zip files, arrays, memory and onnxruntime
+        cosines = (found * wanted).sum(axis=1) / np.maximum(lengths, 1e-30)
+        cosine, mean = float(cosines.min()), float(cosines.mean())
+    except BundleError:
+        raise
+    except Exception as error:  # from zip files, arrays and memory
         raise BundleError(f"{GOLDEN} cannot be used: {error}".partition("\n")[0]) from None
-    limits = extractor.tolerance
-    passed = worst <= limits["max_abs"] and cosine >= limits["cosine"]
+    limits = {"mean_cosine": -1.0, "probability": 1.0, **extractor.tolerance}
+    passed = (
+        worst <= limits["max_abs"]
+        and cosine >= limits["cosine"]
+        and mean >= limits["mean_cosine"]
+        and moved <= limits["probability"]
+    )
+    told = f", probabilities within {moved:.2g} (allowed {limits['probability']:.2g})"
     return passed, (
-        f"{'passed' if passed else 'FAILED'}: {len(pictures)} pictures, largest difference "
+        f"{'passed' if passed else 'FAILED'}: {len(found)} pictures, largest difference "
         f"{worst:.2g} (allowed {limits['max_abs']:.2g}), worst cosine {cosine:.6f} "
-        f"(allowed {limits['cosine']:.5f}), {extractor.variant} on {extractor.provider}"
+        f"(allowed {limits['cosine']:.5f}){told if extractor.classes else ''}, "
+        f"{extractor.variant} on {extractor.provider}"
     )
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,7 @@ _TRIED = 16  # pictures read by the runtime's decoder: large photographs take a 
 FEW = 32  # parity on fewer pictures says little about others
 _MEASURED = "an export is measured"
 Pictures = NDArray[Any]
+_Several = TypeVar("_Several", bound=Sized)
 
 
 @dataclass(frozen=True)
@@ -130,10 +131,13 @@ def draw_samples(
         measured = _enough(reader.read(spaced(paths, MEASURED)), 2, _MEASURED, "--pictures")
         return Samples(_tell_of_few(measured, FEW), np.empty(0), np.empty(0))
     if calibration is not None:
-        found = reader.read(spaced(paths, MEASURED + CHOSEN))
-        _enough(found, 4, f"{_MEASURED} and int8 chosen", "--pictures")
-        others = reader.read(spaced(scan([calibration]), CALIBRATED))
-        calibrated = _enough(others, 2, "int8 is calibrated", "--calibration")
+        drawn = spaced(scan([calibration]), CALIBRATED)
+        calibrated = _enough(reader.read(drawn), 2, "int8 is calibrated", "--calibration")
+        rest = _without(paths, drawn)
+        purpose = f"beside those of --calibration {_MEASURED} and int8 chosen"
+        _enough(rest, 4, purpose, "--pictures")
+        found = reader.read(spaced(rest, MEASURED + CHOSEN))
+        _enough(found, 4, purpose, "--pictures")
         return Samples(_tell_of_few(found[::2], 2 * FEW), calibrated, found[1::2])
     found = reader.read(spaced(paths, MEASURED + CHOSEN + CALIBRATED))
     _enough(found, 8, f"{_MEASURED} and int8 calibrated", "--pictures")
@@ -202,6 +206,12 @@ def _object(path: Path) -> dict[str, Any]:
     return told if isinstance(told, dict) else {}
 
 
+def _without(paths: Sequence[Path], drawn: Sequence[Path]) -> list[Path]:
+    """The paths of other files than those drawn, by links too."""
+    taken = set(map(os.path.realpath, drawn))
+    return [path for path in paths if os.path.realpath(path) not in taken]
+
+
 def _tell_of_few(pictures: Pictures, wanted: int) -> Pictures:
     """Returns the pictures; warns if they are few, with the number to give."""
     if len(pictures) < FEW:
@@ -212,7 +222,7 @@ def _tell_of_few(pictures: Pictures, wanted: int) -> Pictures:
     return pictures
 
 
-def _enough(pictures: Pictures, least: int, purpose: str, option: str) -> Pictures:
+def _enough(pictures: _Several, least: int, purpose: str, option: str) -> _Several:
     if len(pictures) < least:
         raise UsageError(
             f"{purpose} on at least {least} readable pictures; got {len(pictures)}; give more by "

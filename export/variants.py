@@ -27,7 +27,7 @@ from .graph import FEATURES, PROBABILITIES, Deployed
 from .half import to_half
 from .int8 import MIN_CENTRED, STYLES, Calibration, Judge, Quantized, quantize_best
 from .mobile import MODEL as PTE
-from .mobile import pte_features, to_pte
+from .mobile import pte_outputs, to_pte
 from .parity import Parity, compare
 from .runtime import ENGINE, ENGINE_FACTS, BundleError, Cuda, EngineSession
 from .samples import Samples
@@ -48,6 +48,7 @@ _MARGIN = 0.005  # above MIN_CENTRED, since it may be a little less on the measu
 _INSTEAD = "half as large as float32 and keeps them (--target onnx-fp16)"
 _ON_DEVICE = "--target jetson writes what a device builds its engine from"
 _BATCH = 16
+_LEAST_PROBABILITY = 0.01  # by which a device may always differ
 
 Outputs = Mapping[str, NDArray[np.float32]]
 Labeled = tuple[NDArray[Any], NDArray[np.int64]]
@@ -61,14 +62,16 @@ class Tolerance:
         max_abs: largest absolute difference allowed.
         cosine: lowest cosine allowed of any picture.
         mean_cosine: lowest mean cosine allowed.
+        probability: largest absolute difference allowed of a class's probability on the device.
     """
 
     max_abs: float
     cosine: float
     mean_cosine: float = -1.0
+    probability: float = 1.0
 
     def allows(self, parity: Parity) -> bool:
-        """Whether parity is within all three limits."""
+        """Whether the parity of features is within their three limits."""
         return (
             parity.max_abs <= self.max_abs
             and parity.worst_cosine >= self.cosine
@@ -155,7 +158,8 @@ class Workshop:
             made |= self._int8(styles, strict)
         if PTE in names:
             content = to_pte(self.deployed, torch.from_numpy(self.samples.measured))
-            found = {FEATURES: pte_features(content, self.samples.measured)}
+            rows = pte_outputs(content, self.samples.measured)
+            found = dict(zip(self.deployed.outputs, rows, strict=True))
             made[PTE] = self._variant(PTE, content, found)
         if ENGINE in names:
             made[ENGINE] = self._engine(made[HALF].content, workspace)
@@ -167,15 +171,17 @@ class Workshop:
 
     def _variant(self, name: str, content: bytes, found: Outputs, **more: Any) -> Variant:
         parity = compare(self.wanted[FEATURES], found[FEATURES])
-        same = None
-        if PROBABILITIES in found:
-            classes = [o[PROBABILITIES].argmax(axis=1) for o in (self.wanted, found)]
-            same = float((classes[0] == classes[1]).mean())
         # Int8 differs between processors, so a device may differ a little more than this machine.
         allowed = Tolerance(2 * parity.max_abs, parity.worst_cosine - 0.05)
         if name in TOLERANCES:
             limits = TOLERANCES[name]
             allowed = replace(limits, max_abs=limits.max_abs * self.length)
+        same = None
+        if PROBABILITIES in found:
+            wanted, other = (o[PROBABILITIES] for o in (self.wanted, found))
+            same = float((wanted.argmax(axis=1) == other.argmax(axis=1)).mean())
+            moved = float(np.abs(wanted - other).max())
+            allowed = replace(allowed, probability=max(_LEAST_PROBABILITY, 2 * moved))
         return Variant(content, parity, allowed, same, **more)
 
     def _int8(self, styles: Mapping[str, Any], strict: bool) -> dict[str, Variant]:

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import PIL
 import pytest
 from PIL import Image
 from tinyssl.export import runtime
@@ -89,8 +88,7 @@ def pixels_model(path: Path, size: int, channels: int, rule: str, dtype: str = "
 
 
 SHAPES = [(37, 61), (32, 32), (33, 32), (9, 200), (1, 1), (7, 5), (150, 151), (31, 64), (16, 33)]
-# Pillow 13 scales the height of these first; what is older gives other pixels.
-TALL = [(61, 37), (200, 9), (64, 20)] if int(PIL.__version__.partition(".")[0]) >= 13 else []
+TALL = [(61, 37), (200, 9), (64, 20)]  # some are scaled in height first
 
 
 @pytest.mark.parametrize("rule", ["crop", "pad", "squash"])

@@ -166,6 +166,19 @@ def test_what_a_bundle_holds(small: tuple[Path, Path, Path]) -> None:
     assert told["encoder.name"] == "mobilenetv3_small_100"
 
 
+def test_a_device_checks_pictures_of_every_class(tmp_path: Path) -> None:
+    """Folders of classes come one after the other: the first eight of 64 would be of one."""
+    for number in range(64):
+        folder = tmp_path / "pictures" / f"class{number // 16}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (48, 48), (60 * (number // 16), number, 0)).save(folder / f"{number}.png")
+    run = make_run(tmp_path / "run", "test_resnet")
+    bundle = export(run, out=tmp_path / "bundle", pictures=tmp_path / "pictures").out
+    with np.load(bundle / "golden.npz") as golden:
+        assert sorted(golden["pictures"][:, 0, 0, 0] // 60) == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert runtime.check(runtime.Extractor(bundle, device="cpu"))[0]
+
+
 def test_features_are_of_unit_length_unless_raw(
     small: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
@@ -524,21 +537,48 @@ def test_pillow_that_darkens_pictures_is_told(
         runtime.decode(path, 1)
 
 
+def by_pillow(version: str, code: str, folder: Path) -> str:
+    """What code prints that imports this version, the runtime by itself, and tinyssl."""
+    old, program = folder / "old", Path(runtime.__file__).parent
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", f"pillow=={version}"]
+    subprocess.run([*install, "--target", old], check=True)
+    places = map(str, (old, program, Path(tinyssl.__file__).parents[1]))
+    whole = f"import runtime; assert runtime.PIL.__version__ == {version!r}; {code}"
+    done = subprocess.run(
+        [sys.executable, "-c", whole], cwd=folder, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(places)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.mark.skipif(sys.version_info >= (3, 13), reason="Pillow 10.0 has no wheel for it")
 def test_a_tiff_is_turned_once_by_an_old_pillow(tmp_path: Path) -> None:
     """Before 10.1 Pillow turns a TIFF when it loads it, and keeps the tag that says so."""
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (30, 20)).save(tmp_path / "a.tif", exif=exif)
-    old, program = tmp_path / "old", Path(runtime.__file__).parent
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "pillow==10.0.1"]
-    subprocess.run([*install, "--target", old], check=True)
-    told = "import PIL, runtime; print(PIL.__version__, *runtime.decode('a.tif', 3).shape)"
-    done = subprocess.run(
-        [sys.executable, "-c", told], cwd=tmp_path, capture_output=True, text=True,
-        env=os.environ | {"PYTHONPATH": f"{old}{os.pathsep}{program}"},
-    )  # fmt: skip
-    assert done.stdout == "10.0.1 30 20 3\n", done.stderr
+    told = by_pillow("10.0.1", "print(*runtime.decode('a.tif', 3).shape)", tmp_path)
+    assert told == "30 20 3\n"
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="Pillow 10.3 has no wheel for it")
+@pytest.mark.parametrize("rule", ["pad", "squash"])
+def test_an_old_pillow_resizes_tall_pictures_to_the_same_pixels(rule: Any, tmp_path: Path) -> None:
+    """Before 13.0 it scaled the width first, which rounds differently."""
+    noise = np.random.default_rng(0).integers(0, 2, (300, 90, 4), dtype=np.uint8) * np.uint8(255)
+    for channels in (3, 4):
+        shown = noise[..., :channels]
+        np.save(tmp_path / f"{channels}.npy", shown)
+        wanted = resize(shown, 32, rule)
+        np.testing.assert_array_equal(runtime.resize(shown, 32, rule), wanted)
+        np.save(tmp_path / f"wanted{channels}.npy", wanted)
+    code = (
+        "import numpy as np, tinyssl.picture as p; print(*((f(np.load(f'{c}.npy'), 32, "
+        f"{rule!r}) != np.load(f'wanted{{c}}.npy')).sum() for f in (p.resize, runtime.resize)"
+        " for c in (3, 4)))"
+    )
+    assert by_pillow("10.3.0", code, tmp_path) == "0 0 0 0\n"
 
 
 def test_an_interrupted_program_says_so_in_one_line(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -80,6 +81,24 @@ def test_probabilities_are_those_of_torch(made: tuple[Path, Path, Path]) -> None
     for call in (extractor.embed, extractor.classify, lambda *a: list(extractor.run_files(*a))):
         with pytest.raises(runtime.BundleError, match="batch_size: got -1; give 1 or more"):
             call(sorted(pictures.iterdir()), -1)
+
+
+def test_a_check_looks_at_probabilities(made: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    """The features may be training's where the classes are not."""
+    bundle = shutil.copytree(made[2], tmp_path / "bundle")
+    passed, told = runtime.check(runtime.Extractor(bundle, device="cpu"))
+    assert passed
+    assert re.search(r"probabilities within [^ ]+ \(allowed 0\.01\), encoder\.onnx", told)
+    with np.load(bundle / "golden.npz") as golden:
+        arrays = dict(golden)
+    np.savez(bundle / "golden.npz", **arrays | {"probabilities": arrays["probabilities"][:, ::-1]})
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    data = (bundle / "golden.npz").read_bytes()
+    manifest["files"]["golden.npz"] = {"bytes": len(data), "sha256": sha256(bundle / "golden.npz")}
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    passed, told = runtime.check(runtime.Extractor(bundle, device="cpu"))
+    assert not passed
+    assert "FAILED: 8 pictures, largest difference" in told
 
 
 def test_the_bundle_of_another_classifier_is_told_apart(
@@ -186,8 +205,8 @@ def count(found: Samples) -> int:
 
 
 def measured_on(run: Path, **given: Any) -> Samples:
-    reader = Reader(read_description(run))
-    return draw_samples(reader, run, given.get("pictures"), None, calibrate=True)
+    given = {"pictures": None, "calibration": None} | given
+    return draw_samples(Reader(read_description(run)), run, **given, calibrate=True)
 
 
 @pytest.mark.parametrize("which", ["first", "second"])
@@ -259,6 +278,21 @@ def test_seven_pictures_are_too_few_for_int8(tuned: dict[str, Path], tmp_path: P
     assert (len(found.measured), len(found.calibrated), len(found.chosen)) == (2, 4, 2)
     rows = np.concatenate([found.measured, found.calibrated, found.chosen])
     assert len(np.unique(rows, axis=0)) == 8
+
+
+def test_int8_is_not_measured_on_pictures_that_calibrate_it(
+    tuned: dict[str, Path], tmp_path: Path
+) -> None:
+    few = tmp_path / "few.txt"
+    paths = sorted((tuned["folder"] / "pretraining").iterdir())
+    few.write_text("\n".join(map(str, paths[:20])))
+    found = measured_on(tuned["run"], calibration=few)
+    assert (len(found.measured), len(found.calibrated), len(found.chosen)) == (20, 20, 20)
+    rows = np.concatenate([found.measured, found.calibrated, found.chosen])
+    assert len(np.unique(rows, axis=0)) == 60
+    told = "beside those of --calibration an export is measured .* at least 4 .* got 0; give more"
+    with pytest.raises(UsageError, match=told):
+        measured_on(tuned["run"], calibration=tuned["folder"] / "pretraining")
 
 
 def test_a_bundle_without_a_classifier_says_so(

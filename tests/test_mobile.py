@@ -18,12 +18,13 @@ import torch
 from tinyssl.export import exporting, mobile, runtime, variants
 from tinyssl.export.exporting import export
 from tinyssl.export.graph import Deployed, to_onnx
-from tinyssl.export.mobile import pte_features, to_pte
+from tinyssl.export.mobile import pte_outputs, to_pte
 from tinyssl.export.parity import compare
 
 import tinyssl
 from tests.making import make_pictures, make_run, smooth_noise
 from tinyssl.backbones import BACKBONES
+from tinyssl.classifier import Classifier
 from tinyssl.encoder import create_encoder
 from tinyssl.errors import JobError, UsageError
 from tinyssl.weights import load_encoder
@@ -75,7 +76,7 @@ def test_backbones_keep_their_features(name: str, stem: str, channels: int, tmp_
     with torch.inference_mode():
         wanted = deployed(pictures).numpy()
     model = to_pte(deployed, pictures)
-    found = pte_features(model, pictures.numpy())
+    found = pte_outputs(model, pictures.numpy())[0]
     assert found.dtype == np.float32
     parity = compare(wanted, found)
     print(f"{name} {stem} {channels}: {len(model) / 1e6:.1f} MB, {parity}")
@@ -96,7 +97,7 @@ def test_mobile_bundle(made: Made) -> None:
     listed = manifest["files"]["encoder.pte"]
     assert listed["parity"]["max_abs"] <= listed["tolerance"]["max_abs"] == 1e-4
     with np.load(made.bundle / "golden.npz") as golden:
-        found = pte_features((made.bundle / "encoder.pte").read_bytes(), golden["pictures"])
+        found = pte_outputs((made.bundle / "encoder.pte").read_bytes(), golden["pictures"])[0]
         np.testing.assert_allclose(found, golden["features"], atol=1e-4)
     with pytest.raises(runtime.BundleError, match=r"encoder\.pte is not for this program"):
         runtime.Extractor(made.bundle, "encoder.pte")
@@ -110,7 +111,7 @@ def test_lines_of_the_guide_run(made: Made, monkeypatch: pytest.MonkeyPatch) -> 
     names: dict[str, Any] = {}
     with mobile._quiet():
         exec(lines.replace("1, 128, 128, 3", "1, 48, 48, 3"), names)
-    wanted = pte_features((made.bundle / "encoder.pte").read_bytes(), names["picture"].numpy())
+    wanted = pte_outputs((made.bundle / "encoder.pte").read_bytes(), names["picture"].numpy())[0]
     np.testing.assert_array_equal(names["features"].numpy(), wanted)
 
 
@@ -131,12 +132,26 @@ def test_wrong_use_is_told_before_any_work(
 
 
 @needs_executorch
+def test_phones_give_the_probabilities_of_torch() -> None:
+    encoder = create_encoder("test_resnet", seed=0)
+    weight = torch.randn(3, encoder.width, generator=torch.Generator().manual_seed(0))
+    classifier = Classifier(weight, torch.zeros(3), torch.tensor(2.0), ["a", "b", "c"])
+    deployed = Deployed(encoder, torch.uint8, unit=True, classifier=classifier).eval()
+    pictures = smooth_noise(48, 3)
+    with torch.inference_mode():
+        wanted = deployed(pictures)
+    found = pte_outputs(to_pte(deployed, pictures), pictures.numpy())
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(one, other.numpy(), atol=1e-4)
+
+
+@needs_executorch
 def test_what_executorch_cannot_take_is_told() -> None:
     deployed = Deployed(create_encoder("resnet18", channels=1, seed=0), torch.uint16, unit=True)
     with pytest.raises(UsageError, match=r"takes uint8 pictures, this encoder torch\.uint16"):
         to_pte(deployed, torch.zeros((1, 48, 48, 1), dtype=torch.uint16))
     with pytest.raises(JobError, match="ExecuTorch cannot run the model"):
-        pte_features(b"garbage" * 100, np.zeros((1, 48, 48, 3), np.uint8))
+        pte_outputs(b"garbage" * 100, np.zeros((1, 48, 48, 3), np.uint8))
 
 
 def test_notes_of_executorch_leave_no_handler(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +170,7 @@ def test_unlike_features_leave_nothing_behind(
     program = (made.bundle / "encoder.pte").read_bytes()
     monkeypatch.setattr(exporting, "to_onnx", lambda *given, **more: graph)
     monkeypatch.setattr(variants, "to_pte", lambda *given: program)
-    monkeypatch.setattr(variants, "pte_features", lambda *given: pte_features(*given) + 2e-4)
+    monkeypatch.setattr(variants, "pte_outputs", lambda *given: [pte_outputs(*given)[0] + 2e-4])
     with pytest.raises(JobError, match=r"encoder\.pte differs from torch"):
         export(made.run, "mobile", tmp_path / "bundles" / "b", pictures=made.pictures)
     assert not (tmp_path / "bundles").exists()

@@ -162,16 +162,28 @@ def resize(picture: Array, size: int, rule: ResizeRule) -> Array:
 
 
 def _scale(picture: Array, height: int, width: int) -> Array:
-    cubic, side, c = Image.Resampling.BICUBIC, (width, height), picture.shape[2]
+    c = picture.shape[2]
     if picture.dtype == np.uint8 and c in (1, 3):
         image = Image.fromarray(np.ascontiguousarray(picture[..., 0] if c == 1 else picture))
-        return np.asarray(image.resize(side, cubic)).reshape(height, width, c)
+        return np.asarray(_bicubic(image, height, width)).reshape(height, width, c)
     planes = [
-        np.asarray(Image.fromarray(np.ascontiguousarray(plane, np.float32)).resize(side, cubic))
-        for plane in np.moveaxis(picture, 2, 0)
+        np.asarray(_bicubic(Image.fromarray(np.ascontiguousarray(p, np.float32)), height, width))
+        for p in np.moveaxis(picture, 2, 0)
     ]
     rounded: Array = np.rint(np.stack(planes, axis=2)).clip(0, np.iinfo(picture.dtype).max)
     return rounded.astype(picture.dtype)
+
+
+def _bicubic(image: Image.Image, height: int, width: int) -> Image.Image:
+    """Resizes with the same pixels by every Pillow.
+
+    Each axis is rounded, so their order matters: since version 13 the height of tall pictures comes
+    first, before it was always the width.
+    """
+    cubic = Image.Resampling.BICUBIC
+    if image.height > height and image.height + 2 * width > height + 2 * image.width:
+        image = image.resize((image.width, height), cubic)
+    return image.resize((width, height), cubic)
 
 
 def _from_pillow(image: Image.Image, channels: int | None) -> Array:

@@ -153,8 +153,8 @@ Bytes resample(const Bytes& old, std::size_t outer, std::size_t from, std::size_
   return made;
 }
 
-// Each pass rounds, so their order matters: since Pillow 13 the height is resized first if it
-// shrinks by more than twice as much as the width; before, it was always resized last.
+// Each pass rounds, so their order matters: as in runtime.py and Pillow 13 the height is resized
+// first if it shrinks by more pixels than twice those of the width; older ones resize it last.
 Picture scale(const Picture& old, std::size_t height, std::size_t width) {
   const std::size_t h = old.height, w = old.width, c = old.channels;
   if (h > height && h + 2 * width > height + 2 * w) {

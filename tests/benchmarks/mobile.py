@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from tinyssl.export.graph import Deployed
-from tinyssl.export.mobile import pte_features, to_pte
+from tinyssl.export.mobile import pte_outputs, to_pte
 from tinyssl.export.parity import compare
 
 from tests.benchmarks.machine import machine
@@ -29,7 +29,7 @@ def measure(name: str, pictures: torch.Tensor) -> dict[str, Any]:
     with torch.inference_mode():
         wanted = deployed(pictures).numpy()
     model = to_pte(deployed, pictures)
-    parity = compare(wanted, pte_features(model, pictures.numpy()))
+    parity = compare(wanted, pte_outputs(model, pictures.numpy())[0])
     return {"backbone": name, "mb": len(model) / 1e6, "max_abs": parity.max_abs}
 
 
