@@ -1,7 +1,7 @@
 """Errors for the user: one line of text, and an exit status."""
 
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
 
 def one_line(text: str) -> str:
@@ -76,3 +76,7 @@ class Interrupted(TinysslError):
         super().__init__(text)
         self.signum = signum
         self.exit_status = 128 + signum
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """So that a pool of processes can hand it on."""
+        return type(self), (str(self), self.signum)
