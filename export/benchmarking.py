@@ -58,9 +58,9 @@ def benchmark(
         UsageError: no bundle there, no batch size, or negative threads or seconds.
     """
     need(*EXPORT, extra="export")
-    folder = Path(bundle)
+    folder, batches = Path(bundle), list(map(int, batches))  # numpy's integers are no JSON
     if not batches or min(batches) < 1:
-        raise UsageError(f"batch: got {list(batches)}; each must be at least 1, such as 1,8")
+        raise UsageError(f"batch: got {batches}; each must be at least 1, such as 1,8")
     if threads < 0:
         raise UsageError(f"threads: got {threads}; give 0 (all) or more")
     if not 0 <= seconds < math.inf:

@@ -646,7 +646,10 @@ def _pixels(image: Image.Image, limit: int | None, channels: int) -> Array:
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
             raise Unreadable(f"32-bit values from {values.min()} to {values.max()}")
-        deep = values.astype(np.uint16)[..., None]
+        deep, clear = values.astype(np.uint16)[..., None], image.info.get("transparency")
+        if isinstance(clear, int):  # the value of a PNG's transparent pixels
+            alpha = np.where(deep == clear, 0, 65535).astype(np.uint16)
+            return np.concatenate([deep, alpha], axis=2) if channels == 2 else deep | ~alpha
         return deep if limit is None else np.uint16(limit) - deep
     gray = _is_gray(image)
     image = image.convert({"La": "LA", "RGBa": "RGBA"}.get(image.mode, image.mode))

@@ -4,7 +4,9 @@ import io
 import logging
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 from rich.console import Console
@@ -142,6 +144,27 @@ def test_the_log_of_a_run_is_whole_at_any_level(
         folder.begin_log()
         console.log.debug("a detail")
     assert "DEBUG a detail" in (tmp_path / "train.log").read_text()
+
+
+def test_runs_in_threads_have_logs_of_their_own(tmp_path: Path) -> None:
+    both = Barrier(2)
+
+    def run(name: str) -> str:
+        (tmp_path / name).mkdir()
+        folder = RunFolder(tmp_path / name)
+        with folder.log_to_file():
+            both.wait()
+            console.log.info(f"early in {name}")
+            folder.begin_log()
+            console.log.info(f"late in {name}")
+            both.wait()
+        return (tmp_path / name / "train.log").read_text()
+
+    with ThreadPoolExecutor(2) as pool:
+        for name, told in zip("ab", pool.map(run, "ab"), strict=True):
+            assert [line.split("INFO ")[1] for line in told.splitlines()] == [
+                f"early in {name}", f"late in {name}",
+            ]  # fmt: skip
 
 
 def test_a_log_that_was_silent_is_heard_again(caplog: pytest.LogCaptureFixture) -> None:

@@ -340,6 +340,16 @@ def test_lists_hold_whatever_names_there_are(tmp_path: Path) -> None:
     assert set(scan([tmp_path / "names.txt"])) == {paths[2], paths[4]}
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there no name ends in a space")
+@pytest.mark.parametrize(("name", "first"), [("list.txt", "# a remark"), ("list.csv", "path")])
+def test_names_may_end_in_spaces(name: str, first: str, tmp_path: Path) -> None:
+    there = [save(tmp_path / "a.png")]
+    there += [save(tmp_path / "with.png").rename(tmp_path / odd) for odd in ("b.png ", " c.png")]
+    lines = [first, " a.png ", "b.png ", " c.png", "  ", " gone.png ", "  # another remark"]
+    (tmp_path / name).write_text("\n".join(lines))
+    assert set(scan([tmp_path / name])) == {*there, tmp_path / "gone.png"}
+
+
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
 @pytest.mark.parametrize("suffix", [".txt", ".csv"])
 def test_lists_in_other_encodings_are_told(encoding: str, suffix: str, tmp_path: Path) -> None:

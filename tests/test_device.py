@@ -44,6 +44,18 @@ def test_float32_in_full_is_for_a_while() -> None:
         assert precision_of_convolutions() == before
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_the_last_of_several_at_a_time_puts_the_precision_back(first: int) -> None:
+    before = precision_of_convolutions()
+    both = [full_float32(), full_float32()]  # of two threads
+    for one in both:
+        one.__enter__()
+    both[first].__exit__(None, None, None)
+    assert precision_of_convolutions() == "ieee"
+    both[1 - first].__exit__(None, None, None)
+    assert precision_of_convolutions() == before
+
+
 def test_a_full_gpu_is_told_in_a_line() -> None:
     told = "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 8 GiB."
     with pytest.raises(JobError) as caught, memory_told("lower optim.batch_size"):

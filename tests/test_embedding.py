@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import pickle
 import shutil
 import signal
 import time
@@ -70,6 +71,15 @@ def test_what_a_killed_job_left_half_written_is_removed(
         (tmp_path / name).touch()
     embed(run, picture_folder(per_class=2), tmp_path / "f.npz")
     assert sorted(p.name for p in tmp_path.glob("*.tmp")) == [".g.npz.abcd1234.tmp", "f.npz.tmp"]
+
+
+def test_a_pool_of_processes_can_hand_on_what_was_done(
+    run: Path, picture_folder: Folder, tmp_path: Path
+) -> None:
+    done = embed(run, picture_folder(per_class=2), tmp_path / "f.npz")
+    found = pickle.loads(pickle.dumps(done))
+    assert (found.out, found.pictures) == (done.out, 4)
+    np.testing.assert_array_equal(found.read().features, done.read().features)
 
 
 @pytest.mark.usefixtures("small_chunks")

@@ -70,6 +70,16 @@ def test_any_timm_model_works() -> None:
     assert encoder(torch.rand(1, 3, 32, 32)).shape == (1, encoder.width)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions(dtype: torch.dtype) -> None:
+    encoder = create_encoder("mobilenetv3-small", seed=0).eval()
+    wide = widen(encoder, 2, pictures(), components=3, descriptors=True)
+    shown = torch.from_numpy(pictures()).permute(0, 3, 1, 2) / 255
+    expected = wide(shown)
+    found = wide.to(dtype)(shown.to(dtype)).float()
+    assert torch.nn.functional.cosine_similarity(found, expected).min() > 0.98
+
+
 @pytest.mark.parametrize("channels", [0, 5])
 def test_wrong_channels_are_refused(channels: int) -> None:
     with pytest.raises(UsageError, match="allowed are 1 to 4"):
@@ -90,8 +100,11 @@ def test_small_stem_is_refused_where_there_is_none() -> None:
 
 
 @pytest.mark.parametrize("stem", ["standard", "small"])
-def test_seed_decides_the_weights_and_nothing_else(stem: str) -> None:
+def test_seed_decides_the_weights_and_nothing_else(
+    stem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(5)
+    monkeypatch.delattr(torch.cuda, "manual_seed_all")  # of the GPUs, which draw none of them
     before = torch.get_rng_state()
     first = create_encoder("resnet18", seed=1, stem=stem).state_dict()
     assert torch.equal(torch.get_rng_state(), before)

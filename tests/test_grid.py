@@ -1,11 +1,17 @@
 """The grid shows what it says, where it says."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tinyssl.grid import contact_sheet, picture_grid
+from tests.making import label_points
+from tinyssl.curve_plot import plot_curve
+from tinyssl.data import load_pictures
+from tinyssl.grid import contact_sheet, picture_grid, write_sheet
+from tinyssl.scanning import scan
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
@@ -41,3 +47,15 @@ def test_contact_sheet_has_each_picture_above_its_caption() -> None:
         assert (sheet[top : top + 20, left : left + 20] == 20 * (number + 1)).all()
         assert sheet[top + 20 : top + 34, left : left + 20].min() < 128  # its number
     assert (sheet[44:64, 55:] == 255).all()
+
+
+def test_what_tinyssl_drew_is_none_of_the_pictures_it_lies_among(
+    picture_folder: Callable[..., Path],
+) -> None:
+    folder = picture_folder(mode="L")
+    write_sheet(folder / "sheet.png", contact_sheet([np.zeros((20, 20, 3), np.uint8)], ["1"]))
+    plot_curve(label_points(), "curve", folder / "curve.png")
+    pictures = load_pictures(scan([folder]), size=16, rule="crop")
+    assert pictures.array.shape == (16, 16, 16, 1)  # not of three channels, as the sheets have
+    assert [Path(path).name for path, _ in pictures.skipped] == ["curve.png", "sheet.png"]
+    assert {reason for _, reason in pictures.skipped} == {"a sheet or plot that tinyssl made"}

@@ -33,7 +33,7 @@ PAIRS = {
     "descriptors": {"augment", "colour"},
     "encoder": {"backbones", "components", "descriptors", "device"},
     "data": {"headers", "opening", "picture"},
-    "grid": {"picture"},
+    "grid": {"opening", "picture"},
     "headers": {"opening", "picture", "tiff"},
     "near": {"console", "describing", "encoder", "neighbours"},
     "labels": {"console", "scanning"},

@@ -67,9 +67,10 @@ def test_what_taught_a_run_taught_those_that_start_from_it(tmp_path: Path) -> No
     assert shaped_by(second) == {"c"}
     assert shaped_by(second / "w.safetensors") == set()
     (second / "encoder.json").write_text(json.dumps({"init": str(first)}))
-    (first / "finetune.json").write_text("[")
-    with pytest.raises(UsageError, match=r"first/finetune\.json cannot be read"):
-        shaped_by(third)
+    for damaged in ("[", "null", '{"encoder_learned": null}', '{"encoder_learned": 3}'):
+        (first / "finetune.json").write_text(damaged)
+        with pytest.raises(UsageError, match=r"first/finetune\.json cannot be read"):
+            shaped_by(third)
 
 
 @pytest.mark.parametrize("name", ["random", "pretrained"])

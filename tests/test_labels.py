@@ -189,6 +189,15 @@ def test_names_of_any_bytes_come_back(tmp_path: Path) -> None:
     assert set(scan([tmp_path / "paths.txt"])) == set(paths)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there no name ends in a space")
+def test_names_may_end_in_spaces(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("a.png", "b.png ", " c.png", "d.png")]
+    for path in paths:
+        path.touch()
+    write_csv(tmp_path / "labels.csv", [path.name for path in paths[:3]] + [" d.png "], "xyxy")
+    assert from_csv(tmp_path / "labels.csv").paths == paths
+
+
 @pytest.mark.parametrize(("there", "listed"), [("NFD", "NFC"), ("NFC", "NFD")])
 def test_accents_may_be_encoded_otherwise_as_names_from_a_mac_are(
     there: Literal["NFC", "NFD"], listed: Literal["NFC", "NFD"], tmp_path: Path

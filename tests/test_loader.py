@@ -102,15 +102,22 @@ def test_a_share_of_each_batch() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("gpu_share", [0.0, 0.5], ids=["sent ahead", "resident"])
+@pytest.mark.parametrize("gpu_share", [0.0, 0.5, None], ids=["sent ahead", "resident", "once"])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_batches_on_a_gpu_are_the_same(gpu_share: float, dtype: Any) -> None:
+def test_batches_on_a_gpu_are_the_same(gpu_share: float | None, dtype: Any) -> None:
     array = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), dtype)
     order = [torch.randperm(64)[:size] for size in (8, 16, 8, 16, 3)]
     reader = ResidentPictures(array, torch.device("cuda"), gpu_share)
-    assert (reader.resident is None) == (gpu_share == 0)
+    assert (reader.resident is None) == (not gpu_share)
     for index, pictures in reader.batches(order):
         np.testing.assert_array_equal(pictures.cpu().numpy(), array[index.cpu().numpy()])
+
+
+def test_pictures_that_are_sent_once_are_not_kept_on_a_gpu() -> None:
+    """As before training by views of a pipeline; that takes no GPU to tell."""
+    reader = ResidentPictures(np.zeros((4, 8, 8, 3), np.uint8), torch.device("cuda"), None)
+    assert reader.resident is None
+    assert reader.told == "pictures are read from the cache, batch by batch"
 
 
 def test_the_budget_is_told() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
@@ -149,10 +150,11 @@ def test_works_in_a_pipeline_and_a_search(run: Path, picture_folder: Folder) -> 
     assert search.fit(paths, labels).score(paths, labels) > 0.8
 
 
+@pytest.mark.parametrize("make", [np.zeros, torch.zeros])
 @pytest.mark.parametrize("shape", [(8, 8), (8, 8, 3)])
-def test_a_single_array_is_no_batch_of_rows(shape: tuple[int, ...], run: Path) -> None:
+def test_a_single_array_is_no_batch_of_rows(make: Any, shape: tuple[int, ...], run: Path) -> None:
     with pytest.raises(UsageError, match="put a single one into a list"):
-        load(run).embed(np.zeros(shape, np.uint8))
+        load(run).embed(make(shape))
 
 
 def test_gray_pictures_may_be_one_array(run: Path) -> None:

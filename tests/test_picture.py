@@ -116,6 +116,19 @@ def test_sixteen_bit_gray_is_kept(kind: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_transparent_gray_is_shown_on_white_or_kept_as_alpha(dtype: Any, tmp_path: Path) -> None:
+    values, white = noise(c=1, dtype=dtype), np.iinfo(dtype).max
+    clear = int(values[2, 3, 0])
+    data = encoded(Image.fromarray(values[..., 0]), transparency=clear)
+    (tmp_path / "a.png").write_bytes(data)
+    alpha = np.where(values == clear, 0, white)
+    shown = np.maximum(values, white - alpha)
+    for read in (decode, runtime.decode):
+        np.testing.assert_array_equal(read(tmp_path / "a.png", 1), shown)
+        np.testing.assert_array_equal(read(tmp_path / "a.png", 2), np.dstack([values, alpha]))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_where_white_is_zero_black_becomes_zero(dtype: Any) -> None:
     values = noise(c=1, dtype=dtype)[..., 0]
     data = encoded(Image.fromarray(values), "TIFF", tiffinfo={262: 0})

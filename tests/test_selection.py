@@ -16,6 +16,7 @@ from tinyssl import embedding, selection
 from tinyssl.choosing import METHODS
 from tinyssl.errors import JobError, UsageError
 from tinyssl.labels import from_csv
+from tinyssl.locks import locked
 from tinyssl.selection import select
 
 Folder = Callable[..., Path]
@@ -107,6 +108,18 @@ def test_features_are_kept_for_the_next_round(
     (data / "dark" / "000.png").unlink()
     with pytest.raises(UsageError, match=r"features\.parquet exists"):
         select(run, data, 3, tmp_path / "3.csv", features=features)
+
+
+def test_features_that_another_writes_are_left_to_it(
+    run: Path, picture_folder: Folder, tmp_path: Path
+) -> None:
+    data, parts, half = picture_folder(), tmp_path / "f.npz.parts", tmp_path / ".f.npz.abc.tmp"
+    parts.mkdir()
+    half.touch()
+    with locked(parts), pytest.raises(UsageError, match=r"another tinyssl writes .*f\.npz\.parts"):
+        select(run, data, 3, tmp_path / "1.csv", features=tmp_path / "f.npz")
+    assert half.exists()
+    assert len(select(run, data, 3, tmp_path / "1.csv", features=tmp_path / "f.npz").paths) == 3
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -1,7 +1,9 @@
 """Signals as wishes: which are heard."""
 
+import pickle
 import signal
 
+from tinyssl.errors import Interrupted
 from tinyssl.signals import stop_signal
 
 
@@ -16,3 +18,8 @@ def test_an_ignored_signal_stays_ignored() -> None:
             assert stop() == signal.SIGTERM
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_an_interruption_crosses_processes() -> None:
+    found = pickle.loads(pickle.dumps(Interrupted("stopped", signal.SIGTERM)))
+    assert (str(found), found.signum, found.exit_status) == ("stopped", 15, 143)

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 HTML = b"<!DOCTYPE html><html><body>404 Not Found</body></html>"
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
@@ -106,6 +107,10 @@ def deep_png(c: int = 3) -> bytes:
     return data.tobytes()
 
 
+OWN_MARK = PngInfo()
+OWN_MARK.add_text("Software", "tinyssl")
+
+
 def frames(kind: str) -> bytes:
     """Two pictures in one file."""
     images = [rgb(), Image.new("RGB", (40, 30), "blue")]
@@ -187,6 +192,7 @@ SKIPPED: dict[str, tuple[bytes, str]] = {
     "larger-bomb.png": (png_header(2**31 - 1, 2**31 - 1), "data.max_pixels raises the limit"),
     "two-channels.tif": (tiff(noise(c=2)), "2 channels, data.channels is 3"),
     "four-channels.tif": (tiff(noise(c=4, dtype=np.uint16)), "4 channels, data.channels is 3"),
+    "views.png": (encoded(rgb(), pnginfo=OWN_MARK), "a sheet or plot that tinyssl made"),
     "liar.tif": (tiff(noise(c=2))[:200] + tiff(noise(c=2))[2000:], ""),
 }
 

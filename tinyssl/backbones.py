@@ -70,7 +70,7 @@ def create_backbone(
 def _timm_model(timm_name: str, channels: int, seed: int | None, pretrained: bool) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         if seed is not None:
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # and no GPU's
         if pretrained:
             log.info(f"taking weights of {timm_name} from timm's hub, or from where it kept them")
         try:
@@ -116,7 +116,7 @@ def _shrink_stem(backbone: Any, timm_name: str, seed: int | None) -> None:
     if isinstance(backbone, timm.models.ResNet) and isinstance(backbone.conv1, nn.Conv2d):
         old = backbone.conv1
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0 if seed is None else seed)
+            torch.default_generator.manual_seed(0 if seed is None else seed)
             conv = nn.Conv2d(old.in_channels, old.out_channels, 3, 1, 1, bias=False)
             nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
         # timm's annotation knows other stems only

@@ -14,6 +14,7 @@ from tinyssl.console import score_table
 from tinyssl.curve_lines import Points, line_name, lines_of
 from tinyssl.errors import one_line
 from tinyssl.files import atomic
+from tinyssl.opening import OWN
 
 # Okabe and Ito's colours, which colour-blind readers tell apart.
 _COLOURS = {"linear": "#0072B2", "finetune": "#D55E00", "scratch": "#009E73"}
@@ -47,7 +48,7 @@ def plot_curve(points: Points, title: str, out: Path) -> None:
         _draw(axes, line, _COLOURS[method], styles[select], line_name(method, select))
     _label(axes, sorted({point["labels"] for point in points}), title)
     with atomic(out) as file:
-        figure.savefig(file, format="png", dpi=150)
+        figure.savefig(file, format="png", dpi=150, metadata={"Software": OWN})
 
 
 def _draw(axes: Axes, line: Points, colour: str, style: str, name: str) -> None:

@@ -3,8 +3,10 @@
 import ctypes
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import wraps
+from threading import Lock
 from typing import Any
 
 import torch
@@ -56,6 +58,36 @@ def training_device(name: str) -> torch.device:
     return device
 
 
+def _once(
+    context: Callable[[], AbstractContextManager[None]],
+) -> Callable[[], AbstractContextManager[None]]:
+    """Enters a context once around all its uses at a time, as by threads of a server.
+
+    Otherwise the first to end would put a setting back under the others, and the last would put
+    back what the first had set.
+    """
+    lock, held, users = Lock(), ExitStack(), 0
+
+    @wraps(context)
+    @contextmanager
+    def shared() -> Iterator[None]:
+        nonlocal users
+        with lock:
+            if not users:
+                held.enter_context(context())
+            users += 1
+        try:
+            yield
+        finally:
+            with lock:
+                users -= 1
+                if not users:
+                    held.close()
+
+    return shared
+
+
+@_once
 @contextmanager
 def torch_put_back() -> Iterator[None]:
     """Restores torch's random state and the cuDNN setting that a run changes."""
@@ -96,6 +128,7 @@ def check_bf16(precision: str, device: torch.device, view_size: int) -> None:
         )
 
 
+@_once
 @contextmanager
 def full_float32() -> Iterator[None]:
     """Convolutions in float32 as on a CPU; by default a GPU rounds their input to 10 bits (TF32).

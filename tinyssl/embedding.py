@@ -60,6 +60,10 @@ class Embedded:
     skipped: int
     extractor: Extractor = field(repr=False)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For pools of processes, which can hand on no open encoder."""
+        return {**vars(self), "extractor": None}
+
     def read(self) -> Features:
         """Paths, digests and features (n, width), all in memory."""
         return read_features(self.out)
@@ -134,7 +138,8 @@ def embed_paths(
         extractor: from `open_extractor`.
         paths: of the pictures, none twice.
         out: as in `embed`.
-        beside: names the folder of parts and the list of skipped pictures; `out` when None.
+        beside: names the folder of parts and the list of skipped pictures; `out` when None. Jobs
+            that write one `out` need one folder of parts, which tells them of each other.
         dtype: as in `embed`.
         batch_size: as in `embed`.
         workers: as in `embed`.
@@ -224,7 +229,9 @@ def _start_parts(folder: Path, key: str, held: ExitStack) -> None:
         if any(not path.name.startswith(f".{_KEY}.") for path in folder.iterdir()):
             raise UsageError(f"{folder} is not empty, and not of tinyssl; move it, or change --out")
     except InUse:
-        raise UsageError(f"another tinyssl writes {folder}; wait for it, or change --out") from None
+        raise UsageError(
+            f"another tinyssl writes {folder}; wait for it, or name another file"
+        ) from None
     except OSError as error:
         raise JobError(f"cannot make {folder}: {error.strerror or error}") from error
     write_text(folder / _KEY, key)

@@ -152,7 +152,8 @@ class Encoder(nn.Module):
             features = torch.cat([features.float(), described], dim=1)
         if self.standardized:
             features = (features.float() - self.centre) * self.scale
-        return features @ self.projection if self.components else features
+        # The projection may be of half precision, the standardized features never are.
+        return features @ self.projection.to(features.dtype) if self.components else features
 
     def _pooled(self, normalized: Tensor) -> Tensor:
         """Every level, not standardized, one after the other."""

@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
 
 def one_line(text: str) -> str:
@@ -83,3 +83,7 @@ class Interrupted(TinysslError):
         super().__init__(text)
         self.signum = signum
         self.exit_status = 128 + signum
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """So that a pool of processes can hand it on."""
+        return type(self), (str(self), self.signum)

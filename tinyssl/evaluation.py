@@ -204,7 +204,7 @@ def _header(
         "test": int(split.test.sum()),
         "fewest": int(np.unique(split.labels[~split.test], return_counts=True)[1].min()),
         "split": recorded,
-        "seed": seed,
+        "seed": int(seed),  # numpy's integers are no JSON
         **_pretrained_on(run, split),
         "encoders": {},
     }

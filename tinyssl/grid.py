@@ -13,9 +13,8 @@ from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
 from tinyssl.files import atomic, refuse_unmarked, writable
+from tinyssl.opening import OWN
 from tinyssl.picture import resize, to_depth
-
-_MARK = b"tinyssl"  # in a PNG's text "Software"
 
 
 def refuse_other_sheet(path: Path, inputs: Iterable[str | Path]) -> None:
@@ -25,7 +24,7 @@ def refuse_other_sheet(path: Path, inputs: Iterable[str | Path]) -> None:
         path: of the PNG.
         inputs: files that must not be replaced.
     """
-    refuse_unmarked(writable(path, ".png", inputs), _MARK)
+    refuse_unmarked(writable(path, ".png", inputs), OWN.encode())
 
 
 def write_sheet(path: Path, sheet: Image.Image) -> None:
@@ -35,7 +34,7 @@ def write_sheet(path: Path, sheet: Image.Image) -> None:
         JobError: it cannot be written.
     """
     ours, encoded = PngInfo(), io.BytesIO()
-    ours.add_text("Software", _MARK.decode())
+    ours.add_text("Software", OWN)
     sheet.save(encoded, "PNG", pnginfo=ours)
     with atomic(path) as file:
         file.write(encoded.getbuffer())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from tinyssl.opening import FORMATS, open_file
+from tinyssl.opening import FORMATS, open_file, refuse_own
 from tinyssl.picture import deep_colour, is_gray, is_sixteen_bit
 from tinyssl.tiff import read_layout
 
@@ -38,7 +38,7 @@ class Header:
 
 
 def read_header(path: Path) -> Header | None:
-    """The header of a file; None where it cannot be read, which decoding will report."""
+    """The header of a file; None where there is none to use, which decoding will report."""
     try:
         with open_file(path) as file:
             layout = read_layout(file)
@@ -48,6 +48,7 @@ def read_header(path: Path) -> Header | None:
                 return Header("TIFF", kind, *size, layout.bits > 8, False, layout.samples, False)
             file.seek(0)
             with Image.open(file, formats=FORMATS) as image:
+                refuse_own(image)
                 return _of(image)
     except Exception:  # Pillow's readers raise nearly anything on broken headers
         return None

@@ -179,7 +179,7 @@ def shaped_by(run: str | Path) -> set[str]:
     """
     found: set[str] = set()
     for folder in _line(run):
-        found |= set(map(str, _read(folder / RESULT).get("encoder_learned", ())))
+        found |= _learned(folder / RESULT)
     return found
 
 
@@ -221,12 +221,12 @@ def _start_of(description: Path) -> str:
         return "random"
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """The content of a JSON file; empty if there is none."""
+def _learned(path: Path) -> set[str]:
+    """The digests in a fine-tuned run's result; none where there is no such file."""
     if not path.is_file():
-        return {}
+        return set()
     try:
-        return dict(read_json(path))
+        return set(map(str, dict(read_json(path)).get("encoder_learned", ())))
     except (OSError, ValueError, TypeError) as error:
         raise UsageError(f"{path} cannot be read: {error}; remove it") from None
 

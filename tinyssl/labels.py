@@ -128,7 +128,7 @@ def from_csv(path: str | Path) -> LabeledPaths:
     unlabeled = repeated = 0
     for line, row in rows:
         where = f"{path}, line {line}"
-        name, label = (row["path"] or "").strip(), (row["label"] or "").strip()
+        name, label = row["path"] or "", (row["label"] or "").strip()
         if "\0" in name + label:
             raise UsageError(f"{where}: a zero byte in {(name + label)[:80]!r}")
         found = find_listed(Path(path), name, os.path.isfile)

@@ -56,19 +56,20 @@ class ResidentPictures:
     Args:
         array: (n, h, w, c) uint8 or uint16, usually a memory map.
         device: of the batches.
-        gpu_share: share of the GPU's free memory that pictures may fill.
+        gpu_share: share of the GPU's free memory that pictures may fill; None keeps none there,
+            for those that are sent once.
 
     Attributes:
         told: where batches come from and why, in words.
     """
 
     def __init__(
-        self, array: np.ndarray[Any, Any], device: torch.device, gpu_share: float = 0.5
+        self, array: np.ndarray[Any, Any], device: torch.device, gpu_share: float | None = 0.5
     ) -> None:
         self.array, self.device = array, device
         self.resident: Tensor | None = None
         self.told = "pictures are read from the cache, batch by batch"
-        if device.type == "cuda":
+        if device.type == "cuda" and gpu_share is not None:
             gc.collect()  # what recorded steps of an earlier run hold
             torch.cuda.empty_cache()
             free, _ = torch.cuda.mem_get_info(device)

@@ -100,11 +100,11 @@ class Model:
             raise UsageError(f"picture {name} cannot be used: {error}") from None
 
 
-def _is_single(pictures: object) -> bool:
-    """Whether a single picture is given: a 3-d array is one if its last axis has 1 to 4 entries."""
-    if isinstance(pictures, np.ndarray) and pictures.dtype.kind in "biuf":
-        return pictures.ndim == 2 or (pictures.ndim == 3 and 1 <= pictures.shape[2] <= 4)
-    return isinstance(pictures, str | os.PathLike | Image.Image)
+def _is_single(pictures: Any) -> bool:
+    """Whether a single picture is given: 3 axes are one if the last of them has 1 to 4 entries."""
+    axes = getattr(pictures, "ndim", 0)  # of numpy's arrays and torch's tensors
+    one = axes == 2 or (axes == 3 and 1 <= pictures.shape[2] <= 4)
+    return one or isinstance(pictures, str | os.PathLike | Image.Image)
 
 
 def load(path: str | Path, device: str = "auto") -> Model:

@@ -30,6 +30,7 @@ FORMATS = tuple(name for name in _FORMATS if name in Image.OPEN)
 IMAGE_EXTENSIONS = frozenset(
     [".heic", ".heif", *(s for s, name in Image.EXTENSION.items() if name in FORMATS)]
 )
+OWN = "tinyssl"  # the text "Software" of PNGs that tinyssl writes
 _HEIC = (b"ftypheic", b"ftypheix", b"ftypmif1")
 
 
@@ -126,13 +127,15 @@ def open_picture(data: bytes) -> Image.Image:
     """Opens encoded bytes lazily: mode and size are known, pixels are not decoded yet.
 
     Raises:
-        Unreadable: empty, not a picture, or above Pillow's limit against decompression bombs.
+        Unreadable: empty, not a picture, above Pillow's limit against decompression bombs, or made
+            by tinyssl.
     """
     if not data:
         raise Unreadable("empty file")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         refuse_large(image.width, image.height)
+        refuse_own(image)
         return image
     except Unreadable:
         raise
@@ -152,6 +155,12 @@ def refuse_large(width: int, height: int) -> None:
         raise Unreadable(
             f"{width} x {height}: more than {limit:,} pixels; data.max_pixels raises the limit"
         )
+
+
+def refuse_own(image: Image.Image) -> None:
+    """Raises Unreadable for what tinyssl drew, which may lie among the pictures that it shows."""
+    if image.info.get("Software") == OWN:
+        raise Unreadable("a sheet or plot that tinyssl made")
 
 
 def _largest_file() -> int:

@@ -209,7 +209,10 @@ def _pixels(image: Image.Image, white: int | None, channels: int | None) -> Arra
     if image.mode == "F":
         raise Unreadable("32-bit float has no fixed range; convert it to 16-bit")
     if image.mode in _SIXTEEN_BIT_MODES:
-        values = _sixteen_bit(image)
+        values, clear = _sixteen_bit(image), image.info.get("transparency")
+        if isinstance(clear, int):  # the value of a PNG's transparent pixels
+            alpha = np.where(values == clear, 0, 65535).astype(np.uint16)
+            return _deep_alpha(np.concatenate([values, alpha], axis=2), False, keep=channels == 2)
         return values if white is None else np.uint16(white) - values
     gray = is_gray(image)
     image = image.convert(_PREMULTIPLIED.get(image.mode, image.mode))

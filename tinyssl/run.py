@@ -69,7 +69,9 @@ class Run:
         self.pictures = pictures
         self.folder = folder
         self.device = training_device(recipe.run.device)
-        self.resident = ResidentPictures(pictures.array, self.device, recipe.run.gpu_share)
+        # A pipeline makes its views from the cache, by processes that need no GPU.
+        share = recipe.run.gpu_share if recipe.augment.pipeline is None else None
+        self.resident = ResidentPictures(pictures.array, self.device, share)
         self.augment: Augment | None = None
         self.plan = make_plan(recipe, len(pictures.paths), self.device)
         self.batches = self._batches()

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 import yaml
@@ -228,11 +229,11 @@ class RunFolder:
 
 
 class _LateFile(logging.Handler):
-    """Buffers lines until it is told to begin, so that a refused run leaves no file."""
+    """Buffers lines of its thread until told to begin, so that a refused run leaves no file."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self.path = path
+        self.path, self.thread = path, get_ident()
         self.waiting: list[str] | None = []
         self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
 
@@ -240,6 +241,9 @@ class _LateFile(logging.Handler):
         lines, self.waiting = self.waiting or [], None
         with _told(self.path):
             self._append(lines)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.thread == self.thread  # others may have runs of their own
 
     def emit(self, record: logging.LogRecord) -> None:
         line = one_line(self.format(record)) + "\n"

@@ -119,21 +119,24 @@ def _listed(path: Path) -> Iterator[str]:
             raise UsageError(f"cannot read the list {path}: not UTF-8; save it as such")
         if "\0" in line:
             raise UsageError(f"the list {path} holds a name with a zero byte: {line[:80]!r}")
-        if found is not None or path.suffix.lower() == ".txt" or not line.startswith("#"):
-            yield found or os.path.abspath(path.parent / line)
+        bare = line.strip()
+        if found is not None or path.suffix.lower() == ".txt" or not bare.startswith("#"):
+            yield found or os.path.abspath(path.parent / bare)
 
 
 def find_listed(path: Path, name: str, there: Callable[[str], bool] = os.path.exists) -> str | None:
     """A listed file, relative to the list or to the current folder; None if there is none.
 
-    Its accents may be encoded otherwise than in the list, as names from a Mac often are.
+    The list may have spaces around its name, and its accents may be encoded otherwise, as those of
+    names from a Mac often are.
 
     Args:
         path: of the list.
         name: in the list.
         there: whether a path is one that is looked for.
     """
-    spelled = dict.fromkeys([name, *(unicodedata.normalize(form, name) for form in _FORMS)])
+    bare = name.strip()
+    spelled = dict.fromkeys([name, bare, *(unicodedata.normalize(form, bare) for form in _FORMS)])
     folders = (Path(os.path.abspath(path)).parent, Path.cwd())
     places = (os.path.abspath(folder / one) for one in spelled for folder in folders)
     return next((place for place in places if there(place)), None)
@@ -142,14 +145,15 @@ def find_listed(path: Path, name: str, there: Callable[[str], bool] = os.path.ex
 def _lines(path: Path, text: str) -> list[str]:
     """Names in a .txt file, one a line, or in a .csv file, which may contain line breaks."""
     if path.suffix.lower() != ".csv":
-        lines = (line.strip() for line in text.replace("\r", "\n").split("\n"))
-        return [line for line in lines if line and not line.startswith("#")]
+        lines = text.replace("\r", "\n").split("\n")
+        return [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
     table = csv.reader(io.StringIO(text, newline=""))
-    rows = [row for cells in table if any(row := [cell.strip() for cell in cells])]
-    first = next((number for number, row in enumerate(rows) if not row[0].startswith("#")), 0)
-    header = [cell.lower() for cell in rows[first]] if rows else []
+    rows = [cells for cells in table if any(cell.strip() for cell in cells)]
+    told = (n for n, row in enumerate(rows) if not row[0].lstrip().startswith("#"))
+    first = next(told, 0)
+    header = [cell.strip().lower() for cell in rows[first]] if rows else []
     if "path" not in header:
-        return [row[0] for row in rows if row[0]]
+        return [row[0] for row in rows if row[0].strip()]
     column = header.index("path")
     names = [row[column] for row in rows[first + 1 :] if len(row) > column]
-    return [name for name in names if name and name.lower() != "path"]  # of concatenated lists
+    return [name for name in names if name.strip().lower() not in ("", "path")]  # of joined lists

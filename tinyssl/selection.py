@@ -171,7 +171,8 @@ def _features(
         extractor,
         paths,
         file,
-        beside=target,
+        # Features that are kept have parts of their own, by which another `select` knows of them.
+        beside=target if kept is None else None,
         workers=workers,
         overwrite=overwrite or kept is None,
     )
