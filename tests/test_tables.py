@@ -143,6 +143,24 @@ def test_spreads_of_recipes_are_told_as_they_were_measured() -> None:
             assert cell in ("", own_table.told(values).replace("-0.0 ±", "0.0 ±"))
 
 
+@pytest.mark.parametrize("encoder", ["adapted", "start, frozen", "random weights"])
+def test_whitening_by_near_pictures_is_told_as_it_was_measured(encoder: str) -> None:
+    page = " ".join(BENCHMARKS.read_text().split())
+
+    def told(runs: Callable[[str], list[dict]]) -> str:
+        scores = [
+            three_scores(run["encoders"][encoder])
+            for name in SETS[:4] for run in runs(name) if run["seed"] in (0, 2)
+        ]  # fmt: skip
+        assert len(scores) == 8
+        return " / ".join(f"{100 * score:.1f}" for score in np.mean(scores, axis=0))
+
+    def by_near(name: str) -> list[dict]:
+        return json.loads((RESULTS / f"near-whitening-{name}.json").read_text())["runs"]
+
+    assert f"from {told(lambda name: runs_of(name, 'adapt'))} to {told(by_near)}" in page
+
+
 def differences(name: str, what: tuple[str, str], over: tuple[str, str] | None) -> np.ndarray:
     """Three scores in % of what was run, (seeds, 3), less those of `over`, seed by seed."""
     ours, *theirs = (
