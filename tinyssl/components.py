@@ -90,8 +90,8 @@ def near_projection(features: Floats, components: int, whitening: float) -> Floa
     between, turn = eigh(differences.T @ differences / max(1, 2 * len(differences)))
     between = np.maximum(between, 0)
     axes = axes @ (turn * (between + between.mean() + 1e-12) ** -whitening)
-    variances, turn = eigh(np.cov(rows @ axes, rowvar=False, bias=True).reshape(len(turn), -1))
-    return _settled(rows, axes @ turn, np.maximum(variances, 0))
+    variances, turn = _leading(rows @ axes, components)
+    return _settled(rows, axes @ turn, variances)
 
 
 def _settled(
