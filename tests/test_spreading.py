@@ -67,8 +67,9 @@ def test_one_label_runs_along_its_whole_arc() -> None:
     assert np.mean(found.labels == truth) > 0.95
 
 
-def test_what_no_label_reaches_has_no_weight() -> None:
+@pytest.mark.parametrize("classes", range(2, 11))
+def test_what_no_label_reaches_has_no_weight(classes: int) -> None:
     graph = csr_array(np.kron(np.eye(2), np.ones((3, 3)) - np.eye(3)))
     labels = np.array([0, 1, -1, -1, -1, -1])
-    found = spread_labels(graph, labels, alpha=0.9, classes=2)
+    found = spread_labels(graph, labels, alpha=0.9, classes=classes)
     assert found.weights[3:].tolist() == [0, 0, 0]

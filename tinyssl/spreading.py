@@ -88,5 +88,6 @@ def _decide(scores: NDArray[np.float64], labels: Ints) -> Spread:
     entropy = -(shares * np.log(np.maximum(shares, 1e-300))).sum(axis=1)
     given = labels >= 0
     found = np.where(given, labels, shares.argmax(axis=1))
-    weights = np.clip(1 - entropy / np.log(classes), 0, 1)
+    # Rounding leaves some 1e-16, which weights balanced by class would blow up.
+    weights = np.where(totals[:, 0] > 0, np.clip(1 - entropy / np.log(classes), 0, 1), 0.0)
     return Spread(found.astype(np.int64), np.where(given, 1.0, weights))
