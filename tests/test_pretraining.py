@@ -547,6 +547,15 @@ def test_watched_labels_give_a_knn_curve(picture_folder: Folder, tmp_path: Path)
     assert all(0 <= float(row["knn"]) <= 1 for row in results(run))
 
 
+@pytest.mark.parametrize(("every", "looked"), [(0, [False, False, True]), (2, [False, True, True])])
+def test_the_end_is_always_watched(
+    every: int, looked: list[bool], picture_folder: Folder, tmp_path: Path
+) -> None:
+    settings = last_wins([*QUICK, f"run.watch_every={every}"])
+    run = pretrain(picture_folder(), out=tmp_path / "run", overrides=settings)
+    assert [row["rankme"] != "" for row in results(run)] == looked
+
+
 def test_overwrite_leaves_strangers_alone(picture_folder: Folder, tmp_path: Path) -> None:
     data = picture_folder()
     run = pretrain(data, out=tmp_path / "run", overrides=QUICK)

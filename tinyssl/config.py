@@ -244,7 +244,9 @@ class Run(Section):
         0.5, description="of a GPU's free memory that pictures may fill; else sent batch by batch"
     )
     workers: Annotated[int, Field(ge=0)] = Field(0, description="threads; 0: one a CPU core")
-    watch_every: Annotated[int, Field(ge=0)] = Field(5, description="epochs; 0: never")
+    watch_every: Annotated[int, Field(ge=0)] = Field(
+        5, description="epochs, and after the last; 0: after the last only"
+    )
     watch_labels: str | None = Field(None, description="labels.csv: also log k-NN accuracy")
     save_every: Count = Field(1, description="epochs between checkpoints")
     log_every: Count = Field(10, description="steps between lines of metrics.jsonl")
