@@ -331,6 +331,15 @@ def test_nothing_to_warn_of() -> None:
 
 
 @pytest.mark.parametrize(
+    ("key", "told"), [("instance", "pushes a picture away"), ("near", "places of other near")]
+)
+def test_what_copies_do_depends_on_the_loss(key: str, told: str) -> None:
+    facts = facts_of(copies=[["a", "b"]] * 30, epochs=curve(key, [2, 1]))
+    (found,) = advise(facts, 2000, None)
+    assert told in found.todo
+
+
+@pytest.mark.parametrize(
     ("changes", "pictures", "near", "told"),
     [
         ({}, 60, None, "Only 60 pictures"),

@@ -107,10 +107,12 @@ def _few(facts: RunFacts, pictures: int | None) -> Iterator[Advice]:
 def _copies(facts: RunFacts, pictures: int | None) -> Iterator[Advice]:
     extra = sum(len(group) - 1 for group in facts.copies)
     if extra and (not pictures or extra > _MANY_COPIES * pictures):
+        why = "the loss pushes a picture away from its own copy"
+        if facts.curve("near"):
+            why = "a picture's own copies take the places of other near pictures"
         yield Advice(
             f"{extra:,} pictures are exact copies of others (listed in duplicates.csv).",
-            "Remove them: the loss pushes a picture away from its own copy, and copies on both "
-            "sides of a split make test figures too good.",
+            f"Remove them: {why}, and copies on both sides of a split make test figures too good.",
             serious=bool(pictures) and extra > 10 * _MANY_COPIES * (pictures or 0),
         )
 
