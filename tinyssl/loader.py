@@ -27,7 +27,7 @@ def epoch_order(pictures: int, batch_size: int, seed: int, epoch: int) -> Tensor
     has steps, and others each time.
 
     Returns:
-        (steps, b) picture numbers, b <= batch_size.
+        (steps, b) picture numbers, b <= batch_size; b = 3 for 3 pictures in batches of 2.
     """
     steps = steps_in_epoch(pictures, batch_size)
     size = pictures // steps

@@ -56,7 +56,7 @@ class Plan:
 
     @property
     def step_size(self) -> int:
-        """Pictures in every step; `batch_size` or a little less."""
+        """Pictures in every step: `batch_size`, or less where that makes all steps equal."""
         return self.pictures // self.steps_per_epoch
 
 
