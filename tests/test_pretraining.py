@@ -156,6 +156,13 @@ def test_views_that_are_all_mixed_are_warned_of(caplog: pytest.LogCaptureFixture
         assert ("augment.cutmix=1 mixes all views" in caplog.text) == (share == 1)
 
 
+@pytest.mark.parametrize(("epochs", "steps"), [(0, 0), (1, 2), (3, 4), (1e308, 4)])
+def test_warm_up_is_a_fifth_of_the_run_at_most(epochs: float, steps: int) -> None:
+    settings = [f"optim.warmup_epochs={epochs}", "optim.batch_size=50", "run.epochs=10"]
+    plan = make_plan(load_recipe("mobilenetv3-small", settings), 100, torch.device("cpu"))
+    assert (len(plan.lrs), plan.lrs.argmax()) == (20, steps)
+
+
 def test_short_names_are_settings(picture_folder: Folder, tmp_path: Path) -> None:
     data = picture_folder()
     first = pretrain(data, out=tmp_path / "first", overrides=[*QUICK, "run.seed=3"])

@@ -116,7 +116,7 @@ def make_plan(recipe: Recipe, pictures: int, device: torch.device) -> Plan:
             "augment.cutmix=1 mixes all views, but the memory bank follows only those that are not "
             "mixed, so it hardly changes; give less, such as 0.5"
         )
-    warmup = min(round(optim.warmup_epochs * steps), steps * run.epochs // 5)
+    warmup = round(min(optim.warmup_epochs * steps, steps * run.epochs // 5))
     return Plan(
         pictures=pictures,
         batch_size=batch,

@@ -222,7 +222,7 @@ class Optim(Section):
     base_lr: Positive = Field(0.5, description="peak for 256 pictures; scales with batch_size")
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: NotNegative = 1e-4
-    warmup_epochs: NotNegative = 2.0
+    warmup_epochs: NotNegative = Field(2.0, description="at most a fifth of the run")
     clip_norm: Positive | None = None
 
 
