@@ -283,7 +283,9 @@ def test_table_shows_every_row_in_80_columns(
     assert any("2 classes, 18 training and 6 test pictures (3 a class)" in x for x in lines)
 
 
-@pytest.mark.parametrize("case", ["draws", "both", "neither", "unreadable", "unseen", "one class"])
+@pytest.mark.parametrize(
+    "case", ["draws", "seed", "both", "neither", "unreadable", "unseen", "one class"]
+)
 def test_wrong_input_is_told_and_nothing_written(
     case: str, run: Path, picture_folder: Folder, tmp_path: Path
 ) -> None:
@@ -292,6 +294,8 @@ def test_wrong_input_is_told_and_nothing_written(
     more: dict[str, Any] = {}
     if case == "draws":
         more, told = {"draws": 3}, "got 3; at least 10"
+    elif case == "seed":
+        more, told = {"seed": 2**31}, "seed: got 2147483648; give 0 to 2147483647"
     elif case == "both":
         more, told = {"train": data, "test": data}, "either --labels"
     elif case == "neither":

@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -238,6 +239,8 @@ def test_labels_are_not_overwritten(run: Path, picture_folder: Folder, tmp_path:
     [
         (0, {}, "budget: got 0; give 1 or more"),
         (17, {}, "give at most 16, less copies and unreadable ones"),
+        (3, {"seed": -1}, "seed: got -1; give 0 to 2147483647"),
+        (3, {"seed": 2**32}, "seed: got 4294967296"),
         (3, {"method": "best"}, "allowed are kmeans, typiclust, kcenter, random"),
         (3, {"labeled": "nope.csv"}, "cannot read labels"),
         (3, {"features": "f.txt"}, "must end in"),
@@ -246,7 +249,7 @@ def test_labels_are_not_overwritten(run: Path, picture_folder: Folder, tmp_path:
 )
 def test_wrong_use_leaves_nothing(
     budget: int,
-    options: dict[str, str],
+    options: dict[str, Any],
     told: str,
     run: Path,
     picture_folder: Folder,
@@ -254,7 +257,7 @@ def test_wrong_use_leaves_nothing(
 ) -> None:
     data = picture_folder()
     with pytest.raises(UsageError, match=told):
-        select(run, data, budget, tmp_path / "a.csv", **options)  # type: ignore[arg-type]
+        select(run, data, budget, tmp_path / "a.csv", **options)
     assert {p.name for p in tmp_path.iterdir()} == {"run", "pictures"}
 
 

@@ -87,3 +87,9 @@ class Interrupted(TinysslError):
     def __reduce__(self) -> tuple[Any, ...]:
         """So that a pool of processes can hand it on."""
         return type(self), (str(self), self.signum)
+
+
+def refuse_seed(seed: int) -> None:
+    """Raises UsageError for a seed outside the range of recipes, which all libraries know."""
+    if not 0 <= seed < 2**31:
+        raise UsageError(f"seed: got {seed}; give 0 to {2**31 - 1}")

@@ -18,7 +18,7 @@ from tinyssl.build import augment_of_run
 from tinyssl.classifier import load_classifier
 from tinyssl.console import log, progress, score_table
 from tinyssl.curve_plot import plot_curve
-from tinyssl.errors import JobError, UsageError
+from tinyssl.errors import JobError, UsageError, refuse_seed
 from tinyssl.files import (
     LARGEST_RESULT,
     as_list,
@@ -94,10 +94,10 @@ def evaluate(
 
     Raises:
         UsageError: no encoder at `run`, labels that do not fit, fewer than 10 draws, an impossible
-            curve, or no folder for `out`.
+            seed or curve, or no folder for `out`.
         JobError: the run's weights changed meanwhile.
     """
-    _refuse(draws, curve)
+    _refuse(draws, seed, curve)
     description = read_description(run)
     weights_file(run)  # missing ones are told before anything is computed
     inputs = [] if labels is None else [labels]
@@ -177,9 +177,10 @@ def _write(result: dict[str, Any], split: LabeledSplit, target: Path) -> None:
         log.info(f"wrote {picture}")
 
 
-def _refuse(draws: int, curve: CurveWishes | None) -> None:
+def _refuse(draws: int, seed: int, curve: CurveWishes | None) -> None:
     if draws < 10:
         raise UsageError(f"draws: got {draws}; at least 10 are needed for an interval")
+    refuse_seed(seed)
     if curve is not None:
         curve.check()
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tinyssl.choosing import METHODS, choose
 from tinyssl.console import log
 from tinyssl.embedding import embed_paths
-from tinyssl.errors import JobError, UsageError
+from tinyssl.errors import JobError, UsageError, refuse_seed
 from tinyssl.extraction import Extractor, open_extractor
 from tinyssl.feature_file import Features
 from tinyssl.files import as_list, csv_text, refuse_other_table, writable, write_text
@@ -74,12 +74,14 @@ def select(
         overwrite: replace an earlier list in `out`, and features that do not fit.
 
     Raises:
-        UsageError: fewer pictures than the budget or none without a label, an unknown method, no
-            encoder, no pictures, another kind of `features`, or `out` or `copy_to` is in use.
+        UsageError: fewer pictures than the budget or none without a label, an unknown method, an
+            impossible seed, no encoder, no pictures, another kind of `features`, or `out` or
+            `copy_to` is in use.
         JobError: pictures cannot be copied; the list is written.
         Interrupted: SIGINT or SIGTERM; the same call continues.
     """
     target, sheet = Path(out), _sheet_of(Path(out))
+    refuse_seed(seed)
     _refuse(target, sheet, method, budget, overwrite)
     earlier = None if labeled is None else from_csv(labeled)
     known = set() if earlier is None else {str(path) for path in earlier.paths}
