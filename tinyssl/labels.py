@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tinyssl.console import log
 from tinyssl.errors import UsageError
-from tinyssl.files import csv_text, delimiter_of, is_utf8, read_limited, write_text
+from tinyssl.files import csv_text, delimiter_of, is_utf8, read_limited, reason, write_text
 from tinyssl.scanning import find_listed, pictures_below
 
 _LARGEST = 1 << 28  # bytes; a list of labels, not pictures
@@ -205,7 +205,9 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     try:
         # File names may be of any bytes, which `write_csv` keeps; labels may not.
         text = read_limited(path, _LARGEST).decode("utf-8-sig", "surrogateescape")
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise UsageError(f"cannot read labels from {path}: {reason(error, 0)}") from None
+    except ValueError as error:
         raise UsageError(f"cannot read labels from {path}: {error}") from None
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter_of(text))
     try:
