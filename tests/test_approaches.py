@@ -110,6 +110,17 @@ def test_held_out_logits_are_those_of_fits_without_the_picture() -> None:
     assert found[1, outside] == pytest.approx(alone.logits(features[outside]), abs=1e-5)
 
 
+def test_held_out_logits_leave_out_what_is_never_held_out() -> None:
+    features, labels = clouds(18, spread=2)
+    labels[3] = 3
+    folds = stratified_folds(labels, 3, 1, seed=0)
+    found = held_out_logits(Linear(ENCODER, features, labels, 0.1), folds, 4, nothing)
+    assert found.shape == (1, 17, 4)
+    inside, outside = folds[0][2]
+    alone = fit_plane(features[inside], labels[inside], 0.1).logits(features[outside])
+    assert found[0, outside - (outside > 3)] == pytest.approx(alone, abs=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_network_starts_at_the_linear_fit_and_leaves_the_run_encoder_alone(dtype: Any) -> None:
     generator = np.random.default_rng(0)

@@ -74,6 +74,8 @@ def test_what_is_written(run: Path, picture_folder: Folder, tmp_path: Path) -> N
     assert result["encoders"]["pretrained"]["few_shot"]["20"]["half_width"] == 0
     assert "±0.0" not in " ".join(shown(result))
     assert "A class has 9 training pictures: more shots take all." in " ".join(shown(result))
+    told = " ".join(shown(result | {"fewest": 1}))
+    assert "A class has a single training picture: more shots take all." in told
     assert [list(encoder.scores) for encoder in judged(result)] == 4 * [
         ["k-NN", "linear", "1-shot", "5-shot"]  # the verdict knows of no 10 shots
     ]

@@ -161,6 +161,23 @@ def test_one_label_of_a_class_falls_back_and_says_so(
     assert "probabilities are not calibrated" in caplog.text
 
 
+def test_a_class_with_one_label_keeps_no_other_from_being_judged(
+    run: Path, picture_folder: Folder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = picture_folder(per_class=3)
+    (data / "odd").mkdir()
+    Image.fromarray(np.full((40, 40, 3), (250, 0, 0), np.uint8)).save(data / "odd" / "one.png")
+    result = result_of(finetune(run, data, out=tmp_path / "out", overrides=SHORT))
+    assert result["labels"] == {"bright": 3, "dark": 3, "odd": 1}
+    assert result["folds"] == [2]
+    assert list(result["held_out"]) == list(FOR_AUTO)
+    assert result["held_out"]["few-label-linear"]["balanced_accuracy"] == 1
+    assert result["temperature"] != 1
+    assert "a single label of odd can be learned from but not held out" in caplog.text
+    assert "scores are of the other 2 classes" in caplog.text
+    assert "Scores are without odd: a single label." in str(table(result).caption)
+
+
 def test_asked_for_recipe_is_fitted_with_single_labels_too(
     run: Path, picture_folder: Folder, tmp_path: Path
 ) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tinyssl.folds import repeats_for, stratified_folds
+from tinyssl.folds import held_out, repeats_for, stratified_folds
 
 
 @pytest.mark.parametrize("folds", [2, 3, 5])
@@ -17,6 +17,16 @@ def test_every_row_is_held_out_once_and_classes_are_shared_out(folds: int) -> No
             assert abs(len(outside) - 37 / folds) < 1
             for c, count in enumerate((5, 9, 23)):
                 assert abs(np.sum(labels[outside] == c) - count / folds) < 1
+
+
+def test_the_only_row_of_a_class_is_never_held_out() -> None:
+    labels = np.array([2, 0, 1, 0, 3, 1, 0, 1])
+    for parts in stratified_folds(labels, 3, 2, seed=0):
+        assert held_out(parts).tolist() == [1, 2, 3, 5, 6, 7]
+        for inside, outside in parts:
+            assert {0, 4} < set(inside)
+            assert sorted([*inside, *outside]) == list(range(8))
+            assert sorted(labels[outside]) == [0, 1]
 
 
 def test_seed_and_repeat_decide() -> None:

@@ -93,6 +93,27 @@ def test_paths_count_from_the_csv_or_from_here(
     assert from_csv(other).paths[0] == tmp_path / "a.png"
 
 
+def test_spreadsheets_may_write_semicolons_or_tabs(tmp_path: Path) -> None:
+    for text in (
+        '"Path";label;order\r\na.png;"green; or blue";1\r\nb.png;y, z;2\r\n',
+        "order\tlabel\tpath\n1\tgreen; or blue\ta.png\n2\ty, z\tb.png\n",
+    ):
+        path = table(tmp_path, text)
+        found = from_csv(path)
+        assert found.labels == ["green; or blue", "y, z"]
+        assert [picture.name for picture in found.paths] == ["a.png", "b.png"]
+        assert scan([path]) == found.paths
+
+
+def test_semicolons_in_names_separate_no_cells(tmp_path: Path) -> None:
+    named = tmp_path / "a;b.png"
+    named.touch()
+    (tmp_path / "list.csv").write_text("# path;\na;b.png\n")
+    assert scan([tmp_path / "list.csv"]) == [named]
+    path = table(tmp_path, "path,label\na;b.png,x;y\n")
+    assert (from_csv(path).paths, from_csv(path).labels) == ([named], ["x;y"])
+
+
 def test_empty_cells_at_the_end_of_a_row_are_no_labels(tmp_path: Path) -> None:
     assert from_csv(table(tmp_path, "path,label\na.png,x,,\nb.png,y, \n")).labels == ["x", "y"]
     found = from_csv(table(tmp_path, "path,label\na.png,x\nb.png,,unsure\n"))
@@ -136,11 +157,11 @@ def test_wrong_tables_are_told_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [None, b"\xff\xfe\x00"])
-def test_unreadable_tables(content: bytes | None, tmp_path: Path) -> None:
+def test_unreadable_tables(tmp_path: Path) -> None:
     path = tmp_path / "labels.csv"
-    if content is not None:
-        path.write_bytes(content)
+    with pytest.raises(UsageError, match=r"cannot read labels from .*: No such file or directory$"):
+        from_csv(path)
+    path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UsageError, match="cannot read labels"):
         from_csv(path)
 

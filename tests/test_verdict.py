@@ -196,6 +196,9 @@ def test_a_fine_tuned_run_tells_its_held_out_folds() -> None:
     assert "80.0 % on held-out folds" in found.headline
     assert "guessing would get 50.0 %" in found.sentences[0]
     assert "Too good" not in found.sentences[1]
+    rare = finetuned_verdict(told | {"labels": {"a": 5, "b": 5, "c": 1}}).sentences[0]
+    assert "11 labels of 3 classes (those with a single label are not measured)" in rare
+    assert "guessing would get 50.0 %" in rare
     again = finetuned_verdict(told | {"taught": 12})
     assert "Too good: 12 of the labels had trained the encoder before." in again.sentences[1]
 

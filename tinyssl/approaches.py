@@ -20,7 +20,7 @@ from tinyssl.augment import Augment
 from tinyssl.console import Advance
 from tinyssl.encoder import Encoder, embed_pictures
 from tinyssl.errors import JobError
-from tinyssl.folds import Fold
+from tinyssl.folds import Fold, held_out
 from tinyssl.labeled import Labeled
 from tinyssl.loader import generator_for, rows_of
 from tinyssl.logistic import balanced_weights, fit_logistic, rotate
@@ -268,15 +268,15 @@ def _refuse_diverged(
 def held_out_logits(
     approach: Approach, folds: Sequence[Sequence[Fold]], classes: int, advance: Advance
 ) -> NDArray[np.float32]:
-    """Logits of every labeled picture by a fit that did not see it.
+    """Logits of every picture that is held out, by a fit that did not see it.
 
     Returns:
-        (repeats, n, k).
+        (repeats, pictures, k), in the order of `held_out`.
     """
-    n = sum(len(outside) for _, outside in folds[0])
-    found = np.zeros((len(folds), n, classes), np.float32)
+    rows = held_out(folds[0])
+    found = np.zeros((len(folds), len(rows), classes), np.float32)
     for repeat, parts in enumerate(folds):
         for inside, outside in parts:
             fitted = approach.fit(inside, advance, final=False)
-            found[repeat, outside] = approach.logits(fitted, outside)
+            found[repeat, np.searchsorted(rows, outside)] = approach.logits(fitted, outside)
     return found

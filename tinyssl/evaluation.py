@@ -295,7 +295,9 @@ def _notes(result: dict[str, Any], counts: NDArray[Any], draws: int) -> list[str
         f"Shots: mean of {draws} draws, seed {result['seed']}; ± 95 %, of draws and pictures.",
     ]
     if result["fewest"] < max(SHOTS):
-        notes.append(f"A class has {result['fewest']:,} training pictures: more shots take all.")
+        fewest = result["fewest"]
+        many = f"{fewest:,} training pictures" if fewest > 1 else "a single training picture"
+        notes.append(f"A class has {many}: more shots take all.")
     if all("retrieval" in found for found in encoders.values()):
         notes.append("views: % of views whose nearest other view is of the same picture.")
     if result.get("unchanged"):

@@ -256,6 +256,17 @@ def csv_text(rows: Iterable[Sequence[object]]) -> str:
     return text.getvalue()
 
 
+def delimiter_of(text: str) -> str:
+    """What is between the cells of a table with a column `path`: a comma if nothing else fits.
+
+    Spreadsheets of countries with decimal commas write semicolons.
+    """
+    lines = (line.strip() for line in text[: 1 << 16].splitlines())
+    first = next((line for line in lines if line and not line.startswith("#")), "").lower()
+    fits = (c for c in ",;\t" if "path" in [cell.strip(' "') for cell in first.split(c)])
+    return next(fits, ",")
+
+
 def is_utf8(text: str) -> bool:
     """Whether text can be encoded as UTF-8; file names hold other bytes as surrogates."""
     try:

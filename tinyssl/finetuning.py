@@ -32,8 +32,8 @@ from tinyssl.errors import NothingReadable, UsageError, a_few
 from tinyssl.files import as_list, json_text, with_name, write_text
 from tinyssl.finetune_build import build_network
 from tinyssl.finetune_config import FOR_AUTO, FinetuneRecipe, load_finetune_recipe
-from tinyssl.folds import Fold, repeats_for, stratified_folds
-from tinyssl.labeled import RESULT, pretrained, read_labeled, shaped_by, smallest_class
+from tinyssl.folds import Fold, held_out, repeats_for, stratified_folds
+from tinyssl.labeled import RESULT, pretrained, read_labeled, shaped_by
 from tinyssl.own_pictures import own_pictures
 from tinyssl.probing import FALLBACK_STRENGTH, choose_strength
 from tinyssl.run_folder import LABELS, RunFolder
@@ -115,7 +115,14 @@ def table(result: dict[str, Any]) -> Table:
             f"{found['temperature']:.2f}",
         )
     shown.caption = f"{result['recipe']}: {result['reason']}."
+    if single := _with_one(result["labels"]):
+        shown.caption += f" Scores are without {a_few(single)}: a single label."
     return shown
+
+
+def _with_one(counts: Mapping[str, int]) -> list[str]:
+    """Classes with a single label, which is learned from and never held out."""
+    return [name for name, count in counts.items() if count == 1]
 
 
 class _Job:
@@ -217,13 +224,15 @@ class _Job:
 
     def _draw_folds(self, recipe: FinetuneRecipe) -> tuple[list[list[Fold]], str]:
         labels, section = self.labeled.labels, recipe.classifier
-        smallest = smallest_class(labels)
-        if smallest < 2:
-            single = [name for name, count in self.labeled.counts().items() if count == 1]
+        counts = np.bincount(labels)
+        shared = counts[counts > 1]
+        if len(shared) < 2:
+            single = _with_one(self.labeled.counts())
             have = "has" if len(single) == 1 else "have"
             return [], f"{a_few(single)} {have} a single label, so that nothing can be held out"
+        folds = min(section.folds, int(shared.min()))
         repeats = repeats_for(section.repeats, len(labels))
-        return stratified_folds(labels, min(section.folds, smallest), repeats, self.seed), ""
+        return stratified_folds(labels, folds, repeats, self.seed), ""
 
     def _approaches(self) -> dict[str, Approach]:
         """The approaches of the recipes that can be fitted, in order."""
@@ -296,7 +305,8 @@ class _Job:
 
         The network takes almost all of the time, and has to lead clearly to be chosen.
         """
-        labels, classes = self.labeled.labels, len(self.labeled.classes)
+        labels = self.labeled.labels[held_out(self.folds[0])]
+        classes = len(self.labeled.classes)
         logits = held_out_logits(approach, self.folds[:1], classes, advance)
         found, rest = judge_logits(logits, labels), self.folds[1:]
         is_network = self.recipes[name].classifier.method == "network"
@@ -392,6 +402,11 @@ class _Job:
             )
         if self.folds:
             log.info(f"judging on {len(self.folds)} x {len(self.folds[0])} folds of the labels")
+            if single := _with_one(counts):
+                log.warning(
+                    f"a single label of {a_few(single)} can be learned from but not held out: "
+                    f"scores are of the other {len(counts) - len(single)} classes"
+                )
 
 
 @contextmanager

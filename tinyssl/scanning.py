@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from tinyssl.errors import UsageError
-from tinyssl.files import is_utf8, read_limited
+from tinyssl.files import delimiter_of, is_utf8, read_limited
 from tinyssl.opening import IMAGE_EXTENSIONS
 
 # Without TIFF, like which raw files of cameras begin, and BMP, which is two letters only.
@@ -147,7 +147,7 @@ def _lines(path: Path, text: str) -> list[str]:
     if path.suffix.lower() != ".csv":
         lines = text.replace("\r", "\n").split("\n")
         return [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
-    table = csv.reader(io.StringIO(text, newline=""))
+    table = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter_of(text))
     rows = [cells for cells in table if any(cell.strip() for cell in cells)]
     told = (n for n, row in enumerate(rows) if not row[0].lstrip().startswith("#"))
     first = next(told, 0)

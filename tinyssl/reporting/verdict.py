@@ -173,7 +173,10 @@ def label_free_verdict(
 def finetuned_verdict(found: Mapping[str, Any]) -> Verdict:
     """A verdict from `finetune.json`: held-out folds of the labels, without test pictures."""
     taken = found["held_out"].get(found["recipe"])
-    labels, classes = sum(found["labels"].values()), len(found["labels"])
+    counts = found["labels"].values()
+    measured = sum(count > 1 for count in counts)
+    those = "those with a single label are not measured"
+    less = f" ({those})" if measured < len(counts) else ""
     ask = "Only pictures that had no part in it tell more."
     if taken is None:
         return Verdict("unknown", "Not known yet: nothing could be held out.", [ask])
@@ -184,8 +187,8 @@ def finetuned_verdict(found: Mapping[str, Any]) -> Verdict:
         "unknown",
         f"Not judged on test pictures yet; {accuracy:.1f} % on held-out folds of its labels.",
         [
-            f"Balanced accuracy, with {labels:,} labels of {classes} classes; guessing would get "
-            f"{100 / classes:.1f} %.",
+            f"Balanced accuracy, with {sum(counts):,} labels of {len(counts)} classes{less}; "
+            f"guessing would get {100 / measured:.1f} %.",
             ask,
         ],
     )
