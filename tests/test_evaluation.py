@@ -181,15 +181,18 @@ def test_baselines_of_equal_names_all_have_a_row(
     assert twins[0] == twins[1] == twins[2]
 
 
-@pytest.mark.parametrize(("trained", "width"), [(16, 8), (6, 5)])
-def test_random_weights_get_as_many_components_as_pictures_allow(
-    trained: int, width: int, picture_folder: Folder, tmp_path: Path
+@pytest.mark.parametrize(
+    ("whiten_by", "trained", "width", "theirs"),
+    [("all", 16, 8, 1704), ("all", 6, 5, 1704), ("near", 16, 8, 8)],
+)
+def test_other_weights_get_components_as_pictures_and_whitening_allow(
+    whiten_by: str, trained: int, width: int, theirs: int, picture_folder: Folder, tmp_path: Path
 ) -> None:
     data, folder = picture_folder(per_class=12), tmp_path / "run"
     folder.mkdir()
     pictures = np.random.default_rng(0).integers(0, 256, (24, 32, 32, 3), dtype=np.uint8)
     wide = widen(create_encoder("mobilenetv3-small", seed=5).eval(), "all", pictures, 8, 0.25)
-    extra = {"seed": 5, "whitening": 0.25}
+    extra = {"seed": 5, "whitening": 0.25, "whiten_by": whiten_by}
     save_encoder(wide, folder, image_size=32, resize="crop", extra=extra)
     split = labels_csv(
         tmp_path / "labels.csv", data, lambda n: "train" if n % 12 < trained // 2 else "test"
@@ -197,7 +200,7 @@ def test_random_weights_get_as_many_components_as_pictures_allow(
     weights = make_run(tmp_path / "other") / "encoder.safetensors"
     encoders = evaluate(folder, labels=split, baselines=[weights])["encoders"]
     assert encoders["random weights"]["width"] == width
-    assert encoders[weights.name]["width"] == 1704  # of weights from elsewhere, all features
+    assert encoders[weights.name]["width"] == theirs
     assert encoders["pretrained"]["width"] == 8
 
 

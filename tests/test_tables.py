@@ -148,17 +148,25 @@ def test_whitening_by_near_pictures_is_told_as_it_was_measured(encoder: str) -> 
     page = " ".join(BENCHMARKS.read_text().split())
 
     def told(runs: Callable[[str], list[dict]]) -> str:
-        scores = [
-            three_scores(run["encoders"][encoder])
-            for name in SETS[:4] for run in runs(name) if run["seed"] in (0, 2)
-        ]  # fmt: skip
-        assert len(scores) == 8
+        found = [runs(name) for name in SETS[:4]]
+        assert [len(seeds) for seeds in found] == [3] * 4
+        scores = [three_scores(run["encoders"][encoder]) for seeds in found for run in seeds]
         return " / ".join(f"{100 * score:.1f}" for score in np.mean(scores, axis=0))
 
-    def by_near(name: str) -> list[dict]:
-        return json.loads((RESULTS / f"near-whitening-{name}.json").read_text())["runs"]
+    def by_levels(name: str) -> list[dict]:
+        return json.loads((RESULTS / f"adapt-three-levels-{name}.json").read_text())["runs"]
 
-    assert f"from {told(lambda name: runs_of(name, 'adapt'))} to {told(by_near)}" in page
+    assert f"from {told(by_levels)} to {told(lambda name: runs_of(name, 'adapt'))}" in page
+
+
+def test_projections_of_frozen_features_are_told_as_they_were_measured() -> None:
+    kept = json.loads((RESULTS / "near-whitening-folds.json").read_text())["pictures"]
+    table = BENCHMARKS.read_text().split("| on 100 | on 50 |\n")[1].split("\n\n")[0]
+    for line, row in zip(table.splitlines()[1:], kept["all"]["xsdd"], strict=True):
+        cells = [cell.strip() for cell in line.strip("|").split("|")[1:]]
+        for cell, fitted in zip(cells, ("all", "200", "100", "50"), strict=True):
+            scores = np.mean([list(of_set[row].values()) for of_set in kept[fitted].values()], 0)
+            assert [float(x) for x in cell.split(" / ")] == pytest.approx(scores, abs=0.051)
 
 
 def differences(name: str, what: tuple[str, str], over: tuple[str, str] | None) -> np.ndarray:
@@ -181,7 +189,7 @@ def runs_of(name: str, recipe: str) -> list[dict]:
     if recipe == "checkpoint":
         return json.loads((RESULTS / f"checkpoint-{name}.json").read_text())["runs"]
     further = json.loads((RESULTS / f"domains-{name}-{recipe}.json").read_text())["runs"]
-    if recipe == "resnet18":
+    if recipe in ("resnet18", "adapt"):
         return further
     first = json.loads((RESULTS / f"eval-{name}-{recipe}.json").read_text())
     return [first, *further]

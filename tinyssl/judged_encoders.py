@@ -83,8 +83,9 @@ def contenders(
     if not unchanged:
         found += _start_of(description, init)
     own = "pretrained" if init == "random" else "adapted"
-    # Weights from elsewhere keep all features: components cost ImageNet's in 10-shot.
-    theirs = description | {"components": 0, "descriptors": False}
+    theirs = description | {"descriptors": False}
+    if description["whiten_by"] == "all":  # such components cost ImageNet's weights in 10-shot
+        theirs |= {"components": 0}
     for path in map(Path, baselines):
         taken = {*FLOORS, own, *(contender.name for contender in found)}
         whole = path.absolute()  # else a folder called `pretrained` would be the hub's weights
