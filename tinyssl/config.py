@@ -155,7 +155,9 @@ class Encoder(Section):
         False, description="adds gradients in cells, colours and binary patterns of the picture"
     )
     components: Annotated[int, Field(ge=0, le=1 << 16)] = Field(
-        0, description="principal components that the saved encoder gives; 0: all features"
+        0,
+        description="principal components that the saved encoder gives; 0, or less than half as "
+        "many pictures: all features",
     )
     whitening: Annotated[float, Field(ge=0, le=0.5)] = Field(
         0.25, description="of the components: divided by their variance to this power"

@@ -307,9 +307,10 @@ class Run:
         if finished:
             encoder = widen_like(encoder, wanted.model_dump(), self.pictures.array)
             if encoder.components < wanted.components:
+                kept = f"{encoder.components} components" if encoder.components else "all"
                 log.info(
-                    f"features: {encoder.components} components, fewer than encoder.components="
-                    f"{wanted.components}: so few pictures have no more"
+                    f"features: {kept} instead of encoder.components={wanted.components}; so few "
+                    "pictures have no more, or none worth having"
                 )
         save_encoder(
             encoder,
