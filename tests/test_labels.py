@@ -251,6 +251,17 @@ def test_accents_may_be_encoded_otherwise_as_names_from_a_mac_are(
     assert scan([tmp_path / "labels.csv"]) == sorted(paths)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there no name has a backslash")
+def test_paths_may_have_the_backslashes_of_windows(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    paths = [tmp_path / name for name in ("a/1.png", "a/ü.png", "a\\2.png")]
+    for path in [*paths, tmp_path / "a" / "2.png"]:
+        path.touch()
+    write_csv(tmp_path / "labels.csv", [r"a\1.png", r".\a\ü.png", r"a\2.png"], "xyx")
+    assert from_csv(tmp_path / "labels.csv").paths == paths
+    assert scan([tmp_path / "labels.csv"]) == sorted(paths)
+
+
 @pytest.mark.parametrize("row", ["b.png,größer", "ü.png,x"])
 def test_other_encodings_are_told(row: str, tmp_path: Path) -> None:
     table(tmp_path, "", "b")

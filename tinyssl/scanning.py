@@ -126,8 +126,8 @@ def _listed(path: Path) -> Iterator[str]:
 def find_listed(path: Path, name: str, there: Callable[[str], bool] = os.path.exists) -> str | None:
     """A listed file, relative to the list or to the current folder; None if there is none.
 
-    The list may have spaces around its name, and its accents may be encoded otherwise, as those of
-    names from a Mac often are.
+    The list may have spaces around its name, its accents may be encoded otherwise, as those of
+    names from a Mac often are, and it may have backslashes for slashes, as from Windows.
 
     Args:
         path: of the list.
@@ -135,7 +135,9 @@ def find_listed(path: Path, name: str, there: Callable[[str], bool] = os.path.ex
         there: whether a path is one that is looked for.
     """
     bare = name.strip()
-    spelled = dict.fromkeys([name, bare, *(unicodedata.normalize(form, bare) for form in _FORMS)])
+    ways = [bare, bare.replace("\\", "/")]
+    forms = (unicodedata.normalize(form, way) for way in ways for form in _FORMS)
+    spelled = dict.fromkeys([name, bare, *forms])
     folders = (Path(os.path.abspath(path)).parent, Path.cwd())
     places = (os.path.abspath(folder / one) for one in spelled for folder in folders)
     return next((place for place in places if there(place)), None)
