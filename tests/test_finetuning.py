@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from PIL import Image
 from rich.console import Console
 
 import tinyssl
+from tinyssl import finetuning
 from tinyssl.approaches import Network
 from tinyssl.classifier import load_classifier
 from tinyssl.data import load_pictures
@@ -409,3 +411,18 @@ def test_failed_job_leaves_the_old_run(run: Path, picture_folder: Folder, tmp_pa
         )
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".out")]
+
+
+def test_sigterm_leaves_nothing_behind(
+    run: Path, picture_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = picture_folder(per_class=3)
+    before = sorted(tmp_path.iterdir())
+    monkeypatch.setattr(
+        finetuning, "save_classifier", lambda *_: signal.raise_signal(signal.SIGTERM)
+    )
+    with pytest.raises(tinyssl.Interrupted, match="terminated; nothing was written") as stop:
+        finetune(run, data, "few-label-linear", tmp_path / "out", overrides=SHORT)
+    assert stop.value.exit_status == 143
+    assert sorted(tmp_path.iterdir()) == before
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

@@ -38,6 +38,7 @@ from tinyssl.own_pictures import own_pictures
 from tinyssl.probing import FALLBACK_STRENGTH, choose_strength
 from tinyssl.run_folder import LABELS, RunFolder
 from tinyssl.scanning import scan
+from tinyssl.signals import unwound_by_term
 from tinyssl.weights import load_encoder, save_encoder
 
 
@@ -72,6 +73,7 @@ def finetune(
     Raises:
         UsageError: wrong input; nothing was written.
         JobError: training failed; nothing was written.
+        Interrupted: SIGTERM; nothing was written.
     """
     target = RunFolder(out if out is not None else f"{with_name(run)}-cls")
     if os.path.realpath(target.path) == os.path.realpath(run):
@@ -88,8 +90,9 @@ def finetune(
         raise UsageError("classifier.method goes with one --recipe; auto compares all of them")
     less = memory_told("lower network.batch_size, or give run.device=cpu")
     with torch_put_back(), less, _workplace(target.path) as folder:
-        job = _Job(run, labels, recipes, None if unlabeled is None else as_list(unlabeled))
-        job.finish(folder, target.path)
+        with unwound_by_term("terminated; nothing was written"):
+            job = _Job(run, labels, recipes, None if unlabeled is None else as_list(unlabeled))
+            job.finish(folder, target.path)
         with ExitStack() as held:
             target.create(held, overwrite, resumable=False)
             _move(folder, target.path)
