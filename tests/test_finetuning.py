@@ -25,6 +25,7 @@ from tinyssl.evaluation import evaluate
 from tinyssl.evaluation import table as evaluation_table
 from tinyssl.finetune_config import FOR_AUTO, load_finetune_recipe
 from tinyssl.finetuning import finetune, table
+from tinyssl.labels import write_csv
 from tinyssl.model import load
 from tinyssl.own_pictures import own_pictures
 from tinyssl.reporting.verdict import label_verdict
@@ -178,6 +179,18 @@ def test_a_class_with_one_label_keeps_no_other_from_being_judged(
     assert "a single label of odd can be learned from but not held out" in caplog.text
     assert "scores are of the other 2 classes" in caplog.text
     assert "Scores are without odd: a single label." in str(table(result).caption)
+
+
+def test_scores_like_those_of_guessing_are_told(
+    run: Path, picture_folder: Folder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data, told = picture_folder(per_class=6), "is not clearly better than guessing"
+    finetune(run, data, "few-label-linear", tmp_path / "good", overrides=SHORT)
+    assert told not in caplog.text
+    paths = scan([data])
+    write_csv(tmp_path / "labels.csv", paths, ["a", "b"] * (len(paths) // 2))
+    finetune(run, tmp_path / "labels.csv", "few-label-linear", tmp_path / "bad", overrides=SHORT)
+    assert f"{told} among 2 classes (50.0 %)" in caplog.text
 
 
 def test_asked_for_recipe_is_fitted_with_single_labels_too(
