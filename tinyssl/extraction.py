@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyssl.console import log
-from tinyssl.data import default_cache_dir, find_cache, read_picture
+from tinyssl.data import default_cache_dir, error_passed, find_cache, read_picture
 from tinyssl.device import keep_freed_memory, pick_device
 from tinyssl.encoder import embed_pictures
 from tinyssl.errors import JobError, UsageError
@@ -65,7 +65,7 @@ class Extractor:
         found = find_cache(
             paths, self.size, self.rule, self.channels, self.max_pixels, default_cache_dir()
         )
-        if found is None or found.array.dtype != self.dtype:
+        if found is None or found.array.dtype != self.dtype or error_passed(found):
             return None
         log.info(f"pictures are taken from the cache {found.folder}")
         rows = {path: row for row, path in enumerate(found.paths)}
