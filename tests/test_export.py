@@ -991,6 +991,14 @@ def test_too_few_pictures_are_told(
         "measured on 12 pictures only, which say little about others; give 32 or more by --pictures"
     )
     assert told in caplog.text
+    for number in range(40):
+        (tmp_path / "copies").mkdir(exist_ok=True)
+        shutil.copy(pictures / "00.png", tmp_path / "copies" / f"{number}.png")
+    draw_samples(reader, run, tmp_path / "copies", None, calibrate=False)
+    assert "measured on copies of one picture, whose nearest neighbours say noth" in caplog.text
+    shutil.copy(pictures / "01.png", tmp_path / "copies")
+    draw_samples(reader, run, tmp_path / "copies", None, calibrate=False)
+    assert "measured on 2 different pictures only, which say little" in caplog.text
 
 
 def test_parity_against_a_loop() -> None:
