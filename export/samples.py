@@ -213,12 +213,14 @@ def _without(paths: Sequence[Path], drawn: Sequence[Path]) -> list[Path]:
 
 
 def _tell_of_few(pictures: Pictures, wanted: int) -> Pictures:
-    """Returns the pictures; warns if they are few, with the number to give."""
-    if len(pictures) < FEW:
-        log.warning(
-            f"measured on {len(pictures)} pictures only, which say little about others; give "
-            f"{wanted} or more by --pictures DIR"
-        )
+    """Returns the pictures; warns if few of them differ, with the number to give."""
+    seen = len({picture.tobytes() for picture in pictures})
+    if seen < FEW:
+        which = f"{seen} different pictures" if seen < len(pictures) else f"{seen} pictures"
+        told = f"{which} only, which say little about others"
+        if seen == 1:
+            told = "copies of one picture, whose nearest neighbours say nothing"
+        log.warning(f"measured on {told}; give {wanted} or more by --pictures DIR")
     return pictures
 
 

@@ -1,6 +1,7 @@
 """From folders to the cache: found, decoded once, noticed when changed, never taken for whole."""
 
 import csv
+import errno
 import json
 import os
 import sys
@@ -14,10 +15,11 @@ import pytest
 import zoo
 from PIL import Image
 
+from tinyssl import data
 from tinyssl.data import Pictures, default_cache_dir, load_pictures, write_skipped
 from tinyssl.errors import JobError, UsageError
 from tinyssl.labels import write_csv
-from tinyssl.opening import IMAGE_EXTENSIONS
+from tinyssl.opening import IMAGE_EXTENSIONS, read_file
 from tinyssl.picture import decode, resize
 from tinyssl.scanning import scan
 
@@ -201,6 +203,30 @@ def test_unreadable_files_are_listed_and_skipped(tmp_path: Path) -> None:
         assert {Path(row["path"]).name: row["reason"] for row in csv.DictReader(file)} == reasons
 
 
+def test_errors_that_pass_are_not_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "abc":
+        save(tmp_path / f"{name}.png")
+
+    def failing(path: Path) -> bytes:
+        if path.name == "b.png":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read_file(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "read_file", failing)
+        without = load(tmp_path)
+        assert without.skipped == [(str(tmp_path / "b.png"), os.strerror(errno.EIO))]
+        made = (without.folder / "index.json").stat().st_mtime_ns
+        assert load(tmp_path).digest == without.digest
+        assert (without.folder / "index.json").stat().st_mtime_ns == made  # while it lasts
+    assert load(tmp_path, as_it_was=True).digest == without.digest
+    found = load(tmp_path)
+    assert [Path(path).name for path in found.paths] == ["a.png", "b.png", "c.png"]
+    assert not found.skipped
+
+
 def test_nothing_readable_is_an_error_and_leaves_no_cache(tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
     with pytest.raises(JobError, match=r"none of the 1 pictures .*empty file"):
@@ -249,9 +275,9 @@ def test_damaged_caches_are_rebuilt(damage: str, picture_folder: Folder) -> None
     folder = picture_folder()
     first = load(folder)
     expected = np.array(first.array)
-    data, index = first.folder / "pictures.bin", first.folder / "index.json"
+    pixels, index = first.folder / "pictures.bin", first.folder / "index.json"
     if damage in ("shorter", "emptied"):
-        data.write_bytes(data.read_bytes()[: 100 if damage == "shorter" else 0])
+        pixels.write_bytes(pixels.read_bytes()[: 100 if damage == "shorter" else 0])
     elif damage == "no index":
         index.unlink()
     else:
@@ -350,7 +376,7 @@ def test_names_may_end_in_spaces(name: str, first: str, tmp_path: Path) -> None:
     assert set(scan([tmp_path / name])) == {*there, tmp_path / "gone.png"}
 
 
-@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16-le"])
 @pytest.mark.parametrize("suffix", [".txt", ".csv"])
 def test_lists_in_other_encodings_are_told(encoding: str, suffix: str, tmp_path: Path) -> None:
     save(tmp_path / "ä.png")

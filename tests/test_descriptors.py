@@ -141,6 +141,17 @@ def test_every_picture_has_them(channels: int, size: int, fill: float | None) ->
     assert 0 <= float(found.min()) <= float(found.max()) <= 1.001
 
 
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_even_and_gray_pictures_have_gradients(channels: int) -> None:
+    pictures = torch.rand(3, channels, 40, 40, generator=torch.Generator().manual_seed(4))
+    pictures[0], pictures[1] = 0.5, pictures[1, :1]
+    pictures.requires_grad_()
+    Descriptors(channels)(pictures, (pictures - 0.5) / 0.25).sum().backward()
+    assert pictures.grad is not None
+    assert bool(torch.isfinite(pictures.grad).all())
+    assert bool(pictures.grad[1:].flatten(1).any(dim=1).all())
+
+
 def test_autocast_changes_nothing() -> None:
     pictures = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(4))
     descriptors = Descriptors(3)

@@ -913,6 +913,24 @@ def test_failed_check_says_so(bundle: Path) -> None:
     assert done.stdout.startswith("FAILED")
 
 
+@pytest.mark.parametrize("verb", ["predict", "eval", "finetune", "report", "export", "pretrain"])
+def test_a_bundle_in_place_of_a_run_is_told(
+    verb: str, small: tuple[Path, Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, pictures, bundle = small
+    more: dict[str, list[object]] = {
+        "predict": [bundle, pictures],
+        "eval": [bundle, "--labels", pictures],
+        "finetune": [bundle, "--labels", pictures],
+        "pretrain": [pictures, f"encoder.init={bundle}"],
+    }
+    given = [str(part) for part in more.get(verb, [bundle])]
+    with pytest.raises(SystemExit) as left:
+        main([verb, *given, "--out", str(tmp_path / "out.html")])
+    assert left.value.code == 2
+    assert f"{bundle} is an exported bundle; name the run folder" in capsys.readouterr().err
+
+
 def test_unlike_features_leave_nothing_behind(
     small: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -973,6 +991,14 @@ def test_too_few_pictures_are_told(
         "measured on 12 pictures only, which say little about others; give 32 or more by --pictures"
     )
     assert told in caplog.text
+    for number in range(40):
+        (tmp_path / "copies").mkdir(exist_ok=True)
+        shutil.copy(pictures / "00.png", tmp_path / "copies" / f"{number}.png")
+    draw_samples(reader, run, tmp_path / "copies", None, calibrate=False)
+    assert "measured on copies of one picture, whose nearest neighbours say noth" in caplog.text
+    shutil.copy(pictures / "01.png", tmp_path / "copies")
+    draw_samples(reader, run, tmp_path / "copies", None, calibrate=False)
+    assert "measured on 2 different pictures only, which say little" in caplog.text
 
 
 def test_parity_against_a_loop() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from PIL import Image
 from rich.console import Console
 
 import tinyssl
+from tinyssl import finetuning
 from tinyssl.approaches import Network
 from tinyssl.classifier import load_classifier
 from tinyssl.data import load_pictures
@@ -23,6 +25,7 @@ from tinyssl.evaluation import evaluate
 from tinyssl.evaluation import table as evaluation_table
 from tinyssl.finetune_config import FOR_AUTO, load_finetune_recipe
 from tinyssl.finetuning import finetune, table
+from tinyssl.labels import write_csv
 from tinyssl.model import load
 from tinyssl.own_pictures import own_pictures
 from tinyssl.reporting.verdict import label_verdict
@@ -176,6 +179,18 @@ def test_a_class_with_one_label_keeps_no_other_from_being_judged(
     assert "a single label of odd can be learned from but not held out" in caplog.text
     assert "scores are of the other 2 classes" in caplog.text
     assert "Scores are without odd: a single label." in str(table(result).caption)
+
+
+def test_scores_like_those_of_guessing_are_told(
+    run: Path, picture_folder: Folder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data, told = picture_folder(per_class=6), "is not clearly better than guessing"
+    finetune(run, data, "few-label-linear", tmp_path / "good", overrides=SHORT)
+    assert told not in caplog.text
+    paths = scan([data])
+    write_csv(tmp_path / "labels.csv", paths, ["a", "b"] * (len(paths) // 2))
+    finetune(run, tmp_path / "labels.csv", "few-label-linear", tmp_path / "bad", overrides=SHORT)
+    assert f"{told} among 2 classes (50.0 %)" in caplog.text
 
 
 def test_asked_for_recipe_is_fitted_with_single_labels_too(
@@ -409,3 +424,18 @@ def test_failed_job_leaves_the_old_run(run: Path, picture_folder: Folder, tmp_pa
         )
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".out")]
+
+
+def test_sigterm_leaves_nothing_behind(
+    run: Path, picture_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = picture_folder(per_class=3)
+    before = sorted(tmp_path.iterdir())
+    monkeypatch.setattr(
+        finetuning, "save_classifier", lambda *_: signal.raise_signal(signal.SIGTERM)
+    )
+    with pytest.raises(tinyssl.Interrupted, match="terminated; nothing was written") as stop:
+        finetune(run, data, "few-label-linear", tmp_path / "out", overrides=SHORT)
+    assert stop.value.exit_status == 143
+    assert sorted(tmp_path.iterdir()) == before
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

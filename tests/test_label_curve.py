@@ -161,4 +161,4 @@ def test_shots_beyond_the_pictures_are_left_out(
 )
 def test_wrong_wishes_are_refused(wrong: dict[str, Any], told: str) -> None:
     with pytest.raises(UsageError, match=told):
-        CurveWishes(**wrong).check()
+        CurveWishes(**wrong).check(0)

@@ -1,5 +1,6 @@
 """Labels and splits: read back as written, refused with the line that is wrong."""
 
+import codecs
 import os
 import shutil
 import sys
@@ -103,6 +104,24 @@ def test_spreadsheets_may_write_semicolons_or_tabs(tmp_path: Path) -> None:
         assert found.labels == ["green; or blue", "y, z"]
         assert [picture.name for picture in found.paths] == ["a.png", "b.png"]
         assert scan([path]) == found.paths
+
+
+@pytest.mark.parametrize("above", ["sep=;\n", '"SEP=;"\n', "\n ; \n", "\nsep=;\n\n"])
+def test_empty_lines_and_the_delimiter_may_be_above_the_header(above: str, tmp_path: Path) -> None:
+    path = table(tmp_path, f"{above}path;label\na.png;x\nb.png;y\n")
+    assert from_csv(path).labels == ["x", "y"]
+    assert scan([path]) == from_csv(path).paths
+    with pytest.raises(UsageError, match=rf"line {above.count(chr(10)) + 2}: no picture 'z\.png'"):
+        from_csv(table(tmp_path, f"{above}path;label\nz.png;x\n"))
+
+
+@pytest.mark.parametrize("mark", [codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE])
+def test_labels_may_be_unicode_text_of_a_spreadsheet(mark: bytes, tmp_path: Path) -> None:
+    path = table(tmp_path, "", "aü")
+    encoding = "utf-16-le" if mark == codecs.BOM_UTF16_LE else "utf-16-be"
+    path.write_bytes(mark + "path\tlabel\r\na.png\tMüll\r\nü.png\ty\r\n".encode(encoding))
+    assert from_csv(path).labels == ["Müll", "y"]
+    assert scan([path]) == from_csv(path).paths
 
 
 def test_semicolons_in_names_separate_no_cells(tmp_path: Path) -> None:
@@ -228,6 +247,17 @@ def test_accents_may_be_encoded_otherwise_as_names_from_a_mac_are(
         path.touch()
     names = [unicodedata.normalize(listed, path.name) for path in paths]
     write_csv(tmp_path / "labels.csv", names, ["x", "y"])
+    assert from_csv(tmp_path / "labels.csv").paths == paths
+    assert scan([tmp_path / "labels.csv"]) == sorted(paths)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there no name has a backslash")
+def test_paths_may_have_the_backslashes_of_windows(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    paths = [tmp_path / name for name in ("a/1.png", "a/ü.png", "a\\2.png")]
+    for path in [*paths, tmp_path / "a" / "2.png"]:
+        path.touch()
+    write_csv(tmp_path / "labels.csv", [r"a\1.png", r".\a\ü.png", r"a\2.png"], "xyx")
     assert from_csv(tmp_path / "labels.csv").paths == paths
     assert scan([tmp_path / "labels.csv"]) == sorted(paths)
 

@@ -1,5 +1,6 @@
 """Predictions as a CSV: the model's own figures, in chunks, past what cannot be read."""
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from PIL import Image
 from tests.making import read_csv, untrained_run
 from tinyssl import predicting
 from tinyssl.classifier import Classifier, load_classifier, save_classifier
-from tinyssl.errors import JobError, UsageError
+from tinyssl.errors import Interrupted, JobError, UsageError
 from tinyssl.model import load
 from tinyssl.predicting import predict
 
@@ -103,6 +104,17 @@ def test_a_list_that_is_read_is_not_replaced(
     with pytest.raises(UsageError, match="is read here and would be lost"):
         predict(run, listed, listed, overwrite=True)
     assert listed.read_text() == before
+
+
+def test_sigterm_leaves_nothing_behind(
+    run: Path, picture_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = picture_folder(per_class=2)
+    before = sorted(tmp_path.iterdir())
+    monkeypatch.setattr(predicting, "_rows", lambda *_: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(Interrupted, match="terminated; nothing was written"):
+        predict(run, data, tmp_path / "p.csv")
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_nothing_given_is_refused(run: Path, tmp_path: Path) -> None:

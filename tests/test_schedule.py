@@ -1,5 +1,7 @@
 """Schedules are data: their shape can be read off."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
@@ -25,13 +27,14 @@ def test_rises_to_the_peak_and_falls_along_a_cosine() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pictures", "views", "epochs"), [(1000, 50_000, 50), (3, 10**6, 400), (10**6, 10**6, 5)]
+    ("pictures", "views", "epochs"),
+    [(1000, 50_000, 50), (3, 10**6, 400), (10**6, 10**6, 5), (4, 26, 6), (10**6, 10**400, 400)],
 )
 def test_epochs_spend_the_views(pictures: int, views: int, epochs: int) -> None:
     chosen, reason = epochs_for(pictures, views)
     assert chosen == epochs
     assert f"{views:,}" in reason
-    assert ("kept within" in reason) == (chosen != round(views / pictures))
+    assert ("kept within" in reason) == (chosen != round(Fraction(views, pictures)))
 
 
 def test_a_gpu_sees_more_views_unless_told_how_many() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 _ALL_ROWS_UP_TO = 65_536
 _SAMPLED_ROWS = 16_384
 _EPOCHS = (5, 400)
@@ -29,9 +31,10 @@ def epochs_for(pictures: int, views: int) -> tuple[int, str]:
         views: the budget, `run.views`.
     """
     low, high = _EPOCHS
-    epochs = min(high, max(low, round(views / pictures)))
+    wanted = round(Fraction(views, pictures))  # of any number of digits
+    epochs = min(high, max(low, wanted))
     reason = f"run.views {views:,} / {pictures:,} pictures"
-    if epochs in _EPOCHS and round(views / pictures) != epochs:
+    if epochs != wanted:
         reason += f", kept within {low} to {high}"
     return epochs, reason
 

@@ -5,6 +5,7 @@ n = pictures, s = cache size, c = channels.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -35,6 +36,10 @@ LARGEST_INDEX = 1 << 32  # bytes; of millions of pictures
 _DTYPES: dict[str, np.dtype[Any]] = {"uint8": np.dtype("uint8"), "uint16": np.dtype("uint16")}
 BUILDING, INDEX, PIXELS = ".building-", "index.json", "pictures.bin"
 _IN_FLIGHT = 64
+# Reasons of a disk, a network or a full machine rather than of a picture.
+_PASSING = {os.strerror(code) for code in (
+    errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
+)}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -122,11 +127,13 @@ def load_pictures(
     workers: int = 0,
     max_pixels: int = MAX_PIXELS,
     progress: Callable[[int], None] | None = None,
+    as_it_was: bool = False,
 ) -> Pictures:
     """Decodes pictures into a cache, or opens the cache if nothing has changed.
 
     The cache depends on the list of files, their sizes and times, and the settings here. A second
-    process that wants the same cache waits for the first one and uses its result.
+    process that wants the same cache waits for the first one and uses its result. It is made again
+    if a picture that was skipped for an error of the disk or the network can be read by now.
 
     Args:
         files: from `scanning.scan`.
@@ -137,6 +144,7 @@ def load_pictures(
         workers: threads; 0 is one a CPU core.
         max_pixels: of a picture; larger ones are skipped.
         progress: called with the number of newly finished pictures.
+        as_it_was: keep the cache without pictures that can be read by now.
 
     Raises:
         NothingReadable: no picture can be read.
@@ -144,7 +152,7 @@ def load_pictures(
     """
     root = default_cache_dir() if cache_dir is None else in_home(cache_dir)
     found = find_cache(files, size, rule, channels, max_pixels, root)
-    if found is not None:
+    if found is not None and (as_it_was or not error_passed(found)):
         if progress is not None:
             progress(len(files))
         return found
@@ -210,6 +218,18 @@ def find_cache(
         found = open_cache(root / other)
         found = found if found is not None and found.array.shape[3] == channels else None
     return found
+
+
+def error_passed(cache: Pictures) -> bool:
+    """Whether a picture was skipped for an error that has passed."""
+    return any(told in _PASSING and _can_be_read(path) for path, told in cache.skipped)
+
+
+def _can_be_read(path: str) -> bool:
+    try:
+        return bool(read_file(Path(path)))
+    except (OSError, Unreadable):
+        return False
 
 
 def read_picture(
@@ -301,7 +321,7 @@ def _built_once(job: _Build, root: Path, key: str) -> Pictures:
         try:
             with locked(temporary, lambda: log.info(f"waiting: another tinyssl makes {folder}")):
                 found = open_cache(folder)
-                if found is None:
+                if found is None or error_passed(found):
                     return _build(job, temporary, folder)
                 temporary.rmdir()
                 return found  # made while this waited
@@ -320,7 +340,7 @@ def _build(job: _Build, temporary: Path, folder: Path) -> Pictures:
             raise NothingReadable.of(index["skipped"])
         write_skipped(temporary / "skipped.csv", [tuple(row) for row in index["skipped"]])
         write_text(temporary / INDEX, json.dumps(index))
-        if folder.exists():  # damaged, or it would have been used
+        if folder.exists():  # damaged, or without pictures that can be read by now
             shutil.rmtree(folder)
         temporary.rename(folder)
     finally:

@@ -82,7 +82,7 @@ def oriented(gray: Tensor) -> Tensor:
     filters = torch.zeros(_ANGLES + 2, 1, 3, 3, device=gray.device)
     filters[:, 0, 1, 2], filters[:, 0, 2, 1] = angles.cos(), angles.sin()
     along = conv2d(gray, filters - filters.flip(2, 3))
-    length = along[:, _ANGLES:].square().sum(dim=1, keepdim=True).sqrt()
+    length = _length(along[:, _ANGLES:].square().sum(dim=1, keepdim=True))
     least = math.cos(math.pi / _ANGLES)
     return (_absolute(along[:, :_ANGLES]) - least * length).relu() / (1 - least)
 
@@ -140,7 +140,7 @@ def colours(pixels: Tensor) -> Tensor:
     across, up = red - (green + blue) / 2, (green - blue) * (math.sqrt(3) / 2)
     angles = torch.arange(_HUES, device=pixels.device).view(1, -1, 1) * (2 * math.pi / _HUES)
     along = across[:, None] * angles.cos() + up[:, None] * angles.sin()
-    length = (across * across + up * up).sqrt()[:, None]
+    length = _length(across * across + up * up)[:, None]
     hues = (along - math.cos(2 * math.pi / _HUES) * length).relu() + 1e-4
     hues = hues / hues.sum(dim=1, keepdim=True)
     rest = _outer(_binned(chroma / (high + 1e-3), _SATURATIONS), _binned(high, _VALUES))
@@ -174,6 +174,11 @@ def sized(pictures: Tensor, side: int) -> Tensor:
 def _absolute(values: Tensor) -> Tensor:
     """Without Abs, which the CoreML provider of onnxruntime lacks, as Min, Equal and Floor."""
     return torch.maximum(values, values * -1)
+
+
+def _length(squares: Tensor) -> Tensor:
+    """The square root, without its infinite gradient at 0."""
+    return squares.clamp(min=1e-20).sqrt()
 
 
 def _roots(shares: Tensor) -> Tensor:

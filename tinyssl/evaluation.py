@@ -182,7 +182,7 @@ def _refuse(draws: int, seed: int, curve: CurveWishes | None) -> None:
         raise UsageError(f"draws: got {draws}; at least 10 are needed for an interval")
     refuse_seed(seed)
     if curve is not None:
-        curve.check()
+        curve.check(seed)
 
 
 def _refuse_changed(run: str | Path, weights: str) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyssl.console import log
-from tinyssl.data import default_cache_dir, find_cache, read_picture
+from tinyssl.data import default_cache_dir, error_passed, find_cache, read_picture
 from tinyssl.device import keep_freed_memory, pick_device
 from tinyssl.encoder import embed_pictures
 from tinyssl.errors import JobError, UsageError
@@ -21,9 +21,9 @@ from tinyssl.extras import need
 from tinyssl.neighbours import unit_rows
 from tinyssl.opening import read_file, reading
 from tinyssl.picture import ResizeRule
-from tinyssl.weights import DESCRIPTION, WEIGHTS, load_encoder
+from tinyssl.weights import DESCRIPTION, MANIFEST, WEIGHTS, load_encoder
 
-_MANIFEST, _MODEL = "manifest.json", "encoder.onnx"
+_MODEL = "encoder.onnx"
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Extractor:
         found = find_cache(
             paths, self.size, self.rule, self.channels, self.max_pixels, default_cache_dir()
         )
-        if found is None or found.array.dtype != self.dtype:
+        if found is None or found.array.dtype != self.dtype or error_passed(found):
             return None
         log.info(f"pictures are taken from the cache {found.folder}")
         rows = {path: row for row, path in enumerate(found.paths)}
@@ -92,12 +92,12 @@ def open_extractor(path: str | Path, *, raw: bool = False, device: str = "auto")
         UsageError: neither is there, or it is damaged; no such device; `raw` for a bundle that
             scales features to unit length, or `cuda:N` for a bundle; a bundle without onnxruntime.
     """
-    if (Path(path) / _MANIFEST).is_file():
+    if (Path(path) / MANIFEST).is_file():
         return _of_bundle(Path(path), raw, device)
     if Path(path).is_dir() and not (Path(path) / DESCRIPTION).is_file():
         raise UsageError(
             f"no encoder in {path}; name a run folder (it holds {DESCRIPTION}) or a bundle "
-            f"(it holds {_MANIFEST})"
+            f"(it holds {MANIFEST})"
         )
     return _of_run(Path(path), raw, device)
 
@@ -154,7 +154,7 @@ def _of_bundle(bundle: Path, raw: bool, device: str) -> Extractor:
         dtype=opened.dtype,
         width=opened.width,
         max_pixels=opened.max_pixels,
-        identity=_identity((bundle / _MANIFEST).read_bytes(), str(raw).encode()),
+        identity=_identity((bundle / MANIFEST).read_bytes(), str(raw).encode()),
         features=features,
     )
 

@@ -19,6 +19,7 @@ from tinyssl.errors import JobError, UsageError
 
 One = TypeVar("One", bound=str | Path)
 _NUMBERS = re.compile(r"\[\n([^\[\]{}\"]+)\n *\]")  # JSON strings contain no line breaks
+_SEPARATOR = re.compile(r"sep=([,;\t]?)", re.IGNORECASE)  # a line that Excel reads and writes
 
 
 @contextmanager
@@ -256,13 +257,35 @@ def csv_text(rows: Iterable[Sequence[object]]) -> str:
     return text.getvalue()
 
 
+def table_text(data: bytes) -> str:
+    """Text of a table or list: UTF-8, or UTF-16 with a byte-order mark, as Excel writes it.
+
+    Bytes that are not UTF-8 become surrogates, as in names of files.
+
+    Raises:
+        UnicodeDecodeError: a damaged UTF-16.
+    """
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16")
+    return data.decode("utf-8-sig", "surrogateescape")
+
+
+def above_header(cells: Sequence[str]) -> bool:
+    """Whether a row is empty or only names the delimiter, and so cannot be a table's header."""
+    told = "".join(cells).strip()
+    return not told or _SEPARATOR.fullmatch(told) is not None
+
+
 def delimiter_of(text: str) -> str:
     """What is between the cells of a table with a column `path`: a comma if nothing else fits.
 
-    Spreadsheets of countries with decimal commas write semicolons.
+    Spreadsheets of countries with decimal commas write semicolons. A first line such as `sep=;`
+    decides.
     """
-    lines = (line.strip() for line in text[: 1 << 16].splitlines())
-    first = next((line for line in lines if line and not line.startswith("#")), "").lower()
+    lines = (line.strip(' "') for line in text[: 1 << 16].splitlines())
+    first = next((line for line in lines if line.strip(' ,;\t"')[:1] not in ("", "#")), "").lower()
+    if (told := _SEPARATOR.fullmatch(first)) and told[1]:
+        return told[1]
     fits = (c for c in ",;\t" if "path" in [cell.strip(' "') for cell in first.split(c)])
     return next(fits, ",")
 

@@ -33,11 +33,13 @@ from tinyssl.files import as_list, json_text, with_name, write_text
 from tinyssl.finetune_build import build_network
 from tinyssl.finetune_config import FOR_AUTO, FinetuneRecipe, load_finetune_recipe
 from tinyssl.folds import Fold, held_out, repeats_for, stratified_folds
+from tinyssl.intervals import half_of_shares
 from tinyssl.labeled import RESULT, pretrained, read_labeled, shaped_by
 from tinyssl.own_pictures import own_pictures
 from tinyssl.probing import FALLBACK_STRENGTH, choose_strength
 from tinyssl.run_folder import LABELS, RunFolder
 from tinyssl.scanning import scan
+from tinyssl.signals import unwound_by_term
 from tinyssl.weights import load_encoder, save_encoder
 
 
@@ -72,6 +74,7 @@ def finetune(
     Raises:
         UsageError: wrong input; nothing was written.
         JobError: training failed; nothing was written.
+        Interrupted: SIGTERM; nothing was written.
     """
     target = RunFolder(out if out is not None else f"{with_name(run)}-cls")
     if os.path.realpath(target.path) == os.path.realpath(run):
@@ -88,8 +91,9 @@ def finetune(
         raise UsageError("classifier.method goes with one --recipe; auto compares all of them")
     less = memory_told("lower network.batch_size, or give run.device=cpu")
     with torch_put_back(), less, _workplace(target.path) as folder:
-        job = _Job(run, labels, recipes, None if unlabeled is None else as_list(unlabeled))
-        job.finish(folder, target.path)
+        with unwound_by_term("terminated; nothing was written"):
+            job = _Job(run, labels, recipes, None if unlabeled is None else as_list(unlabeled))
+            job.finish(folder, target.path)
         with ExitStack() as held:
             target.create(held, overwrite, resumable=False)
             _move(folder, target.path)
@@ -165,6 +169,8 @@ class _Job:
         judged = self._judge(approaches)
         name, reason = self._choice(approaches, judged)
         log.info(f"recipe: {name} ({reason})")
+        if name in judged:
+            self._warn_of_chance(judged[name].scores["balanced_accuracy"])
         with progress("fitting", approaches[name].cost[1], "steps") as advance:
             every = np.arange(len(self.labeled.labels))
             fitted = approaches[name].fit(every, advance, final=True)
@@ -317,6 +323,18 @@ class _Job:
             return found
         more = held_out_logits(approach, rest, classes, advance)
         return judge_logits(np.concatenate([logits, more]), labels)
+
+    def _warn_of_chance(self, accuracy: float) -> None:
+        """Warns where the 95 % interval of the held-out pictures reaches what guessing gives."""
+        counts = np.bincount(self.labeled.labels[held_out(self.folds[0])])
+        counts = counts[counts > 0]
+        half, guessed = half_of_shares(accuracy * counts, counts), 1 / len(counts)
+        if accuracy - half <= guessed:
+            log.warning(
+                f"held-out balanced accuracy {100 * accuracy:.1f} ± {100 * half:.1f} % is not "
+                f"clearly better than guessing among {len(counts)} classes "
+                f"({100 * guessed:.1f} %): label more pictures before predictions are relied on"
+            )
 
     def _choice(
         self, approaches: dict[str, Approach], judged: dict[str, Judged]

@@ -58,15 +58,20 @@ class CurveWishes:
     draws: int = 5
     settings: Sequence[str] = ()
 
-    def check(self) -> None:
-        """Raises UsageError for unknown or impossible settings."""
+    def check(self, seed: int) -> None:
+        """Raises UsageError for unknown or impossible settings; `seed` is of the first draw."""
         _refuse_unknown("methods", self.methods, tuple(METHODS))
         _refuse_unknown("select", self.select, tuple(SELECTIONS))
         if not self.shots or min(self.shots) < 1:
             raise UsageError(f"shots: got {list(self.shots)}; give numbers from 1")
         if self.draws < 2:
             raise UsageError(f"curve draws: got {self.draws}; an interval needs at least 2")
-        _recipe("finetune", 0, self.settings)
+        if seed + self.draws > 2**31:
+            raise UsageError(
+                f"seed: got {seed}; give 0 to {2**31 - self.draws}, as each of {self.draws} curve "
+                "draws has the next one"
+            )
+        _recipe("finetune", seed, self.settings)
 
 
 def label_curve(
@@ -96,7 +101,7 @@ def label_curve(
     Raises:
         UsageError: unknown methods, no run, or too few pictures for any of the shots.
     """
-    wishes.check()
+    wishes.check(seed)
     shots = _possible(wishes.shots, split)
     bench = _Bench(run, split, wishes.settings, seed, device)
     cells = list(product(dict.fromkeys(wishes.select), shots))

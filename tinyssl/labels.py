@@ -16,7 +16,16 @@ from numpy.typing import NDArray
 
 from tinyssl.console import log
 from tinyssl.errors import UsageError
-from tinyssl.files import csv_text, delimiter_of, is_utf8, read_limited, reason, write_text
+from tinyssl.files import (
+    above_header,
+    csv_text,
+    delimiter_of,
+    is_utf8,
+    read_limited,
+    reason,
+    table_text,
+    write_text,
+)
 from tinyssl.scanning import find_listed, pictures_below
 
 _LARGEST = 1 << 28  # bytes; a list of labels, not pictures
@@ -115,7 +124,8 @@ def from_class_folders(folder: str | Path) -> LabeledPaths:
 def from_csv(path: str | Path) -> LabeledPaths:
     """Reads a CSV with the columns `path,label` and optionally `split` (train or test).
 
-    As spreadsheets write it: with commas, semicolons or tabs, a byte-order mark, more columns.
+    As spreadsheets write it: with commas, semicolons or tabs, a byte-order mark, in UTF-16, with
+    more columns, and with empty lines or `sep=;` above the header.
     Relative paths are resolved from the CSV's folder or the current one, whichever has the file.
     Rows with an empty label are counted and left out.
 
@@ -204,14 +214,15 @@ def _warn_of_alike(labels: Iterable[str]) -> None:
 def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     try:
         # File names may be of any bytes, which `write_csv` keeps; labels may not.
-        text = read_limited(path, _LARGEST).decode("utf-8-sig", "surrogateescape")
+        text = table_text(read_limited(path, _LARGEST))
     except OSError as error:
         raise UsageError(f"cannot read labels from {path}: {reason(error, 0)}") from None
     except ValueError as error:
         raise UsageError(f"cannot read labels from {path}: {error}") from None
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter_of(text))
     try:
-        reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or []]
+        header = next((row for row in reader.reader if not above_header(row)), [])
+        reader.fieldnames = [name.strip().lower() for name in header]
         rows = [(reader.line_num, row) for row in reader]
     except csv.Error as error:
         raise UsageError(f"cannot read labels from {path}: {error}") from None

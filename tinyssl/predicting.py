@@ -17,6 +17,7 @@ from tinyssl.errors import NothingReadable, UsageError
 from tinyssl.extraction import Extractor, open_extractor
 from tinyssl.files import as_list, atomic, csv_text, refuse_input, writable
 from tinyssl.scanning import scan
+from tinyssl.signals import unwound_by_term
 
 _CHUNK = 256
 
@@ -59,6 +60,7 @@ def predict(
     Raises:
         UsageError: no classifier at `run`, no pictures, `out` exists or has no folder.
         JobError: no picture can be read, or the CSV cannot be written.
+        Interrupted: SIGTERM; nothing was written.
     """
     target = writable(Path(out))
     if target.exists() and not overwrite:
@@ -73,7 +75,8 @@ def predict(
     paths = scan(sources)
     refuse_input(target, [*sources, *paths])
     skipped: list[tuple[str, str]] = []
-    with progress("predicting", len(paths)) as advance, atomic(target) as file:
+    ended = unwound_by_term("terminated; nothing was written")
+    with progress("predicting", len(paths)) as advance, ended, atomic(target) as file:
         _write(file, ["path", "label", "probability", *(f"p({c})" for c in classifier.classes)])
         for start in range(0, len(paths), _CHUNK):
             chunk = paths[start : start + _CHUNK]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from tinyssl.errors import UsageError
-from tinyssl.files import delimiter_of, is_utf8, read_limited
+from tinyssl.files import above_header, delimiter_of, is_utf8, read_limited, table_text
 from tinyssl.opening import IMAGE_EXTENSIONS
 
 # Without TIFF, like which raw files of cameras begin, and BMP, which is two letters only.
@@ -109,8 +109,7 @@ def _is_picture(path: str) -> bool:
 
 def _listed(path: Path) -> Iterator[str]:
     try:
-        data = read_limited(path, _LARGEST_LIST)
-        lines = _lines(path, data.decode("utf-8-sig", "surrogateescape"))  # as names of files are
+        lines = _lines(path, table_text(read_limited(path, _LARGEST_LIST)))
     except (OSError, ValueError, csv.Error) as error:
         raise UsageError(f"cannot read the list {path}: {error}") from None
     for line in lines:
@@ -127,8 +126,8 @@ def _listed(path: Path) -> Iterator[str]:
 def find_listed(path: Path, name: str, there: Callable[[str], bool] = os.path.exists) -> str | None:
     """A listed file, relative to the list or to the current folder; None if there is none.
 
-    The list may have spaces around its name, and its accents may be encoded otherwise, as those of
-    names from a Mac often are.
+    The list may have spaces around its name, its accents may be encoded otherwise, as those of
+    names from a Mac often are, and it may have backslashes for slashes, as from Windows.
 
     Args:
         path: of the list.
@@ -136,7 +135,9 @@ def find_listed(path: Path, name: str, there: Callable[[str], bool] = os.path.ex
         there: whether a path is one that is looked for.
     """
     bare = name.strip()
-    spelled = dict.fromkeys([name, bare, *(unicodedata.normalize(form, bare) for form in _FORMS)])
+    ways = [bare, bare.replace("\\", "/")]
+    forms = (unicodedata.normalize(form, way) for way in ways for form in _FORMS)
+    spelled = dict.fromkeys([name, bare, *forms])
     folders = (Path(os.path.abspath(path)).parent, Path.cwd())
     places = (os.path.abspath(folder / one) for one in spelled for folder in folders)
     return next((place for place in places if there(place)), None)
@@ -148,7 +149,7 @@ def _lines(path: Path, text: str) -> list[str]:
         lines = text.replace("\r", "\n").split("\n")
         return [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
     table = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter_of(text))
-    rows = [cells for cells in table if any(cell.strip() for cell in cells)]
+    rows = [cells for cells in table if not above_header(cells)]
     told = (n for n, row in enumerate(rows) if not row[0].lstrip().startswith("#"))
     first = next(told, 0)
     header = [cell.strip().lower() for cell in rows[first]] if rows else []

@@ -1,15 +1,16 @@
-"""Signals as requests to stop that a loop can poll."""
+"""Signals as requests to stop: polled by a loop, or raised to unwind."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
 from tinyssl.console import log
+from tinyssl.errors import Interrupted
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_Handler = Callable[[int, FrameType | None], None]
 
 
 @contextmanager
@@ -22,16 +23,41 @@ def stop_signal() -> Iterator[Callable[[], int | None]]:
 
     def remember(signum: int, frame: FrameType | None) -> None:
         caught.append(signum)
-        signal.signal(signum, previous[signum])
         log.info("stopping after this step; again to stop at once")
 
+    with _first_of((signal.SIGINT, signal.SIGTERM), remember):
+        yield lambda: caught[0] if caught else None
+
+
+@contextmanager
+def unwound_by_term(text: str) -> Iterator[None]:
+    """Turns the first SIGTERM into an Interrupted with `text`; a second one acts at once.
+
+    So what is unfinished is removed, as after Ctrl-C.
+    """
+
+    def leave(signum: int, frame: FrameType | None) -> None:
+        raise Interrupted(text, signum)
+
+    with _first_of((signal.SIGTERM,), leave):
+        yield
+
+
+@contextmanager
+def _first_of(signals: Sequence[signal.Signals], handle: _Handler) -> Iterator[None]:
+    """Has the first of these signals handled, after which its former handler is back."""
+
+    def once(signum: int, frame: FrameType | None) -> None:
+        signal.signal(signum, previous[signum])
+        handle(signum, frame)
+
     try:
-        heard = [s for s in _SIGNALS if signal.getsignal(s) is not signal.SIG_IGN]
-        previous = {int(s): signal.signal(s, remember) for s in heard}
+        heard = [s for s in signals if signal.getsignal(s) is not signal.SIG_IGN]
+        previous = {int(s): signal.signal(s, once) for s in heard}
     except ValueError:  # not the main thread, which alone handles signals
         previous = {}
     try:
-        yield lambda: caught[0] if caught else None
+        yield
     finally:
         for signum, handler in previous.items():
             signal.signal(signum, handler)

@@ -62,7 +62,8 @@ def read_pictures(recipe: Recipe, left_out: Path | None = None) -> Pictures:
         UsageError: no pictures at the sources, fewer than two, or all the same.
         JobError: none of the pictures can be read.
     """
-    pictures = decode_files(find_files(recipe, left_out), recipe)
+    again = left_out is not None
+    pictures = decode_files(find_files(recipe, left_out), recipe, as_it_was=again)
     _tell_pictures(pictures)
     _refuse_hopeless(pictures)
     return pictures
@@ -98,8 +99,10 @@ def _leave_out(found: Sequence[Path], tested: Sequence[Path], labels: str) -> li
     return kept
 
 
-def decode_files(files: Sequence[Path], recipe: Recipe) -> Pictures:
+def decode_files(files: Sequence[Path], recipe: Recipe, *, as_it_was: bool = False) -> Pictures:
     """Decodes files into the cache by the settings of a recipe, or opens the cache.
+
+    `as_it_was` is as in `load_pictures`.
 
     Raises:
         JobError: none of the pictures can be read.
@@ -115,6 +118,7 @@ def decode_files(files: Sequence[Path], recipe: Recipe) -> Pictures:
             workers=recipe.run.workers,
             max_pixels=data.max_pixels,
             progress=advance,
+            as_it_was=as_it_was,
         )
 
 

@@ -27,6 +27,7 @@ from tinyssl.tensor_file import read_tensors
 
 FORMAT = 1
 WEIGHTS, DESCRIPTION = "encoder.safetensors", "encoder.json"
+MANIFEST = "manifest.json"  # of a bundle
 _PREFIXES = ("module.", "backbone.", "encoder.", "model.")
 _NESTS = ("state_dict", "model", "model_state", "model_state_dict")
 _LEVELS = ("centre", "scale", "projection")  # an encoder's, not its backbone's
@@ -47,6 +48,7 @@ def weights_file(path: str | Path) -> Path:
     """
     file = Path(path) / WEIGHTS if Path(path).is_dir() else Path(path)
     if not file.is_file():
+        _refuse_bundle(path)
         raise UsageError(f"no weights at {file}; give a file or a run folder")
     return file
 
@@ -263,6 +265,7 @@ def read_description(folder: str | Path) -> dict[str, Any]:
     try:
         description = read_json(path)
     except OSError:
+        _refuse_bundle(folder)
         wrong = "no encoder in" if Path(folder).exists() else "no folder"
         raise UsageError(
             f"{wrong} {folder}; name a run folder, one that holds {DESCRIPTION}"
@@ -274,6 +277,16 @@ def read_description(folder: str | Path) -> dict[str, Any]:
         raise UsageError(f"{path} has format {found}, this tinyssl reads {FORMAT}")
     _refuse_nonsense(description, path)
     return {**_DEFAULTS, **description}
+
+
+def _refuse_bundle(folder: str | Path) -> None:
+    """Raises UsageError for a folder that is a bundle, which torch cannot open."""
+    if (Path(folder) / MANIFEST).is_file():
+        raise UsageError(
+            f"{folder} is an exported bundle; name the run folder that it was made from. The "
+            f"bundle is for tinyssl embed, or python {Path(folder) / 'runtime.py'} PICTURES, which "
+            "also tells the classes of a fine-tuned run"
+        )
 
 
 def _refuse_nonsense(description: Mapping[str, Any], path: Path) -> None:
