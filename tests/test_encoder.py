@@ -318,11 +318,6 @@ def test_descriptors_come_after_the_levels(levels: Any, components: int) -> None
     np.testing.assert_allclose(embed_pictures(wide, shown), expected, rtol=2e-3, atol=2e-4)
 
 
-def test_components_are_fewer_than_pictures() -> None:
-    shown = pictures(4)
-    assert widen(create_encoder("resnet18", seed=0).eval(), 2, shown, 256, 0.25).width == 3
-
-
 def test_features_that_do_not_vary_stay_small() -> None:
     shown = np.repeat(pictures(1), 8, axis=0)
     features = embed_pictures(widen(create_encoder("resnet18", seed=0), "all", shown), shown)
