@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import html
 import os
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
+
+from tinyssl import files
 
 
 def shown(text: object) -> str:
@@ -16,7 +17,7 @@ def shown(text: object) -> str:
 
 def typed(path: object) -> str:
     """A path as a shell takes it."""
-    return shlex.quote(shown(path))
+    return files.typed(shown(path))
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
