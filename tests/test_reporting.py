@@ -518,6 +518,7 @@ def test_names() -> None:
     assert short_names(["/a/b/c.png", "/a/d.png"]) == ["b/c.png", "d.png"]
     assert short_names(["/a/b/c.png"]) == ["c.png"]
     assert short_names(["/a/\udcff.png", "/a/b"])[0] == "\ufffd.png"
+    assert short_names(["/a/b.png", "a/b.png"]) == ["/a/b.png", "a/b.png"]  # as on two drives
     assert for_plot("<b>&") == "&lt;b&gt;&amp;"
 
 

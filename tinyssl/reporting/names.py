@@ -21,8 +21,11 @@ def typed(path: object) -> str:
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
-    """Paths without the folder that all of them share."""
-    root = os.path.commonpath([Path(path).parent for path in paths])
+    """Paths without the folder that all of them share; whole where drives of Windows differ."""
+    folders = [Path(path).parent for path in paths]
+    if len({folder.anchor for folder in folders}) > 1:
+        return [shown(path) for path in paths]
+    root = os.path.commonpath(folders)
     return [shown(os.path.relpath(path, root)) for path in paths]
 
 
