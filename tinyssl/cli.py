@@ -95,9 +95,15 @@ def _wait_politely() -> None:
 
 
 def _print_any_name() -> None:
-    """Shows what a terminal's encoding lacks as escapes; standard error has them by default."""
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(errors="backslashreplace")
+    """Shows what a terminal's encoding lacks as escapes; standard error has them by default.
+
+    In the locale C Python keeps odd bytes of names instead (surrogateescape), which fails at ±.
+    """
+    out = sys.stdout
+    if isinstance(out, io.TextIOWrapper):
+        narrow = out.encoding.lower() != "utf-8"
+        if out.errors == "strict" or (narrow and out.errors == "surrogateescape"):
+            out.reconfigure(errors="backslashreplace")
 
 
 def _see_help(error: click.ClickException) -> str:
