@@ -231,7 +231,7 @@ def test_what_a_worker_refuses_is_told_as_it_is(workers: int) -> None:
 
 
 def signalled(pictures: NDArray[Any], seeds: list[int]) -> Tensor:
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         os.kill(os.getpid(), signum)
     return scaled(pictures, seeds, by=1)
 
@@ -243,11 +243,12 @@ def test_workers_leave_signals_to_the_run() -> None:
 
 
 def test_a_worker_that_hangs_is_ended_by_a_second_signal() -> None:
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(signum) for signum in signals]
     try:
         _leave_signals(0)
         os.kill(os.getpid(), signal.SIGTERM)
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     finally:
-        signal.signal(signal.SIGINT, before[0])
-        signal.signal(signal.SIGTERM, before[1])
+        for signum, handler in zip(signals, before, strict=True):
+            signal.signal(signum, handler)

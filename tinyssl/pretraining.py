@@ -56,7 +56,7 @@ def pretrain(
     Raises:
         UsageError: wrong input; nothing was written.
         JobError: the run cannot continue; the text says what was kept.
-        Interrupted: SIGINT or SIGTERM; the run was saved and can be resumed.
+        Interrupted: SIGINT, SIGTERM or SIGHUP; the run was saved and can be resumed.
     """
     _refuse_worker()
     folder = RunFolder(out if out is not None else Path("runs") / Path(recipe).stem)
