@@ -650,6 +650,15 @@ def test_albumentations_pipeline_in_workers(
     assert_same_run(alone, pretrain(out=tmp_path / "cut", resume=True))
 
 
+def test_filling_the_bank_is_shown(
+    picture_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tinyssl.console._LINE_EVERY", 0)
+    settings = last_wins([*QUICK, "run.epochs=1"])
+    run = pretrain(picture_folder(), out=tmp_path / "run", overrides=settings)
+    assert "bank: 16/16 pictures" in (run / "train.log").read_text()
+
+
 @pytest.mark.parametrize(("given", "started"), [(0, 2), (5, 5)])
 def test_processes_of_one_machine_share_its_cores(
     given: int, started: int, picture_folder: Folder, tmp_path: Path,

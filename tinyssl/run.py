@@ -230,9 +230,14 @@ class Run:
             return
         count, batch = len(self.pictures.paths), self.plan.batch_size
         order = torch.tensor_split(torch.arange(count), steps_in_epoch(count, batch))
-        raw = self.resident.batches(order, distributed.share)
-        whole = ((index, to_unit(pictures)) for index, pictures in raw)
-        start_bank(self.method, whole, self.plan.frozen_batch_norm)
+        with progress("bank", count) as advance:
+
+            def whole() -> Iterator[tuple[Tensor, Tensor]]:
+                for index, pictures in self.resident.batches(order, distributed.share):
+                    yield index, to_unit(pictures)
+                    advance(len(index))
+
+            start_bank(self.method, whole(), self.plan.frozen_batch_norm)
 
     def _batches(self) -> Batches:
         if self.recipe.augment.pipeline is not None:
