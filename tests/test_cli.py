@@ -402,6 +402,17 @@ def test_names_that_a_terminal_cannot_show_are_escaped(
     assert done.stdout.decode(encoding) == f"0 caches, 0.0 MB, in {shown}\n"
 
 
+def test_what_ascii_lacks_is_escaped_in_the_locale_c() -> None:
+    """Where Python's standard output is ASCII, and keeps odd bytes of names."""
+    code = r"from tinyssl.cli import _print_any_name; _print_any_name(); print('5 \xb1 1')"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        env=os.environ | {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
+    )
+    assert done.stdout.split() == [b"5", rb"\xb1", b"1"], done.stderr
+
+
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tinyssl", "--debug", "pretrain", str(tmp_path / "nope")]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -357,7 +357,7 @@ def test_devices_of_a_bundle(device: str, tmp_path: Path) -> None:
 def test_a_bundle_without_onnxruntime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "manifest.json").write_text("{}")
     monkeypatch.setattr("tinyssl.extras.find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"pip install 'tinyssl\[export\]'"):
+    with pytest.raises(UsageError, match=r'pip install "tinyssl\[export\]"'):
         open_extractor(tmp_path)
 
 

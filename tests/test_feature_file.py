@@ -104,6 +104,6 @@ def test_unknown_formats_and_folders(tmp_path: Path) -> None:
 
 def test_parquet_without_pyarrow_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tinyssl.feature_file.find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"pip install 'tinyssl\[parquet\]'"):
+    with pytest.raises(UsageError, match=r'pip install "tinyssl\[parquet\]"'):
         check_format(Path("f.parquet"))
     check_format(Path("f.npz"))

@@ -16,6 +16,7 @@ from tinyssl.files import (
     json_text,
     refuse_other_table,
     refuse_unmakeable,
+    typed,
     writable,
     write_text,
 )
@@ -138,3 +139,12 @@ def test_a_list_with_notes_is_not_ours_to_replace(tmp_path: Path) -> None:
         path.write_text(f"{first}\n1,a.png,yes\n")
         with pytest.raises(UsageError, match=r"would be lost: its first line is not group,path;"):
             refuse_other_table(path, columns)
+
+
+def test_what_is_typed_suits_the_shell() -> None:
+    assert [typed("runs/a b", windows=False), typed("~/run", windows=False)] == [
+        "'runs/a b'",
+        "'~/run'",
+    ]
+    plain, spaced = typed(r"C:\runs\mine", windows=True), typed(r"runs\a b", windows=True)
+    assert [plain, spaced] == [r"C:\runs\mine", r'"runs\a b"']

@@ -182,8 +182,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize("what", ["cache", "run"])
 def test_a_disk_that_is_really_full(
-    what: str, small_disk: Path, picture_folder: Folder, tmp_path: Path
-) -> None:
+    what: str, small_disk: Path, picture_folder: Folder, tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
     data = picture_folder(per_class=6, side=20)
     settings: dict[str, Any] = {"overrides": [*killing.QUICK]}
     out = small_disk / "run" if what == "run" else tmp_path / "run"
@@ -195,6 +196,8 @@ def test_a_disk_that_is_really_full(
     filler.write_bytes(b"\0" * (space.f_bavail * space.f_frsize - leave))
     with told(small_disk, 1000):
         pretrain(data, out=out, **settings)
+    warned = f"MB, and {small_disk} has 0.0 MB free" in caplog.text
+    assert warned == (what == "cache")
     filler.unlink()
     if what == "run":
         pretrain(out=out, resume=True)

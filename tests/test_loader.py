@@ -18,14 +18,14 @@ from torch import Tensor
 from tests.making import LikeGpu
 from tinyssl.errors import UsageError
 from tinyssl.loader import (
+    PipelineBatches,
     ResidentPictures,
     _leave_signals,
-    _PipelineBatches,
+    _PipelineViews,
     ahead,
     epoch_order,
     fits_budget,
     generator_for,
-    pipeline_batches,
     send_all,
     steps_in_epoch,
 )
@@ -170,11 +170,32 @@ def test_pipeline_batches_keep_order_and_seeds(workers: int) -> None:
     array = np.arange(6 * 2 * 2).reshape(6, 2, 2, 1).astype(np.uint8)
     order, seeds = torch.tensor([[4, 2], [0, 5], [1, 3]]), torch.arange(6).view(3, 2)
     apply = partial(scaled, by=0.5)
-    found = list(pipeline_batches(array, order, apply, seeds, workers))
+    batches = PipelineBatches(array, apply, workers)
+    found = list(batches(order, seeds))
     assert torch.equal(torch.stack([index for index, _ in found]), order)
     for step, (index, views) in enumerate(found):
         expected = scaled(array[index.numpy()], seeds[step].tolist(), by=0.5)
         assert torch.equal(views, expected)
+    rest = list(batches(order[1:], seeds[1:]))
+    assert all(torch.equal(views, found[step][1]) for step, (_, views) in enumerate(rest, 1))
+
+
+def worker(pictures: NDArray[Any], seeds: list[int]) -> Tensor:
+    return torch.full((len(pictures), 1, 1, 1), float(os.getpid()))
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12 and later
+def test_workers_stay_until_they_are_closed_and_draw_no_random_numbers() -> None:
+    array, order = np.zeros((4, 2, 2, 1), np.uint8), torch.arange(4).view(2, 2)
+    before = torch.get_rng_state()
+    batches = PipelineBatches(array, worker, 1)
+    found = {int(views[0]) for _ in range(2) for _, views in batches(order, order)}
+    assert len(found) == 1
+    assert found != {os.getpid()}
+    batches.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(found.pop(), 0)
+    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_what_workers_get_can_be_pickled_for_spawned_processes() -> None:
@@ -190,11 +211,10 @@ def test_a_mapped_file_is_sent_to_workers_by_its_name(tmp_path: Path) -> None:
     array = np.random.default_rng(0).integers(0, 256, (1000, 8, 8, 3), np.uint8)
     array.tofile(tmp_path / "pictures.bin")
     mapped = np.memmap(tmp_path / "pictures.bin", np.uint8, "r", shape=array.shape)
-    order = torch.arange(8).view(2, 4)
     for given, most in ((mapped, 10_000), (mapped[8:], None), (array, None)):
-        sent = pickle.dumps(_PipelineBatches(given, order, partial(scaled, by=1), order))
+        sent = pickle.dumps(_PipelineViews(given, partial(scaled, by=1)))
         assert most is None or len(sent) < most
-        _, views = pickle.loads(sent)[1]
+        _, views = pickle.loads(sent)[[4, 5, 6, 7], [4, 5, 6, 7]]
         assert torch.equal(views, scaled(given[4:8], [4, 5, 6, 7], by=1))
 
 
@@ -207,11 +227,11 @@ def refused(pictures: NDArray[Any], seeds: list[int]) -> Tensor:
 def test_what_a_worker_refuses_is_told_as_it_is(workers: int) -> None:
     array, order = np.zeros((4, 2, 2, 1), np.uint8), torch.arange(4).view(2, 2)
     with pytest.raises(UsageError, match=r"^this picture does not fit$"):
-        list(pipeline_batches(array, order, refused, order, workers))
+        list(PipelineBatches(array, refused, workers)(order, order))
 
 
 def signalled(pictures: NDArray[Any], seeds: list[int]) -> Tensor:
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         os.kill(os.getpid(), signum)
     return scaled(pictures, seeds, by=1)
 
@@ -219,15 +239,16 @@ def signalled(pictures: NDArray[Any], seeds: list[int]) -> Tensor:
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12 and later
 def test_workers_leave_signals_to_the_run() -> None:
     array, order = np.zeros((4, 2, 2, 1), np.uint8), torch.arange(4).view(1, 4)
-    assert len(list(pipeline_batches(array, order, signalled, order, 1))) == 1
+    assert len(list(PipelineBatches(array, signalled, 1)(order, order))) == 1
 
 
 def test_a_worker_that_hangs_is_ended_by_a_second_signal() -> None:
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(signum) for signum in signals]
     try:
         _leave_signals(0)
         os.kill(os.getpid(), signal.SIGTERM)
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     finally:
-        signal.signal(signal.SIGINT, before[0])
-        signal.signal(signal.SIGTERM, before[1])
+        for signum, handler in zip(signals, before, strict=True):
+            signal.signal(signum, handler)

@@ -60,7 +60,7 @@ def test_others_get_the_same_figures(
 
 def test_one_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loggers, "find_spec", lambda _: None)
-    with pytest.raises(UsageError, match=r"pip install 'tinyssl\[tensorboard\]'"):
+    with pytest.raises(UsageError, match=r'pip install "tinyssl\[tensorboard\]"'):
         check_loggers(["tensorboard"])
     with pytest.raises(UsageError, match="wandb is not installed; pip install wandb"):
         check_loggers(["wandb"])

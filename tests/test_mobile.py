@@ -30,7 +30,7 @@ from tinyssl.errors import JobError, UsageError
 from tinyssl.weights import load_encoder
 
 needs_executorch = pytest.mark.skipif(
-    find_spec("executorch") is None, reason="no executorch; pip install 'tinyssl[mobile]'"
+    find_spec("executorch") is None, reason='no executorch; pip install "tinyssl[mobile]"'
 )
 # Lowering takes 10 to 30 s each; those of a run by hand are skipped without it.
 ALL = "TINYSSL_ALL_BACKBONES"
@@ -122,7 +122,7 @@ def test_wrong_use_is_told_before_any_work(
     given: dict[str, Any] = {"out": tmp_path / "b", "pictures": made.pictures}
     if case == "not installed":
         monkeypatch.setattr("tinyssl.extras.find_spec", lambda name: None)
-        told = r"needs executorch; install with: pip install 'tinyssl\[mobile\]'"
+        told = r'needs executorch; install with: pip install "tinyssl\[mobile\]"'
     else:
         pytest.importorskip("executorch")
         given["any_size"], told = True, "one picture size; leave --any-size out"

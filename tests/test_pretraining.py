@@ -16,6 +16,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from torch.utils.data import get_worker_info
 
 from tests.killing import metrics, results
 from tests.making import make_run
@@ -649,6 +650,15 @@ def test_albumentations_pipeline_in_workers(
     assert_same_run(alone, pretrain(out=tmp_path / "cut", resume=True))
 
 
+def test_filling_the_bank_is_shown(
+    picture_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tinyssl.console._LINE_EVERY", 0)
+    settings = last_wins([*QUICK, "run.epochs=1"])
+    run = pretrain(picture_folder(), out=tmp_path / "run", overrides=settings)
+    assert "bank: 16/16 pictures" in (run / "train.log").read_text()
+
+
 @pytest.mark.parametrize(("given", "started"), [(0, 2), (5, 5)])
 def test_processes_of_one_machine_share_its_cores(
     given: int, started: int, picture_folder: Folder, tmp_path: Path,
@@ -663,12 +673,48 @@ def test_processes_of_one_machine_share_its_cores(
     pipeline = {"__class_fullname__": "RandomResizedCrop", "size": [32, 32], "p": 1.0}
     (tmp_path / "pipeline.json").write_text(json.dumps({"transform": pipeline}))
     settings = [*QUICK, f"augment.pipeline={tmp_path / 'pipeline.json'}", f"run.workers={given}"]
-    monkeypatch.setattr(module, "pipeline_batches", noted)
+    monkeypatch.setattr(module, "PipelineBatches", noted)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     monkeypatch.setattr("os.cpu_count", lambda: 10)
     with pytest.raises(JobError, match="enough"):
-        pretrain(picture_folder(), out=tmp_path / "run", overrides=settings)
+        pretrain(picture_folder(per_class=20), out=tmp_path / "run", overrides=settings)
     assert counts == [started]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12 and later
+def test_a_killed_worker_is_told_in_a_line(
+    picture_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(pipeline: Any, pictures: Any, seeds: list[int], *, view_size: int) -> torch.Tensor:
+        if get_worker_info() is not None and checkpoint.exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return torch.rand(len(pictures), 3, view_size, view_size)
+
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.pt"
+    pipeline = {"__class_fullname__": "RandomResizedCrop", "size": [32, 32], "p": 1.0}
+    (tmp_path / "pipeline.json").write_text(json.dumps({"transform": pipeline}))
+    settings = [*QUICK, f"augment.pipeline={tmp_path / 'pipeline.json'}", "run.workers=1"]
+    monkeypatch.setattr(module, "apply_pipeline", killed)
+    told = r"^augment.pipeline: DataLoader worker \(pid.*; if memory was full.*; the last good"
+    with pytest.raises(JobError, match=told):
+        pretrain(picture_folder(), out=tmp_path / "run", overrides=settings)
+
+
+def test_a_script_without_a_guard_begins_no_second_run(tmp_path: Path) -> None:
+    """As on macOS and Windows, where processes that help import the user's script again."""
+    script = """
+import multiprocessing, sys, tinyssl
+if __name__ == "__main__":
+    helper = multiprocessing.get_context("spawn").Process(target=print)
+    helper.start()
+    helper.join()
+else:
+    tinyssl.pretrain(sys.argv[1], out=sys.argv[1], overwrite=True)
+"""
+    (tmp_path / "script.py").write_text(script)
+    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert "UsageError: this script is being read again by a process" in done.stderr
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12 and later

@@ -275,7 +275,7 @@ def test_missing_extra_is_told_and_harms_no_run(
 ) -> None:
     real = importlib.util.find_spec
     monkeypatch.setattr(page, "find_spec", lambda name: None if name == "plotly" else real(name))
-    with pytest.raises(UsageError, match=r"needs plotly; install with: pip install 'tinyssl\["):
+    with pytest.raises(UsageError, match=r'needs plotly; install with: pip install "tinyssl\['):
         report(place / "run", out=tmp_path / "r.html")
     run = pretrain(place / "pictures", out=tmp_path / "run", overrides=TINY)
     assert (run / "encoder.safetensors").is_file()
@@ -518,6 +518,7 @@ def test_names() -> None:
     assert short_names(["/a/b/c.png", "/a/d.png"]) == ["b/c.png", "d.png"]
     assert short_names(["/a/b/c.png"]) == ["c.png"]
     assert short_names(["/a/\udcff.png", "/a/b"])[0] == "\ufffd.png"
+    assert short_names(["/a/b.png", "a/b.png"]) == ["/a/b.png", "a/b.png"]  # as on two drives
     assert for_plot("<b>&") == "&lt;b&gt;&amp;"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from tinyssl.advice import advise
 from tinyssl.build import augment_from
 from tinyssl.config import Recipe, load_recipe
 from tinyssl.data import Pictures
-from tinyssl.files import refuse_other_table, writable, write_text
+from tinyssl.files import refuse_other_table, typed, writable, write_text
 from tinyssl.findings import COLUMNS, find
 from tinyssl.grid import picture_grid, refuse_other_sheet, write_sheet
 from tinyssl.labels import read_labels
@@ -70,7 +69,7 @@ def check(
     findings = find(pictures, headers, table)
     advice = advise(headers, findings.different, pictures.array.shape[3] == 1)
     sources = settled.data.sources or [str(labels)]
-    findings.say("recipe", advice.command(shlex.join(sources)), *advice.reasons)
+    findings.say("recipe", advice.command(" ".join(map(typed, sources))), *advice.reasons)
     if listed is not None:
         write_text(Path(listed), findings.to_csv())
         findings.say("wrote", f"{listed}: {len(findings.rows):,} rows, all that was found")

@@ -6,7 +6,6 @@ import io
 import logging
 import os
 import re
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ import click
 
 from tinyssl import __version__
 from tinyssl.errors import JobError, TinysslError, UsageError, one_line
-from tinyssl.files import in_home
+from tinyssl.files import in_home, typed
 from tinyssl.lines import as_shown
 
 _OVERRIDE = re.compile(r"[a-z_]+\.[a-z0-9_.]+=")
@@ -96,9 +95,15 @@ def _wait_politely() -> None:
 
 
 def _print_any_name() -> None:
-    """Shows what a terminal's encoding lacks as escapes; standard error has them by default."""
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(errors="backslashreplace")
+    """Shows what a terminal's encoding lacks as escapes; standard error has them by default.
+
+    In the locale C Python keeps odd bytes of names instead (surrogateescape), which fails at ±.
+    """
+    out = sys.stdout
+    if isinstance(out, io.TextIOWrapper):
+        narrow = out.encoding.lower() != "utf-8"
+        if out.errors == "strict" or (narrow and out.errors == "surrogateescape"):
+            out.reconfigure(errors="backslashreplace")
 
 
 def _see_help(error: click.ClickException) -> str:
@@ -194,20 +199,15 @@ def _refuse_bare(given: str, name: str, value: str) -> None:
     """Raises UsageError where a setting was meant that lacks its section."""
     verb = click.get_current_context().command
     if any(parameter.name == name for parameter in verb.params):
-        meant = [f"--{name.replace('_', '-')} {_typed(value)}"]
+        meant = [f"--{name.replace('_', '-')} {typed(value)}"]
     else:
         from tinyssl.config import Recipe, keys_named
         from tinyssl.finetune_config import FinetuneRecipe
 
         schema = FinetuneRecipe if verb.name in ("finetune", "eval") else Recipe
-        meant = [_typed(f"{key}={value}") for key in keys_named(name, schema)]
+        meant = [typed(f"{key}={value}") for key in keys_named(name, schema)]
     if meant:
         raise UsageError(f"no folder or file {given}; for the setting give {' or '.join(meant)}")
-
-
-def _typed(path: object) -> str:
-    """As a shell takes it."""
-    return shlex.quote(str(path))
 
 
 def _names(text: str) -> list[str]:
@@ -258,7 +258,7 @@ def pretrain(
     )
     if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
         labels = _from_here(holdout_of(path) or "labels.csv")
-        click.echo(f"next: tinyssl eval {_typed(path)} --labels {_typed(labels)}")
+        click.echo(f"next: tinyssl eval {typed(path)} --labels {typed(labels)}")
 
 
 @cli.command("eval", short_help="Judge an encoder on labeled pictures.")
@@ -375,7 +375,7 @@ def select(run: str, data: tuple[str, ...], budget: int, out: str, **options: An
     if options["copy_to"] is not None:
         click.echo(f"copied them to {options['copy_to']}")
     whose = run if os.path.exists(os.path.join(run, "encoder.json")) else "RUN"  # no bundle
-    told = f"tinyssl finetune {_typed(whose)} --labels {_typed(chosen.out)}"
+    told = f"tinyssl finetune {typed(whose)} --labels {typed(chosen.out)}"
     click.echo(f"next: fill in the labels, then {told}")
 
 
@@ -550,7 +550,7 @@ def finetune(
     result = read_result(path)
     if result["held_out"]:
         print_result(table(result))
-    click.echo(f"next: tinyssl predict {_typed(path)} pictures/")
+    click.echo(f"next: tinyssl predict {typed(path)} pictures/")
 
 
 @cli.command(short_help="Write the classes of pictures to a CSV.")
@@ -624,10 +624,10 @@ def export(run: str, **options: Any) -> None:
 
     exported = write(run, **options)
     print_result(table(exported))
-    program = _typed(exported.out / "runtime.py")
+    program = typed(exported.out / "runtime.py")
     click.echo(f"wrote {exported.out}; next: python {program} --check")
     if options["target"] == "jetson":
-        click.echo(f"on the device: python {_typed(exported.out / 'build_engine.py')}")
+        click.echo(f"on the device: python {typed(exported.out / 'build_engine.py')}")
 
 
 @cli.command(short_help="Time a bundle's models on this machine.")

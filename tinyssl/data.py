@@ -335,6 +335,7 @@ def _build(job: _Build, temporary: Path, folder: Path) -> Pictures:
             leftover.unlink()
         with ThreadPoolExecutor(job.workers) as pool:
             several = _survey(job, pool)
+            _tell_space(job, temporary)
             index = _decode_all(job, several, temporary, pool)
         if not index["paths"]:
             raise NothingReadable.of(index["skipped"])
@@ -368,6 +369,17 @@ def _survey(job: _Build, pool: ThreadPoolExecutor) -> list[bool]:
     if job.channels == "auto":
         job.channels = 1 if all(gray for _, gray in kinds) else 3
     return several
+
+
+def _tell_space(job: _Build, folder: Path) -> None:
+    """Warns before the work, and does not refuse: some file systems compress."""
+    free = shutil.disk_usage(folder).free
+    if job.needs > free:
+        log.warning(
+            f"the cache of these pictures may take {job.needs / 1e6:,.1f} MB, and "
+            f"{folder.parent} has {free / 1e6:,.1f} MB free; data.cache_dir or the variable "
+            "TINYSSL_CACHE names another folder"
+        )
 
 
 def _decode_all(

@@ -102,7 +102,7 @@ def embed(
     Raises:
         UsageError: no encoder, no pictures, an unknown format or dtype, or `out` is in use.
         JobError: no picture can be read, or a file cannot be written.
-        Interrupted: SIGINT or SIGTERM; the same call continues.
+        Interrupted: SIGINT, SIGTERM or SIGHUP; the same call continues.
     """
     sources = as_list(data)
     _refuse_addresses([*sources, out])

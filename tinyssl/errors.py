@@ -76,7 +76,8 @@ class NonFinite(JobError):
 class Interrupted(TinysslError):
     """A signal stopped the run after it was saved; the text says how to continue.
 
-    Exit status 128 + the signal's number, as shells have it: 130 for Ctrl-C, 143 for SIGTERM.
+    Exit status 128 + the signal's number, as shells have it: 130 for Ctrl-C, 143 for SIGTERM,
+    129 for a closed terminal.
     """
 
     def __init__(self, text: str, signum: int) -> None:

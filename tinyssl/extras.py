@@ -12,5 +12,5 @@ def need(*modules: str, extra: str, what: str = "this") -> None:
     missing = [name for name in modules if find_spec(name) is None]
     if missing:
         raise UsageError(
-            f"{what} needs {', '.join(missing)}; install with: pip install 'tinyssl[{extra}]'"
+            f'{what} needs {", ".join(missing)}; install with: pip install "tinyssl[{extra}]"'
         )

@@ -58,7 +58,7 @@ def check_format(out: Path) -> None:
         raise UsageError(f"--out: got {out}; its name must end in {', '.join(_FORMATS)}")
     if out.suffix == ".parquet" and find_spec("pyarrow") is None:
         raise UsageError(
-            "parquet needs pyarrow; install with: pip install 'tinyssl[parquet]', or name a file "
+            'parquet needs pyarrow; install with: pip install "tinyssl[parquet]", or name a file '
             "that ends in .npz or .csv"
         )
     if out.is_dir():

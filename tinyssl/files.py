@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import shlex
 import stat
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -18,6 +19,7 @@ from typing import IO, Any, TypeVar
 from tinyssl.errors import JobError, UsageError
 
 One = TypeVar("One", bound=str | Path)
+_PLAIN_ON_WINDOWS = re.compile(r"[\w\\/:.=+-]+")
 _NUMBERS = re.compile(r"\[\n([^\[\]{}\"]+)\n *\]")  # JSON strings contain no line breaks
 _SEPARATOR = re.compile(r"sep=([,;\t]?)", re.IGNORECASE)  # a line that Excel reads and writes
 
@@ -243,6 +245,14 @@ def refuse_other_table(path: Path, *tables: Sequence[str]) -> None:
 def as_list(given: One | Sequence[One]) -> list[One]:
     """A single path or text as a list, several as they are."""
     return [given] if isinstance(given, str | Path) else list(given)
+
+
+def typed(text: object, windows: bool = os.name == "nt") -> str:
+    """A path or a setting as a shell takes it; those of Windows do not know single quotes."""
+    plain = str(text)
+    if not windows:
+        return shlex.quote(plain)
+    return plain if _PLAIN_ON_WINDOWS.fullmatch(plain) else f'"{plain}"'
 
 
 def is_remote(name: str) -> bool:

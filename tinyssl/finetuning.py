@@ -74,7 +74,7 @@ def finetune(
     Raises:
         UsageError: wrong input; nothing was written.
         JobError: training failed; nothing was written.
-        Interrupted: SIGTERM; nothing was written.
+        Interrupted: SIGTERM or SIGHUP; nothing was written.
     """
     target = RunFolder(out if out is not None else f"{with_name(run)}-cls")
     if os.path.realpath(target.path) == os.path.realpath(run):

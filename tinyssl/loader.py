@@ -190,14 +190,15 @@ class _SideStream:
         return buffer[:count]
 
 
-class _PipelineBatches(Dataset[tuple[Tensor, Tensor] | TinysslError]):
+class _PipelineViews(Dataset[tuple[Tensor, Tensor] | TinysslError]):
     """One item is one whole batch, so that workers transfer few, large tensors.
 
-    A TinysslError is returned too: raised in a worker, its text would include a traceback.
+    Its key is the numbers of the pictures and their seeds. A TinysslError is returned too: raised
+    in a worker, its text would include a traceback.
     """
 
-    def __init__(self, array: Any, order: Tensor, apply: Any, seeds: Tensor) -> None:
-        self.array, self.order, self.apply, self.seeds = array, order, apply, seeds
+    def __init__(self, array: Any, apply: Any) -> None:
+        self.array, self.apply = array, apply
 
     def __getstate__(self) -> dict[str, Any]:
         """For spawned workers, which map a file again: pickled, it would be sent whole."""
@@ -213,46 +214,65 @@ class _PipelineBatches(Dataset[tuple[Tensor, Tensor] | TinysslError]):
             name, dtype, shape = self.array
             self.array = np.memmap(name, dtype, "r", shape=shape)
 
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __getitem__(self, step: int) -> tuple[Tensor, Tensor] | TinysslError:
-        index = self.order[step]
-        pictures = self.array[index.numpy()]
+    def __getitem__(self, key: tuple[list[int], list[int]]) -> tuple[Tensor, Tensor] | TinysslError:
+        index, seeds = key
         try:
-            return index, self.apply(pictures, self.seeds[step].tolist())
+            return torch.tensor(index), self.apply(self.array[index], seeds)
         except TinysslError as error:
             return error
 
 
-def pipeline_batches(
-    array: np.ndarray[Any, Any],
-    order: Tensor,
-    apply: Callable[[np.ndarray[Any, Any], list[int]], Tensor],
-    seeds: Tensor,
-    workers: int,
-) -> Iterator[tuple[Tensor, Tensor]]:
+class PipelineBatches:
     """Batches of views that an albumentations pipeline makes, picture by picture, in processes.
+
+    The processes stay from epoch to epoch: where they are spawned (macOS, Windows), each takes
+    seconds to start.
 
     Args:
         array: (n, h, w, c) cached pictures.
-        order: (steps, b) picture numbers.
         apply: pictures and one seed each to float views (b, c, s, s).
-        seeds: (steps, b) integer seeds, one for every picture.
-        workers: processes, at most one a batch; 0 works in this one.
-
-    Yields:
-        (index (b,), views (b, c, s, s)), on the CPU.
-
-    Raises:
-        TinysslError: as `apply` does.
+        workers: processes; 0 works in this one.
     """
-    batches = _PipelineBatches(array, order, apply, seeds)
-    count = min(workers, len(batches))
-    for made in DataLoader(batches, None, num_workers=count, worker_init_fn=_leave_signals):
-        if isinstance(made, TinysslError):
-            raise made
-        yield made
+
+    def __init__(
+        self,
+        array: np.ndarray[Any, Any],
+        apply: Callable[[np.ndarray[Any, Any], list[int]], Tensor],
+        workers: int,
+    ) -> None:
+        self.keys: list[tuple[list[int], list[int]]] = []
+        self.loader = DataLoader(
+            _PipelineViews(array, apply),
+            batch_size=None,
+            sampler=self.keys,
+            num_workers=workers,
+            worker_init_fn=_leave_signals,
+            generator=torch.Generator(),  # the global one is the run's
+            persistent_workers=workers > 0,
+        )
+
+    def __call__(self, order: Tensor, seeds: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields the batches of an epoch, or of what is left of it.
+
+        Args:
+            order: (steps, b) picture numbers.
+            seeds: (steps, b) integer seeds, one for every picture.
+
+        Yields:
+            (index (b,), views (b, c, s, s)), on the CPU.
+
+        Raises:
+            TinysslError: as `apply` does.
+        """
+        self.keys[:] = zip(order.tolist(), seeds.tolist(), strict=True)
+        for made in self.loader:
+            if isinstance(made, TinysslError):
+                raise made
+            yield made
+
+    def close(self) -> None:
+        """Ends the processes."""
+        del self.loader
 
 
 def _leave_signals(_worker: int) -> None:
@@ -262,4 +282,6 @@ def _leave_signals(_worker: int) -> None:
     kills a worker, so that a hanging one can be ended.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGHUP"):  # of a closed terminal; not on Windows
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))

@@ -103,7 +103,7 @@ def check_loggers(names: Sequence[str]) -> None:
     """Raises UsageError, saying what to install, for a logger whose library is missing."""
     for name in names:
         if find_spec(name) is None:
-            install = "'tinyssl[tensorboard]'" if name == "tensorboard" else name
+            install = '"tinyssl[tensorboard]"' if name == "tensorboard" else name
             raise UsageError(f"run.loggers: {name} is not installed; pip install {install}")
 
 

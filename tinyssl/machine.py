@@ -51,7 +51,7 @@ def peak_memory() -> int | None:
     """Peak memory of this process in bytes; None where the system does not provide it."""
     try:
         # The peak of getrusage starts at that of the parent process.
-        status = Path("/proc/self/status").read_text()
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
         lines = dict(line.split(":", 1) for line in status.splitlines())
         return int(lines["VmHWM"].split()[0]) * 1024
     except (OSError, KeyError):

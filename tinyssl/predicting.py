@@ -60,7 +60,7 @@ def predict(
     Raises:
         UsageError: no classifier at `run`, no pictures, `out` exists or has no folder.
         JobError: no picture can be read, or the CSV cannot be written.
-        Interrupted: SIGTERM; nothing was written.
+        Interrupted: SIGTERM or SIGHUP; nothing was written.
     """
     target = writable(Path(out))
     if target.exists() and not overwrite:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -55,8 +56,9 @@ def pretrain(
     Raises:
         UsageError: wrong input; nothing was written.
         JobError: the run cannot continue; the text says what was kept.
-        Interrupted: SIGINT or SIGTERM; the run was saved and can be resumed.
+        Interrupted: SIGINT, SIGTERM or SIGHUP; the run was saved and can be resumed.
     """
+    _refuse_worker()
     folder = RunFolder(out if out is not None else Path("runs") / Path(recipe).stem)
     all_overrides = [*as_list(overrides), *shortcuts(settings)]
     with ExitStack() as held:
@@ -70,6 +72,18 @@ def pretrain(
         if distributed.is_main() and not (done and (path / REPORT).exists()):
             leave_report(path, run.pictures)
         return path
+
+
+def _refuse_worker() -> None:
+    """Raises UsageError in a process that imports a user's script to help a run that it began.
+
+    It would begin the run once more, and with `overwrite` remove what is there.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise UsageError(
+            "this script is being read again by a process that is to help a run; call tinyssl "
+            'below `if __name__ == "__main__":`'
+        )
 
 
 def _prepare(

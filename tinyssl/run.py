@@ -27,9 +27,17 @@ from tinyssl.console import Advance, log, progress
 from tinyssl.data import Pictures, worker_count, write_skipped
 from tinyssl.device import keep_freed_memory, memory_told, training_device
 from tinyssl.encoder import Encoder, check_sizes, create_encoder, embed_pictures
-from tinyssl.errors import Interrupted, JobError, NonFinite, TinysslError, UsageError, a_few
+from tinyssl.errors import (
+    Interrupted,
+    JobError,
+    NonFinite,
+    TinysslError,
+    UsageError,
+    a_few,
+    first_line,
+)
 from tinyssl.files import write_text
-from tinyssl.loader import ResidentPictures, generator_for, pipeline_batches, steps_in_epoch
+from tinyssl.loader import PipelineBatches, ResidentPictures, generator_for, steps_in_epoch
 from tinyssl.loggers import Log, open_loggers
 from tinyssl.machine import MACHINE, machine_facts
 from tinyssl.near import near_by_descriptors, near_by_start
@@ -48,6 +56,10 @@ RESULT_COLUMNS = [
     "epoch", "time", "loss", "instance", "near", "distillation", "lr", "pictures_per_s",
     "rankme", "bank_rank", "bank_cosine", "retrieval", "knn",
 ]  # fmt: skip
+_HELPERS = (
+    "if memory was full, give run.workers=1 in a new run; in a script of yours on macOS or Windows "
+    'call tinyssl below `if __name__ == "__main__":`'
+)
 _TAKE_LESS = "lower optim.batch_size or run.gpu_share, or give bank.device=host, in a new run"
 
 
@@ -73,6 +85,7 @@ class Run:
         share = recipe.run.gpu_share if recipe.augment.pipeline is None else None
         self.resident = ResidentPictures(pictures.array, self.device, share)
         self.augment: Augment | None = None
+        self.pipeline: PipelineBatches | None = None
         self.plan = make_plan(recipe, len(pictures.paths), self.device)
         self.batches = self._batches()
         self.labels = _watch_labels(recipe.run.watch_labels, pictures, resumed=state is not None)
@@ -113,6 +126,9 @@ class Run:
         except TinysslError as error:
             log.debug(f"ended: {error}")  # for train.log; the caller is told by the error
             raise
+        finally:
+            if self.pipeline is not None:
+                self.pipeline.close()
         return self.folder.path
 
     def _go(self) -> None:
@@ -143,6 +159,11 @@ class Run:
                 raise JobError(f"{error}; {told}") from error
             except JobError as error:
                 raise JobError(f"{error}; {self._last_good()}") from error
+            except RuntimeError as error:
+                if not str(error).startswith("DataLoader worker"):
+                    raise
+                told = f"{first_line(error).rstrip('. ')}; {_HELPERS}; {self._last_good()}"
+                raise JobError(f"augment.pipeline: {told}") from error
             except Interrupted as error:
                 how = resume_command(self.folder.path)
                 raise Interrupted(f"{error}, saved; go on with: {how}", error.signum) from None
@@ -209,9 +230,14 @@ class Run:
             return
         count, batch = len(self.pictures.paths), self.plan.batch_size
         order = torch.tensor_split(torch.arange(count), steps_in_epoch(count, batch))
-        raw = self.resident.batches(order, distributed.share)
-        whole = ((index, to_unit(pictures)) for index, pictures in raw)
-        start_bank(self.method, whole, self.plan.frozen_batch_norm)
+        with progress("bank", count) as advance:
+
+            def whole() -> Iterator[tuple[Tensor, Tensor]]:
+                for index, pictures in self.resident.batches(order, distributed.share):
+                    yield index, to_unit(pictures)
+                    advance(len(index))
+
+            start_bank(self.method, whole(), self.plan.frozen_batch_norm)
 
     def _batches(self) -> Batches:
         if self.recipe.augment.pipeline is not None:
@@ -239,7 +265,9 @@ class Run:
         apply(self.pictures.array[:1], [0])  # so that errors are not raised in a worker
         beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # each has workers of its own
         workers = self.recipe.run.workers or max(1, worker_count(0) // beside)
-        array, device = self.pictures.array, self.device
+        count = min(workers, self.plan.steps_per_epoch)
+        made = self.pipeline = PipelineBatches(self.pictures.array, apply, count)
+        device = self.device
 
         def batches(order: Tensor, step: int) -> Iterator[tuple[Tensor, Tensor]]:
             seeds = torch.stack(
@@ -249,8 +277,8 @@ class Run:
                 ]
             )
             own = distributed.share(order.shape[1])
-            made = pipeline_batches(array, order[:, own], apply, seeds[:, own], workers)
-            for index, (_, views) in zip(order.to(device), made, strict=True):
+            batches_made = made(order[:, own], seeds[:, own])
+            for index, (_, views) in zip(order.to(device), batches_made, strict=True):
                 views = views.to(device).contiguous(memory_format=torch.channels_last)
                 yield index, views
 

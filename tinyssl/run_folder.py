@@ -6,7 +6,6 @@ import csv
 import json
 import logging
 import os
-import shlex
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -23,6 +22,7 @@ from tinyssl.files import (
     reason,
     refuse_unmakeable,
     remove_leftovers,
+    typed,
     write_text,
 )
 from tinyssl.lines import log
@@ -52,7 +52,7 @@ Value = float | int | str | None
 
 def resume_command(folder: Path) -> str:
     """The shell command that resumes a run."""
-    return f"tinyssl pretrain --resume --out {shlex.quote(str(folder))}"
+    return f"tinyssl pretrain --resume --out {typed(folder)}"
 
 
 class RunFolder:

@@ -78,7 +78,7 @@ def select(
             impossible seed, no encoder, no pictures, another kind of `features`, or `out` or
             `copy_to` is in use.
         JobError: pictures cannot be copied; the list is written.
-        Interrupted: SIGINT or SIGTERM; the same call continues.
+        Interrupted: SIGINT, SIGTERM or SIGHUP; the same call continues.
     """
     target, sheet = Path(out), _sheet_of(Path(out))
     refuse_seed(seed)

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import stat
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from tinyssl.console import log
 from tinyssl.errors import Interrupted
 
+# That of a closed terminal is unknown to Windows.
+_HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)
+_ENDING = [s for s in (signal.SIGTERM, _HANGUP) if s is not None]
 _Handler = Callable[[int, FrameType | None], None]
 
 
 @contextmanager
 def stop_signal() -> Iterator[Callable[[], int | None]]:
-    """Turns the first SIGINT or SIGTERM into a request to stop; a second one acts at once.
+    """Turns the first SIGINT, SIGTERM or SIGHUP into a request to stop; a second one acts at once.
 
     Ignored signals stay ignored, as SIGINT is for background jobs of a shell.
     """
@@ -25,13 +31,13 @@ def stop_signal() -> Iterator[Callable[[], int | None]]:
         caught.append(signum)
         log.info("stopping after this step; again to stop at once")
 
-    with _first_of((signal.SIGINT, signal.SIGTERM), remember):
+    with _first_of([signal.SIGINT, *_ENDING], remember):
         yield lambda: caught[0] if caught else None
 
 
 @contextmanager
 def unwound_by_term(text: str) -> Iterator[None]:
-    """Turns the first SIGTERM into an Interrupted with `text`; a second one acts at once.
+    """Turns the first SIGTERM or SIGHUP into an Interrupted with `text`; a second acts at once.
 
     So what is unfinished is removed, as after Ctrl-C.
     """
@@ -39,7 +45,7 @@ def unwound_by_term(text: str) -> Iterator[None]:
     def leave(signum: int, frame: FrameType | None) -> None:
         raise Interrupted(text, signum)
 
-    with _first_of((signal.SIGTERM,), leave):
+    with _first_of(_ENDING, leave):
         yield
 
 
@@ -49,6 +55,8 @@ def _first_of(signals: Sequence[signal.Signals], handle: _Handler) -> Iterator[N
 
     def once(signum: int, frame: FrameType | None) -> None:
         signal.signal(signum, previous[signum])
+        if signum == _HANGUP:
+            _leave_terminal()
         handle(signum, frame)
 
     try:
@@ -61,3 +69,15 @@ def _first_of(signals: Sequence[signal.Signals], handle: _Handler) -> Iterator[N
     finally:
         for signum, handler in previous.items():
             signal.signal(signum, handler)
+
+
+def _leave_terminal() -> None:
+    """Sends to nowhere what would be printed on a closed terminal, where printing fails."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):  # a stream without a file
+            number = stream.fileno()
+            # A closed terminal is none any more, so not isatty.
+            if stat.S_ISCHR(os.fstat(number).st_mode):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, number)
+                os.close(nowhere)

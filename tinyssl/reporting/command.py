@@ -118,7 +118,7 @@ def leave_report(run: Path, pictures: Pictures) -> None:
     """Writes a quick report without a map into a finished run; never raises."""
     absent = missing()
     if absent:
-        log.info(f"no report: {' and '.join(absent)} missing; pip install 'tinyssl[report]'")
+        log.info(f'no report: {" and ".join(absent)} missing; pip install "tinyssl[report]"')
         return
     try:
         facts = read_run(run)

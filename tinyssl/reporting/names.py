@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import html
 import os
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
+
+from tinyssl import files
 
 
 def shown(text: object) -> str:
@@ -16,12 +17,15 @@ def shown(text: object) -> str:
 
 def typed(path: object) -> str:
     """A path as a shell takes it."""
-    return shlex.quote(shown(path))
+    return files.typed(shown(path))
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
-    """Paths without the folder that all of them share."""
-    root = os.path.commonpath([Path(path).parent for path in paths])
+    """Paths without the folder that all of them share; whole where drives of Windows differ."""
+    folders = [Path(path).parent for path in paths]
+    if len({folder.anchor for folder in folders}) > 1:
+        return [shown(path) for path in paths]
+    root = os.path.commonpath(folders)
     return [shown(os.path.relpath(path, root)) for path in paths]
 
 

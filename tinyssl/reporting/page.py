@@ -29,7 +29,7 @@ def check_installed() -> None:
     absent = missing()
     if absent:
         raise UsageError(
-            f"a report needs {' and '.join(absent)}; install with: pip install 'tinyssl[report]'"
+            f'a report needs {" and ".join(absent)}; install with: pip install "tinyssl[report]"'
         )
 
 
