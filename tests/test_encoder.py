@@ -288,16 +288,6 @@ def test_components_are_a_projection_of_the_levels(levels: Any, project: Any) ->
     )
 
 
-@pytest.mark.parametrize(("components", "width"), [(4, 4), (22, 11), (23, 1704)])
-def test_components_that_few_pictures_have(components: int, width: int) -> None:
-    """With less than half as many pictures as components all features are kept."""
-    shown = np.random.default_rng(1).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
-    encoder = create_encoder("mobilenetv3-small", seed=0).eval()
-    wide = widen(encoder, "all", shown, components, 0.25)
-    assert (wide.width, wide.components) == (width, width if width < 1704 else 0)
-    assert embed_pictures(wide, shown).shape == (12, width)
-
-
 @pytest.mark.parametrize(("levels", "components"), [(1, 0), ("all", 0), ("all", 5)])
 def test_descriptors_come_after_the_levels(levels: Any, components: int) -> None:
     shown = np.random.default_rng(1).integers(0, 256, (12, 64, 64, 3), dtype=np.uint8)
@@ -316,6 +306,11 @@ def test_descriptors_come_after_the_levels(levels: Any, components: int) -> None
         expected = expected @ pca_projection(expected, components, 0.25)
     wide = widen(encoder, levels, shown, components, 0.25, "statistics", True)
     np.testing.assert_allclose(embed_pictures(wide, shown), expected, rtol=2e-3, atol=2e-4)
+
+
+def test_components_are_fewer_than_pictures() -> None:
+    shown = pictures(4)
+    assert widen(create_encoder("resnet18", seed=0).eval(), 2, shown, 256, 0.25).width == 3
 
 
 def test_features_that_do_not_vary_stay_small() -> None:

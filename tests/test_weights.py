@@ -14,7 +14,13 @@ from torch import Tensor
 
 from tinyssl.encoder import Encoder, create_encoder, embed_pictures, widen
 from tinyssl.errors import UsageError
-from tinyssl.weights import load_encoder, load_weights, rename_in_order, save_encoder
+from tinyssl.weights import (
+    load_encoder,
+    load_weights,
+    rename_in_order,
+    save_encoder,
+    widen_like,
+)
 
 NAME = "mobilenetv3-small"
 
@@ -64,6 +70,22 @@ def test_levels_are_saved_and_do_not_hinder_a_start(
     assert all(torch.equal(a, b) for a, b in zip(
         other.backbone.state_dict().values(), wide.backbone.state_dict().values(), strict=True
     ))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("levels", "components", "width"),
+    [("all", 4, 4), ("all", 22, 11), ("all", 23, 1704), (1, 22, 11), (1, 23, 1024)],
+)
+def test_components_that_few_pictures_have(levels: Any, components: int, width: int) -> None:
+    """With less than half as many pictures as components all features are kept."""
+    shown = np.random.default_rng(1).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
+    asked = {
+        "levels": levels, "components": components, "whitening": 0.25, "whiten_by": "all",
+        "pooling": "mean", "descriptors": False,
+    }  # fmt: skip
+    wide = widen_like(donor(), asked, shown)
+    assert (wide.width, wide.components) == (width, width if width < 1024 else 0)
+    assert embed_pictures(wide, shown).shape == (12, width)
 
 
 @pytest.mark.parametrize(

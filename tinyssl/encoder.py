@@ -242,8 +242,7 @@ def widen(
         levels: number of levels from the last one back; 1 alone returns the encoder itself.
         pictures: (n, h, w, c) uint8 or uint16.
         components: number to keep, at most one less than the pictures fitted on; 0 keeps all
-            features without a projection, and so do less than half as many pictures, on which
-            all features are better.
+            features without a projection.
         whitening: of the components, 0 to 1/2.
         pooling: of the levels before the last, see `StatisticsPooling`.
         descriptors: add those of the picture, see `Descriptors`.
@@ -261,7 +260,7 @@ def widen(
         wide, pictures[spaced_rows(len(pictures), LOOKED_AT)], device=encoder.mean.device
     )
     centre, scale = standardization(features, wide.part_widths)
-    if components and len(features) - 1 >= components / 2:
+    if components:
         project = near_projection if whiten_by == "near" else pca_projection
         projection = project((features - centre) * scale, components, whitening)
         wide = _with(encoder, count, pooling, projection.shape[1], descriptors)

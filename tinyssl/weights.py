@@ -242,12 +242,16 @@ def random_like(
 
 
 def widen_like(encoder: Encoder, description: Mapping[str, Any], pictures: NDArray[Any]) -> Encoder:
-    """`widen` with the settings of an encoder's description, or of a recipe's section for it."""
+    """`widen` with the settings of an encoder's description, or of a recipe's section for it.
+
+    With less than half as many pictures as components all features are kept, which are better then.
+    """
+    wanted = description["components"]
     return widen(
         encoder,
         description["levels"],
         pictures,
-        description["components"],
+        wanted if len(pictures) - 1 >= wanted / 2 else 0,
         description["whitening"],
         description["pooling"],
         description["descriptors"],
