@@ -52,6 +52,12 @@ def test_better_than_one_floor_only_is_not_yes() -> None:
     assert "too close to call" in found.sentences[0]
 
 
+def test_names_with_commas_are_told_apart() -> None:
+    rivals = {"raw pixels": 0.5, "start, last level": 0.8, "start, frozen": 0.8}
+    found = label_verdict(result(**rivals, adapted=0.8))
+    assert "not clearly different from “start, last level” and “start, frozen”" in found.headline
+
+
 @pytest.mark.parametrize(
     ("pixels", "random"), [(0.7, 0.7), (0.9, 0.5), (0.9, 0.9)], ids=["even", "worse", "far worse"]
 )

@@ -319,7 +319,8 @@ def _doubts(result: Mapping[str, Any]) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    told = [f"“{name}”" if "," in name else name for name in names]
+    return told[0] if len(told) == 1 else f"{', '.join(told[:-1])} and {told[-1]}"
 
 
 def _alike(cosine: float) -> str:
