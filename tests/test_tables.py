@@ -169,6 +169,21 @@ def test_projections_of_frozen_features_are_told_as_they_were_measured() -> None
             assert [float(x) for x in cell.split(" / ")] == pytest.approx(scores, abs=0.051)
 
 
+def test_what_components_add_to_the_last_features_is_told_as_it_was_measured() -> None:
+    over = ("adapt", "start, frozen"), ("adapt", "start, last level")
+    knn, linear, shots = np.mean([differences(name, *over) for name in SETS[:4]], axis=(0, 1))
+    told = f"{knn:.1f} points of k-NN, {linear:.1f} of the probe and {shots:.1f} of 10-shot"
+    assert told in " ".join(README.read_text().split())
+
+
+def test_features_of_few_pictures_are_told_as_they_were_measured() -> None:
+    page = " ".join(BENCHMARKS.read_text().split())
+    kept = json.loads((RESULTS / "few-pictures-components.json").read_text())["pictures"]
+    for sets in (of_row for rows in kept.values() for of_row in rows.values()):
+        means = np.mean([list(scores.values()) for scores in sets.values()], axis=0)
+        assert " / ".join(f"{mean:.1f}" for mean in means) in page
+
+
 def differences(name: str, what: tuple[str, str], over: tuple[str, str] | None) -> np.ndarray:
     """Three scores in % of what was run, (seeds, 3), less those of `over`, seed by seed."""
     ours, *theirs = (

@@ -74,7 +74,7 @@ def test_levels_are_saved_and_do_not_hinder_a_start(
 
 @pytest.mark.parametrize(
     ("levels", "components", "width"),
-    [("all", 4, 4), ("all", 22, 11), ("all", 23, 1704), (1, 22, 11), (1, 23, 1024)],
+    [("all", 4, 4), ("all", 24, 11), ("all", 25, 1704), (1, 24, 11), (1, 25, 1024)],
 )
 def test_components_that_few_pictures_have(levels: Any, components: int, width: int) -> None:
     """With less than half as many pictures as components all features are kept."""

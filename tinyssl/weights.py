@@ -251,7 +251,7 @@ def widen_like(encoder: Encoder, description: Mapping[str, Any], pictures: NDArr
         encoder,
         description["levels"],
         pictures,
-        wanted if len(pictures) - 1 >= wanted / 2 else 0,
+        wanted if 2 * len(pictures) >= wanted else 0,
         description["whitening"],
         description["pooling"],
         description["descriptors"],
